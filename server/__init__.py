@@ -1,0 +1,1 @@
+"""The gateway and the inference engines. Reads adapter versions, never writes weights."""
