@@ -1,0 +1,219 @@
+"""Settings that every program shares, and the one way to read them: environment, flags, faults in one message.
+
+Each program subclasses ``SharedSettings``; nothing below the entry points ever sees a settings object.
+A variable with the prefix ``STRATA_`` that no program knows is refused: a misspelled setting that silently
+does nothing is worse than a start that fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from adapter_store.errors import InputError
+from adapter_store.names import check_lineage
+
+PREFIX = "STRATA_"
+EMBEDDED_BASE = "embedded"
+
+SHARED_NAMES = (
+    "home",
+    "base",
+    "model_name",
+    "redis_url",
+    "store_url",
+    "cache",
+    "threads",
+    "device",
+    "dtype",
+    "log_level",
+)
+GATEWAY_NAMES = (
+    "host",
+    "port",
+    "api_keys",
+    "engine",
+    "max_batch",
+    "max_waiting",
+    "max_model_len",
+    "banks",
+    "alias_poll_seconds",
+    "probe_tolerance",
+    "max_request_bytes",
+    "max_upload_bytes",
+    "body_timeout_seconds",
+    "image_url_hosts",
+    "max_images",
+    "max_messages",
+    "max_choices",
+    "max_stop",
+    "max_logprobs",
+    "default_max_tokens",
+)
+WORKER_NAMES = (
+    "metrics_host",
+    "metrics_port",
+    "worker_id",
+    "lease_seconds",
+    "max_deliveries",
+    "max_forgetting",
+    "max_leak",
+    "min_retention",
+    "holdout_ratio",
+    "holdout_cap",
+    "seed",
+    "rank",
+    "rows_per_task",
+    "top_m",
+    "routing",
+    "span",
+    "targets",
+    "theta",
+    "tau",
+    "ema_mode",
+    "share",
+)
+TOOL_NAMES = ("url", "api_key", "demo_dir")
+"""Read by the command line tool only."""
+
+
+class SettingsError(InputError):
+    """Report every faulty setting at once; the program prints the message and exits."""
+
+    code = "invalid_settings"
+
+
+def default_home() -> Path:
+    """Return the folder that holds data sets, files, jobs and versions when ``STRATA_HOME`` is not set."""
+    data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(data) / "strata"
+
+
+class SharedSettings(BaseSettings):
+    """Hold what gateway and worker must agree on."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=True)
+
+    home: Path = Field(default_factory=default_home, description="folder of data sets, files, jobs, versions")
+    base: str = Field(default=EMBEDDED_BASE, description="'embedded', a LLaVA folder or a hub id")
+    model_name: str = Field(default="strata", description="name of the model and of its lineage of versions")
+    redis_url: str = Field(
+        default="", description="redis:// or unix://; empty: the embedded server of the home"
+    )
+    store_url: str = Field(
+        default="", description="folder or fsspec URL of the versions; empty: <home>/versions"
+    )
+    cache: Path | None = Field(default=None, description="folder of the assembled base and downloads")
+    threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of torch; 0: as torch decides")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="base's dtype"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level")
+
+    @field_validator("home", "cache")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
+
+    @field_validator("model_name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        try:
+            return check_lineage(value)
+        except InputError as error:
+            raise ValueError(error.message) from None
+
+    @property
+    def versions_url(self) -> str:
+        """Return where the versions lie: ``store_url``, or a folder of the home."""
+        return self.store_url or str(self.home / "versions")
+
+
+SettingsT = TypeVar("SettingsT", bound=SharedSettings)
+
+
+def known_names() -> frozenset[str]:
+    """Return the names of all settings of all programs, lower case, without the prefix."""
+    return frozenset((*SHARED_NAMES, *GATEWAY_NAMES, *WORKER_NAMES, *TOOL_NAMES))
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Return one sentence for each ``STRATA_`` variable that no program knows."""
+    known = sorted(f"{PREFIX}{name.upper()}" for name in known_names())
+    faults = []
+    for variable in sorted(environ):
+        if variable.startswith(PREFIX) and variable not in known:
+            faults.append(f"{variable} is not a setting{_did_you_mean(variable, known)}")
+    return faults
+
+
+def read_settings(
+    kind: type[SettingsT],
+    argv: Sequence[str] = (),
+    *,
+    program: str,
+    aliases: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> SettingsT:
+    """Build ``kind`` from the environment and, stronger, from flags.
+
+    Args:
+        kind: settings class; each field is a flag ``--field-name``.
+        argv: flags without the program's name.
+        program: shown in the usage line.
+        aliases: further flag -> field name, such as ``--max-num-seqs`` -> ``max_batch``.
+        environ: default ``os.environ``; used to find unknown variables.
+
+    Raises:
+        SettingsError: with every fault in one message.
+    """
+    faults = unknown_variables(os.environ if environ is None else environ)
+    flags, flag_faults = _read_flags(kind, argv, program, aliases or {})
+    faults += flag_faults
+    settings: SettingsT | None = None
+    try:
+        settings = kind(**flags)
+    except ValidationError as error:
+        faults += [_fault_of(item) for item in error.errors(include_url=False, include_context=False)]
+    if faults or settings is None:
+        raise SettingsError("settings cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults))
+    return settings
+
+
+def _read_flags(
+    kind: type[SharedSettings], argv: Sequence[str], program: str, aliases: Mapping[str, str]
+) -> tuple[dict[str, Any], list[str]]:
+    parser = argparse.ArgumentParser(
+        prog=program, allow_abbrev=False, description=(kind.__doc__ or "").strip()
+    )
+    names: dict[str, list[str]] = {field: [f"--{field.replace('_', '-')}"] for field in kind.model_fields}
+    for flag, field in aliases.items():
+        names[field].append(flag)
+    for field, flags in names.items():
+        info = kind.model_fields[field]
+        text = (info.description or field).replace("%", "%%")
+        parser.add_argument(*flags, dest=field, default=None, metavar="VALUE", help=text)
+    found, rest = parser.parse_known_args(list(argv))
+    every = [flag for flags in names.values() for flag in flags]
+    faults = [f"{item} is not a flag{_did_you_mean(item.split('=')[0], every)}" for item in rest]
+    return {key: value for key, value in vars(found).items() if value is not None}, faults
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else "; see --help for the list"
+
+
+def _fault_of(item: Any) -> str:
+    name = str(item["loc"][0]) if item["loc"] else "settings"
+    given = item.get("input")
+    shown = "" if "key" in name or given is None else f", not {str(given)[:80]!r}"
+    return f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}): {item['msg']}{shown}"

@@ -1,0 +1,60 @@
+"""Settings of the gateway: read once at the entry point, then passed on as plain arguments."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, SecretStr
+
+from adapter_store.settings import SharedSettings
+
+FLAG_ALIASES = {
+    "--model": "base",
+    "--served-model-name": "model_name",
+    "--max-num-seqs": "max_batch",
+    "--api-key": "api_keys",
+}
+"""Flags that vLLM users know, and the settings they stand for."""
+
+MIB = 1024 * 1024
+
+
+class GatewaySettings(SharedSettings):
+    """Serve chat, teaching and operation of one learning LLaVA over HTTP."""
+
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0: any free one")
+    api_keys: SecretStr = Field(
+        default=SecretStr(""),
+        description="comma-separated keys, each key or key:ask+teach+operate; empty: open",
+    )
+    engine: Literal["transformers"] = Field(default="transformers", description="inference engine")
+    max_batch: int = Field(default=32, ge=1, le=1024, description="requests that run at once")
+    max_waiting: int = Field(default=256, ge=0, le=100_000, description="requests that wait; more get 429")
+    max_model_len: int = Field(
+        default=0, ge=0, description="tokens of prompt and answer; 0: as the base allows"
+    )
+    banks: int = Field(default=2, ge=2, le=16, description="versions resident at once, the base not counted")
+    alias_poll_seconds: float = Field(
+        default=0.5, gt=0, le=60, description="how often moved aliases are looked for"
+    )
+    probe_tolerance: float = Field(
+        default=0.02, gt=0, le=10, description="largest difference of a probe's log probabilities"
+    )
+    max_request_bytes: int = Field(default=32 * MIB, ge=1024, description="largest JSON body")
+    max_upload_bytes: int = Field(default=2048 * MIB, ge=1024, description="largest uploaded file")
+    body_timeout_seconds: float = Field(
+        default=30.0, gt=0, le=3600, description="longest pause within a body"
+    )
+    image_url_hosts: str = Field(
+        default="",
+        description="comma-separated hosts that images may be fetched from; empty: data: URLs only",
+    )
+    max_images: int = Field(default=16, ge=1, le=256, description="pictures per request")
+    max_messages: int = Field(default=256, ge=1, le=10_000, description="messages per request")
+    max_choices: int = Field(default=8, ge=1, le=128, description="largest n")
+    max_stop: int = Field(default=4, ge=1, le=64, description="stop strings per request")
+    max_logprobs: int = Field(default=20, ge=0, le=100, description="largest top_logprobs")
+    default_max_tokens: int = Field(
+        default=256, ge=1, description="answer length when the request names none"
+    )
