@@ -1,0 +1,182 @@
+"""What a data set is made of: examples, faults, limits and the report.
+
+Plain frozen records, shared by the readers of every upload format and by the
+store. Nothing here reads a file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One question and the answer that is wanted."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One conversation about at most one picture.
+
+    ``image`` names a picture of the upload or of the stored data set, or is None
+    for text alone. The turns carry no ``<image>`` marks: the picture belongs to
+    the first question.
+    """
+
+    id: str
+    image: str | None
+    turns: tuple[Turn, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form that ``examples.jsonl`` keeps, one per line."""
+        turns = [{"question": turn.question, "answer": turn.answer} for turn in self.turns]
+        return {"id": self.id, "image": self.image, "turns": turns}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Example:
+        """Rebuild an example from its JSON form."""
+        turns = tuple(Turn(turn["question"], turn["answer"]) for turn in data["turns"])
+        return cls(data["id"], data["image"], turns)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong with an upload: where it is and what to do about it.
+
+    ``line`` counts from 1: the line of a text file, the row of a parquet file,
+    None when the whole upload is meant. ``file`` is the archive member, if any.
+    """
+
+    line: int | None
+    field: str
+    reason: str
+    file: str | None = None
+
+    def __str__(self) -> str:
+        place = [self.file or "", f"line {self.line}" if self.line is not None else "", self.field]
+        where = ", ".join(part for part in place if part)
+        return f"{where}: {self.reason}" if where else self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what an upload may cost, in bytes, pixels, characters and counts.
+
+    ``max_expansion`` is the allowed ratio of unpacked to packed bytes of an
+    archive; it applies once ``free_expansion_bytes`` are unpacked.
+    """
+
+    max_upload_bytes: int = 2 * GIB
+    max_total_bytes: int = 4 * GIB
+    max_members: int = 200_000
+    max_expansion: float = 100.0
+    free_expansion_bytes: int = 64 * MIB
+    max_record_bytes: int = 32 * MIB
+    max_examples: int = 200_000
+    max_image_bytes: int = 20 * MIB
+    max_image_pixels: int = 40_000_000
+    max_question_chars: int = 8_000
+    max_answer_chars: int = 2_000
+    max_turns: int = 32
+    max_faults: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What validation found in an upload.
+
+    ``faults`` refuse the upload, ``warnings`` do not. Both lists are capped;
+    ``truncated_faults`` says how many more faults there are.
+    """
+
+    format: str = "unknown"
+    faults: tuple[Fault, ...] = ()
+    truncated_faults: int = 0
+    warnings: tuple[Fault, ...] = ()
+    examples: int = 0
+    turns: int = 0
+    images: int = 0
+    image_bytes: int = 0
+    answers: int = 0
+    answer_histogram: tuple[tuple[str, int], ...] = ()
+    duplicates: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Say whether the upload can be stored."""
+        return not self.faults
+
+    def summary(self) -> str:
+        """Describe the outcome in one line for an error message or a log."""
+        total = len(self.faults) + self.truncated_faults
+        if total == 0:
+            return (
+                f"{self.examples} examples, {self.images} images, {self.answers} distinct answers "
+                f"({self.format})"
+            )
+        first = "; ".join(str(fault) for fault in self.faults[:3])
+        more = f"; and {total - 3} more" if total > 3 else ""
+        noun = "fault" if total == 1 else "faults"
+        return f"the data set has {total} {noun}: {first}{more}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form, with ``ok`` and ``summary`` for people."""
+        data = asdict(self)
+        data["answer_histogram"] = [{"answer": text, "count": n} for text, n in self.answer_histogram]
+        return {"ok": self.ok, "summary": self.summary(), **data}
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetRef:
+    """Name a stored data set; ``digest`` is the sha256 over its normalized content."""
+
+    id: str
+    examples: int
+    images: int
+    digest: str
+
+
+@dataclass(slots=True)
+class FaultList:
+    """Collect faults up to a cap and count the rest."""
+
+    limit: int
+    faults: list[Fault] = field(default_factory=list)
+    truncated: int = 0
+
+    def add(self, line: int | None, field: str, reason: str, file: str | None = None) -> None:
+        """Note one fault."""
+        if len(self.faults) < self.limit:
+            self.faults.append(Fault(line, field, reason, shown(file) if file else None))
+        else:
+            self.truncated += 1
+
+    def __len__(self) -> int:
+        return len(self.faults) + self.truncated
+
+
+def shown(text: str, limit: int = 80) -> str:
+    """Quote text from an upload so that it is short and holds no control characters."""
+    cut = text if len(text) <= limit else text[: limit - 3] + "..."
+    if cut.isprintable():
+        return cut
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in cut)
+
+
+def example_line(example: Example) -> bytes:
+    """Return the canonical JSON line of an example, UTF-8 with its newline."""
+    return json.dumps(example.to_dict(), ensure_ascii=False, sort_keys=True).encode() + b"\n"
+
+
+def distinct_images(examples: Iterable[Example]) -> set[str]:
+    """Return the names of the pictures that the examples use."""
+    return {example.image for example in examples if example.image is not None}
