@@ -1,7 +1,7 @@
 """Print the pip flag for a torch wheel index that answers, or nothing.
 
-Plain torch from the public index brings several gigabytes of CUDA libraries that a machine without a GPU never
-uses. An index that cannot be reached must not stop or slow the installation, so it is asked once, briefly.
+Plain torch from the public index brings several gigabytes of CUDA libraries that a machine without a GPU
+never uses. An index that cannot be reached must not stop or slow the installation: it is asked once, briefly.
 """
 
 from __future__ import annotations

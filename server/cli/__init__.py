@@ -1,0 +1,1 @@
+"""The command line tool ``strata``: start the service, talk to it, teach it, operate it."""

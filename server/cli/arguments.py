@@ -1,0 +1,51 @@
+"""Hold the flags that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from typing import Any
+
+from server.cli.client import DEFAULT_URL, Client
+
+Run = Callable[[argparse.Namespace], int | None]
+
+
+def add_verb(
+    verbs: Any, name: str, help_text: str, run: Run, *, client: bool = False
+) -> argparse.ArgumentParser:
+    """Add a verb with ``--json`` and ``--debug``, and the server's address if it is a client of it.
+
+    Args:
+        verbs: What `argparse.ArgumentParser.add_subparsers` returned.
+        name: The verb.
+        help_text: One sentence that says what it is for.
+        run: Called with the parsed arguments; returns the exit status.
+        client: Whether the verb speaks to a running server.
+    """
+    description = help_text[0].upper() + help_text[1:] + "."
+    parser = verbs.add_parser(name, help=help_text, description=description, allow_abbrev=False)
+    parser.add_argument("--json", action="store_true", help="write JSON instead of text")
+    parser.add_argument("--debug", action="store_true", help="show where an internal error happened")
+    if client:
+        parser.add_argument(
+            "--url",
+            default=os.environ.get("STRATA_URL") or DEFAULT_URL,
+            help="address of the server (STRATA_URL, default %(default)s)",
+        )
+        parser.add_argument(
+            "--api-key", default=os.environ.get("STRATA_API_KEY"), help="key, if the server asks for one"
+        )
+        parser.add_argument(
+            "--name",
+            default=os.environ.get("STRATA_MODEL_NAME") or "strata",
+            help="name of the served model (STRATA_MODEL_NAME, default %(default)s)",
+        )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def client_of(args: argparse.Namespace, timeout_seconds: float = 60.0) -> Client:
+    """Return a client for the server that the flags name."""
+    return Client(args.url, args.api_key, timeout_seconds)

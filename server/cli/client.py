@@ -1,0 +1,139 @@
+"""Speak HTTP to a running Strata; turn what goes wrong into sentences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Self
+
+import httpx
+
+from adapter_store.errors import InputError, StrataError
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+_CALLERS_FAULT = frozenset({400, 404, 405, 409, 412, 413, 415, 422})
+
+
+class RequestFailed(StrataError):
+    """Report an answer that is an error the caller cannot cure by asking differently, or no answer at all."""
+
+    code = "request_failed"
+
+
+class RequestRefused(InputError):
+    """Report an answer that blames the request."""
+
+    code = "request_refused"
+
+
+class Client:
+    """Hold one connection pool to the gateway."""
+
+    def __init__(self, url: str, api_key: str | None = None, timeout_seconds: float = 60.0) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise InputError(f"--url {url!r} is not an http:// or https:// address", param="url")
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(
+            base_url=self.url, headers=headers, timeout=timeout_seconds, trust_env=False
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send a request and return the answer.
+
+        Args:
+            method: HTTP method.
+            path: Path below the server's address.
+            options: Passed to httpx: params, json, files, data, headers, timeout.
+
+        Raises:
+            RequestRefused: If the server answers with a status that blames the request.
+            RequestFailed: If there is no answer or another error status.
+        """
+        try:
+            response = self._http.request(method, path, **options)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self._no_answer(error) from None
+        raise_for_error(response)
+        return response
+
+    def get(self, path: str, **params: Any) -> Any:
+        """Return the JSON answer to a GET; parameters that are None are left out."""
+        return self._json(self.request("GET", path, params=_present(params)))
+
+    def post(self, path: str, **options: Any) -> Any:
+        """Return the JSON answer to a POST."""
+        return self._json(self.request("POST", path, **options))
+
+    def put(self, path: str, **options: Any) -> Any:
+        """Return the JSON answer to a PUT."""
+        return self._json(self.request("PUT", path, **options))
+
+    def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """POST a JSON body and yield the JSON of each server-sent event up to ``[DONE]``."""
+        try:
+            with self._http.stream("POST", path, json=body) as response:
+                if response.is_error:
+                    response.read()
+                    raise_for_error(response)
+                for line in response.iter_lines():
+                    if line == "data: [DONE]":
+                        return
+                    if line.startswith("data:"):
+                        yield _event(line.removeprefix("data:").strip())
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self._no_answer(error) from None
+
+    def _json(self, response: httpx.Response) -> Any:
+        try:
+            return response.json()
+        except ValueError:
+            raise RequestFailed(
+                f"{self.url} answered something that is not JSON: is it a Strata server?"
+            ) from None
+
+    def _no_answer(self, error: Exception) -> RequestFailed:
+        if isinstance(error, httpx.ConnectError):
+            return RequestFailed(
+                f"no server answers at {self.url}; start one with `strata up`, or name another with --url"
+            )
+        if isinstance(error, httpx.TimeoutException):
+            return RequestFailed(
+                f"{self.url} did not answer in time; look at its log and at {self.url}/ready"
+            )
+        return RequestFailed(f"the connection to {self.url} broke: {error}")
+
+
+def _present(params: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if value is not None}
+
+
+def _event(text: str) -> dict[str, Any]:
+    try:
+        event = json.loads(text)
+    except ValueError:
+        raise RequestFailed(f"the stream holds something that is not JSON: {text[:80]!r}") from None
+    if "error" in event:
+        raise RequestFailed(str(event["error"].get("message", event["error"])))
+    return event
+
+
+def raise_for_error(response: httpx.Response) -> None:
+    """Raise the fitting error if an answer is one; its message is the server's own."""
+    if not response.is_error:
+        return
+    try:
+        error = response.json()["error"]
+        message = str(error["message"])
+    except (ValueError, KeyError, TypeError):
+        message = f"{response.request.url} answered with status {response.status_code}"
+    if response.status_code in {401, 403}:
+        message += "; give the key with --api-key or STRATA_API_KEY"
+    kind = RequestRefused if response.status_code in _CALLERS_FAULT else RequestFailed
+    raise kind(message)

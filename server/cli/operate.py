@@ -1,0 +1,122 @@
+"""``strata versions | promote | rollback | matrix``: see what was learned and choose what is served."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from typing import Any
+
+from adapter_store.names import check_alias_name, check_version_id
+from server.cli.arguments import add_verb, client_of
+from server.cli.output import clean, moment, percent, print_json, stdout, table
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add the verbs of this module."""
+    add_verb(verbs, "versions", "list versions and which alias serves which", _versions, client=True)
+    promote = add_verb(verbs, "promote", "serve a version: move an alias to it", _promote, client=True)
+    promote.add_argument("version", metavar="VERSION", help="v1, v2, ... or base")
+    rollback = add_verb(
+        verbs, "rollback", "serve the version before: move an alias back", _rollback, client=True
+    )
+    for parser in (promote, rollback):
+        parser.add_argument("--alias", default="stable", metavar="NAME", help="default: stable")
+        parser.add_argument("--reason", default="asked for on the command line", help="kept in the history")
+    matrix = add_verb(
+        verbs, "matrix", "show accuracy per task after each stage, and forgetting", _matrix, client=True
+    )
+    matrix.add_argument("--csv", action="store_true", help="write the matrix as CSV")
+
+
+def _versions(args: argparse.Namespace) -> int:
+    with client_of(args) as client:
+        found = client.get(f"/v1/adapters/{args.name}/versions")
+    if args.json:
+        print_json(found)
+        return 0
+    aliases: dict[str, list[str]] = {}
+    for record in found.get("aliases", []):
+        aliases.setdefault(str(record["version"]), []).append(str(record["alias"]))
+    rows = [
+        (
+            v["version"],
+            ", ".join(aliases.get(v["version"], [])),
+            v.get("task"),
+            v.get("decision"),
+            _gate(v.get("gate")),
+            v.get("parent"),
+            moment(v.get("created_at")),
+        )
+        for v in found["data"]
+    ]
+    stdout.print(
+        table(args.name, ("version", "served as", "task", "decision", "gate", "parent", "created"), rows)
+    )
+    return 0
+
+
+def _gate(gate: dict[str, Any] | None) -> str | None:
+    if gate is None:
+        return None
+    return "passed" if gate.get("passed") else "candidate: " + "; ".join(map(str, gate.get("reasons", [])))
+
+
+def _promote(args: argparse.Namespace) -> int:
+    version, alias = check_version_id(args.version), check_alias_name(args.alias)
+    path = f"/v1/adapters/{args.name}/aliases/{alias}"
+    with client_of(args) as client:
+        record = client.put(path, json={"version": version, "reason": args.reason})
+    return _moved(args, record)
+
+
+def _rollback(args: argparse.Namespace) -> int:
+    body = {"alias": check_alias_name(args.alias), "reason": args.reason}
+    with client_of(args) as client:
+        record = client.post(f"/v1/adapters/{args.name}/rollback", json=body)
+    return _moved(args, record)
+
+
+def _moved(args: argparse.Namespace, record: dict[str, Any]) -> int:
+    if args.json:
+        print_json(record)
+    else:
+        stdout.print(f"{clean(str(record['alias']))} now serves [bold]{clean(str(record['version']))}[/]")
+    return 0
+
+
+def _matrix(args: argparse.Namespace) -> int:
+    with client_of(args) as client:
+        if args.csv:
+            answer = client.request("GET", "/v1/evaluations/matrix", params={"format": "csv"})
+            sys.stdout.write(answer.text)
+            return 0
+        found = client.get("/v1/evaluations/matrix")
+    if args.json:
+        print_json(found)
+    elif not found.get("tasks"):
+        stdout.print("nothing was taught yet; the matrix begins with the first task")
+    else:
+        show_matrix(found)
+    return 0
+
+
+def show_matrix(found: dict[str, Any]) -> None:
+    """Write the accuracy matrix and its summary as a table."""
+    tasks = list(found["tasks"])
+    rows = [("base", *(_cell(value) for value in found["base"]))]
+    for number, row in enumerate(found["rows"], start=1):
+        trained = found.get("trained") or []
+        name = f"{number} {trained[number - 1]}" if number <= len(trained) else str(number)
+        cells = [*row, *([None] * (len(tasks) - len(row)))]
+        rows.append((name, *(_cell(value) for value in cells)))
+    stdout.print(table("accuracy on held-out pictures", ("after stage", *tasks), rows))
+    for name in ("average_accuracy", "mean_average_accuracy", "forgetting", "backward_transfer"):
+        if found.get(name) is not None:
+            stdout.print(f"  {name.replace('_', ' '):22} {percent(found[name])}")
+    for task, leak in (found.get("routing_leak") or {}).items():
+        stdout.print(f"  routing leak {clean(task):9} {percent(leak)}")
+
+
+def _cell(value: float | None) -> str | None:
+    return None if value is None or math.isnan(value) else percent(value)

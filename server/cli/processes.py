@@ -1,0 +1,176 @@
+"""``strata up | serve | work | demo``: verbs that start something on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from server.cli.arguments import add_verb
+from server.cli.output import clean, print_json, stderr, stdout
+from server.launch.base import assemble_embedded_base
+from server.launch.flags import variables_of_flags
+from server.launch.readiness import wait_until_ready
+from server.launch.stack import GATEWAY, REDIS, WORKER, Stack, StackOptions
+from server.launch.supervisor import Event
+
+_READY_TIMEOUT_SECONDS = 600.0
+_COLORS = {GATEWAY: "cyan", WORKER: "magenta", REDIS: "yellow"}
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add the verbs of this module."""
+    up = add_verb(verbs, "up", "run gateway, trainer and Redis, and keep them up until Ctrl-C", _up)
+    up.epilog = "Every setting is a flag too: --home, --port, --base, --redis-url, --metrics-port, ..."
+    serve = add_verb(verbs, "serve", "run the gateway alone; flags are passed on", _serve)
+    work = add_verb(verbs, "work", "run a trainer worker alone; flags are passed on", _work)
+    for parser in (up, serve, work):
+        parser.set_defaults(passes_on=True)
+    demo = add_verb(verbs, "demo", "watch it learn two tasks while it serves, on real pictures", _demo)
+    demo.add_argument("--home", type=Path, help="folder to use and keep (default: a temporary one)")
+    demo.add_argument("--port", type=int, help="port of the gateway (default: 8000, or a free one)")
+    demo.add_argument(
+        "--out", type=Path, default=None, help="where the picture of the matrix goes (STRATA_DEMO_DIR)"
+    )
+    demo.add_argument("--pictures", type=int, default=100, metavar="N", help="held-out questions per task")
+    demo.add_argument("--concurrency", type=int, default=16, metavar="N", help="questions asked at once")
+    demo.add_argument("--exit", action="store_true", help="end when done instead of staying up (DEMO_EXIT=1)")
+    base = add_verb(
+        verbs, "base", "show or assemble the base model that answers before anything is taught", _base
+    )
+    base.add_argument("--assemble", action="store_true", help="download and build it if it is not there yet")
+
+
+def _serve(args: argparse.Namespace) -> int:
+    return _become(args, "server")
+
+
+def _work(args: argparse.Namespace) -> int:
+    return _become(args, "trainer_worker")
+
+
+def _become(args: argparse.Namespace, module: str) -> int:
+    """Replace this process by a program, so that signals reach it directly."""
+    command = [sys.executable, "-m", module, *args.rest]
+    if args.json:
+        print_json({"event": "started", "program": module, "pid": os.getpid()})
+    sys.stdout.flush()
+    os.execv(command[0], command)
+
+
+def _up(args: argparse.Namespace) -> int:
+    os.environ.update(variables_of_flags(args.rest))
+    options = _stack_options()
+    assemble_embedded_base(os.environ.get("STRATA_BASE", ""))
+    stop, hurry = threading.Event(), threading.Event()
+    stop_on_signals(stop, hurry)
+    reporter = Reporter(as_json=args.json)
+    stack = Stack(options, on_line=reporter.line, on_event=reporter.event)
+    threading.Thread(target=_announce, args=(options, stop, reporter), daemon=True).start()
+    try:
+        stack.run(stop, hurry)
+    finally:
+        stop.set()
+    return 0
+
+
+def _stack_options() -> StackOptions:
+    """Read and check the gateway's settings before anything starts; the worker checks its own."""
+    from adapter_store.settings import read_settings
+    from server.settings import GatewaySettings
+
+    settings = read_settings(GatewaySettings, [], program="strata up")
+    try:
+        metrics_port = int(os.environ.get("STRATA_METRICS_PORT") or StackOptions.metrics_port)
+    except (TypeError, ValueError):
+        metrics_port = 9101
+    return StackOptions(settings.home, settings.host, settings.port, metrics_port, settings.redis_url)
+
+
+def stop_on_signals(stop: threading.Event, hurry: threading.Event) -> None:
+    """Let SIGINT and SIGTERM set `stop`, and a second one `hurry`."""
+
+    def handle(_number: int, _frame: object) -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGTERM, handle)
+
+
+def _announce(options: StackOptions, stop: threading.Event, reporter: Reporter) -> None:
+    ready = wait_until_ready(
+        options.url, timeout_seconds=_READY_TIMEOUT_SECONDS, give_up=stop.is_set, on_wait=reporter.waiting
+    )
+    if ready:
+        reporter.ready(options)
+    elif not stop.is_set():
+        reporter.event(
+            Event("unready", GATEWAY, f"not ready after {_READY_TIMEOUT_SECONDS:.0f} s; see its log above")
+        )
+
+
+class Reporter:
+    """Write what the supervised programs say and what happens to them."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._next_note = 10.0
+        self._lock = threading.Lock()
+
+    def line(self, program: str, text: str) -> None:
+        """Write one line of a program's output behind its name."""
+        with self._lock:
+            if self._as_json:
+                print_json({"event": "log", "program": program, "line": text})
+            else:
+                stdout.print(f"[{_COLORS.get(program, 'white')}]{program:>7} |[/] {clean(text)}")
+
+    def event(self, event: Event) -> None:
+        """Write what happened to a program."""
+        with self._lock:
+            if self._as_json:
+                print_json({"event": event.kind, "program": event.program, "message": event.message})
+            else:
+                stdout.print(
+                    f"[bold] strata |[/] {event.program} {event.kind} [dim]{clean(event.message)}[/]"
+                )
+
+    def waiting(self, seconds: float, reason: str) -> None:
+        """Write now and then what the gateway still waits for."""
+        if seconds >= self._next_note:
+            self._next_note += 10.0
+            self.event(Event("starting", GATEWAY, f"{seconds:.0f} s: {reason}"))
+
+    def ready(self, options: StackOptions) -> None:
+        """Say where the service is."""
+        if self._as_json:
+            print_json({"event": "ready", "program": "strata", "url": options.url, "home": str(options.home)})
+            return
+        with self._lock:
+            stdout.print(f"\n[bold green] ready at {options.url}[/]   data in {options.home}")
+            stdout.print(f"   ask      strata chat --url {options.url} --image FILE 'What is shown?'")
+            stdout.print(f"   teach    strata submit --url {options.url} DATA --task NAME --wait")
+            stdout.print(f"   look     {options.url}/docs   {options.url}/metrics")
+            stdout.print("   stop     Ctrl-C\n")
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from server.demo.run import DemoOptions, run_demo
+
+    stderr.print("[dim]Strata demo: gateway, trainer and Redis start now; nothing is simulated[/]")
+    out = args.out or Path(os.environ.get("STRATA_DEMO_DIR") or "demo-out")
+    return run_demo(
+        DemoOptions(
+            home=args.home,
+            port=args.port,
+            out=out,
+            pictures=args.pictures,
+            concurrency=args.concurrency,
+            stay=not (args.exit or os.environ.get("DEMO_EXIT") == "1"),
+            as_json=args.json,
+        )
+    )

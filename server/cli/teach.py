@@ -1,0 +1,213 @@
+"""``strata submit | jobs``: hand over examples and see what becomes of them."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import uuid
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from adapter_store.errors import InputError, StrataError
+from adapter_store.names import check_task_name
+from server.cli.arguments import add_verb, client_of
+from server.cli.client import Client
+from server.cli.output import clean, duration, moment, print_json, stderr, stdout, table
+from server.cli.watch import show_job
+
+_UPLOAD_TIMEOUT_SECONDS = 600.0
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add the verbs of this module."""
+    submit = add_verb(
+        verbs, "submit", "teach: hand over a data set file or folder as a task", _submit, client=True
+    )
+    submit.add_argument(
+        "file", type=Path, metavar="FILE", help="LLaVA JSON, JSONL, parquet, zip, tar, or a folder"
+    )
+    submit.add_argument("--task", metavar="NAME", help="a new or known task; without it the service decides")
+    submit.add_argument(
+        "--wait", action="store_true", help="show phases, loss and time left until it is served"
+    )
+    submit.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a hyperparameter")
+    jobs = add_verb(verbs, "jobs", "list training jobs, or show, cancel or follow one", _jobs, client=True)
+    jobs.add_argument("id", nargs="?", metavar="JOB", help="show this job with its events")
+    jobs.add_argument("--cancel", action="store_true", help="cancel it")
+    jobs.add_argument("--wait", action="store_true", help="follow it to its end")
+    jobs.add_argument("--limit", type=int, default=20, metavar="N", help="how many to list")
+
+
+def submit_file(
+    client: Client, file: Path, task: str | None, hyperparameters: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Upload a data set and return the accepted job; safe to repeat for the same call.
+
+    Args:
+        client: Connection to the gateway.
+        file: Data set file; a folder is packed as a zip first.
+        task: Task to teach; None lets the service decide.
+        hyperparameters: Settings of the method for this job.
+
+    Raises:
+        InputError: If the file cannot be read, or the server finds faults in it.
+    """
+    if file.is_dir():
+        with tempfile.TemporaryDirectory() as scratch:
+            return submit_file(client, _pack(file, Path(scratch)), task, hyperparameters)
+    try:
+        with file.open("rb") as stream:
+            if task is None:
+                return _submit_undecided(client, file.name, stream, hyperparameters or {})
+            return client.post(
+                f"/v1/tasks/{check_task_name(task)}/batches",
+                files={"file": (file.name, stream)},
+                data={name: str(value) for name, value in (hyperparameters or {}).items()},
+                headers={"Idempotency-Key": uuid.uuid4().hex},
+                timeout=_UPLOAD_TIMEOUT_SECONDS,
+            )
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}", param="file") from None
+
+
+def _submit_undecided(
+    client: Client, name: str, stream: Any, hyperparameters: dict[str, Any]
+) -> dict[str, Any]:
+    uploaded = client.post(
+        "/v1/files",
+        files={"file": (name, stream)},
+        data={"purpose": "fine-tune"},
+        timeout=_UPLOAD_TIMEOUT_SECONDS,
+    )
+    body: dict[str, Any] = {
+        "training_file": uploaded["id"],
+        "model": client.get("/v1/models")["data"][0]["id"],
+    }
+    if hyperparameters:
+        body["method"] = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
+    return client.post("/v1/fine_tuning/jobs", json=body, timeout=_UPLOAD_TIMEOUT_SECONDS)
+
+
+def _pack(folder: Path, scratch: Path) -> Path:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    if not files:
+        raise InputError(f"the folder {folder} is empty", param="file")
+    target = scratch / f"{folder.resolve().name}.zip"
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for path in files:
+            archive.write(path, path.relative_to(folder))
+    return target
+
+
+def _hyperparameters(pairs: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        if not separator or not name:
+            raise InputError(f"--set {pair!r} is not NAME=VALUE", param="set")
+        values[name] = _value(text)
+    return values
+
+
+def _value(text: str) -> Any:
+    if text in {"true", "false"}:
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _submit(args: argparse.Namespace) -> int:
+    with client_of(args) as client:
+        job = submit_file(client, args.file, args.task, _hyperparameters(args.set))
+        if args.wait:
+            job, _ = show_job(client, job["id"], f"task {job_task(job)}", None if args.json else stderr)
+    if args.json:
+        print_json(job)
+    elif args.wait:
+        _show_end(job)
+    else:
+        stdout.print(f"accepted as {clean(job['id'])}; follow it with: strata jobs {clean(job['id'])} --wait")
+    return _status(job)
+
+
+def job_task(job: dict[str, Any]) -> str:
+    """Return the task of a job, or a dash while the service has not decided."""
+    return str(job.get("task") or (job.get("metadata") or {}).get("task") or "-")
+
+
+def _status(job: dict[str, Any]) -> int:
+    return 1 if job["status"] in {"failed", "cancelled"} else 0
+
+
+def _show_end(job: dict[str, Any]) -> None:
+    if job["status"] != "succeeded":
+        raise StrataError(f"job {job['id']} {job['status']}: {_why(job)}")
+    gate = job.get("gate") or {}
+    version = job.get("result_version") or job.get("fine_tuned_model")
+    if gate.get("passed", True):
+        stdout.print(f"[green]taught[/]: {clean(str(version))} is served now")
+        return
+    reasons = "; ".join(map(str, gate.get("reasons", [])))
+    stdout.print(f"[yellow]kept as a candidate[/]: {clean(str(version))}, because {clean(reasons)}")
+    stdout.print(f"to serve it all the same: strata promote {clean(str(version))}")
+
+
+def _why(job: dict[str, Any]) -> str:
+    return str((job.get("error") or {}).get("message") or "no reason was recorded")
+
+
+def _jobs(args: argparse.Namespace) -> int:
+    with client_of(args) as client:
+        if args.id is None:
+            return _list(args, client)
+        if args.cancel:
+            job = client.post(f"/v1/fine_tuning/jobs/{args.id}/cancel")
+        elif args.wait:
+            job, _ = show_job(client, args.id, args.id, None if args.json else stderr)
+        else:
+            job = client.get(f"/v1/fine_tuning/jobs/{args.id}")
+        if args.json:
+            print_json(job)
+        else:
+            _show_job(job, client.get(f"/v1/fine_tuning/jobs/{args.id}/events", limit=20)["data"])
+    return 0
+
+
+def _list(args: argparse.Namespace, client: Client) -> int:
+    jobs = client.get("/v1/fine_tuning/jobs", limit=args.limit)["data"]
+    if args.json:
+        print_json(jobs)
+    elif not jobs:
+        stdout.print("no jobs yet; teach something with: strata submit FILE --task NAME --wait")
+    else:
+        rows = [
+            (
+                j["id"],
+                job_task(j),
+                j["status"],
+                j.get("phase"),
+                j.get("result_version"),
+                moment(j.get("created_at")),
+            )
+            for j in jobs
+        ]
+        stdout.print(table("", ("job", "task", "status", "phase", "version", "created"), rows))
+    return 0
+
+
+def _show_job(job: dict[str, Any], events: list[dict[str, Any]]) -> None:
+    stdout.print(f"[bold]{clean(job['id'])}[/]  task {clean(job_task(job))}  {job['status']}")
+    if job.get("error"):
+        stdout.print(f"  error     {clean(_why(job))}")
+    for name in ("decision", "phase", "result_version"):
+        if job.get(name):
+            stdout.print(f"  {name.split('_')[-1]:9} {clean(str(job[name]))}")
+    for phase, seconds in (job.get("seconds") or {}).items():
+        stdout.print(f"  {clean(phase):9} {duration(seconds)}")
+    for event in events:
+        stdout.print(f"  [dim]{moment(event.get('created_at'))}[/] {clean(str(event.get('message', '')))}")

@@ -1,0 +1,199 @@
+"""Follow a training job and show how far it is: phases, loss, time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from server.cli.client import Client
+from server.cli.output import clean, duration
+
+TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
+_POLL_SECONDS = 0.5
+_NOTE_SECONDS = 5.0
+_WORDS = {
+    "queued": "in the queue",
+    "validate": "validate the data",
+    "encode": "encode pictures and questions",
+    "decide": "retrain or expand",
+    "keys": "place the keys",
+    "train": "train the increments",
+    "evaluate": "evaluate every task",
+    "gate": "forgetting gate",
+    "publish": "publish and swap",
+}
+
+
+def follow(
+    client: Client, job_id: str, poll_seconds: float = _POLL_SECONDS
+) -> Iterator[tuple[dict, list[dict]]]:
+    """Yield `(job, new events)` until the job has ended; the last job yielded is the final one."""
+    after: str | None = None
+    while True:
+        job = client.get(f"/v1/fine_tuning/jobs/{job_id}")
+        events = new_events(client, job_id, after)
+        if events:
+            after = events[-1]["id"]
+        yield job, events
+        if job["status"] in TERMINAL:
+            return
+        time.sleep(poll_seconds)
+
+
+def new_events(client: Client, job_id: str, after: str | None) -> list[dict[str, Any]]:
+    """Return the events behind `after`, oldest first."""
+    found: list[dict[str, Any]] = []
+    while True:
+        page = client.get(f"/v1/fine_tuning/jobs/{job_id}/events", after=after, limit=100)
+        found += page["data"]
+        if not page.get("has_more") or not page["data"]:
+            return found
+        after = page["data"][-1]["id"]
+
+
+class JobProgress:
+    """Fold the events of a job into what a person wants to see."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.phases: dict[str, float] = {"queued": time.monotonic()}
+        self.ended_at: float | None = None
+        self.metrics: dict[str, Any] = {}
+        self.notes: list[str] = []
+        self.status = "queued"
+
+    @property
+    def phase(self) -> str:
+        """Return the phase that runs now."""
+        return next(reversed(self.phases))
+
+    def update(self, job: dict[str, Any], events: list[dict[str, Any]]) -> None:
+        """Take in the newest job record and the events since the last call."""
+        for event in events:
+            data = event.get("data") or {}
+            if event.get("type") == "phase":
+                self._enter(str(data.get("phase") or event.get("message")))
+            elif event.get("type") == "metrics":
+                self.metrics = {**self.metrics, **data}
+            else:
+                self.notes.append(str(event.get("message", "")))
+        if job.get("phase"):
+            self._enter(str(job["phase"]))
+        self.status = str(job["status"])
+        if self.status in TERMINAL and self.ended_at is None:
+            self.ended_at = time.monotonic()
+
+    def _enter(self, phase: str) -> None:
+        if phase not in self.phases:
+            self.phases[phase] = time.monotonic()
+
+    def seconds(self, phase: str) -> float:
+        """Return how long a phase took, or has taken so far."""
+        names = list(self.phases)
+        after = names.index(phase) + 1
+        end = self.phases[names[after]] if after < len(names) else self.ended_at or time.monotonic()
+        return end - self.phases[phase]
+
+    def training_line(self) -> str:
+        """Return loss, step and time left in one line; empty before the first step."""
+        parts = []
+        step, total = self.metrics.get("step"), self.metrics.get("total_steps")
+        if step is not None and total:
+            parts.append(f"step {step}/{total}")
+        if self.metrics.get("loss") is not None:
+            parts.append(f"loss {float(self.metrics['loss']):.3f}")
+        if self.metrics.get("eta_seconds") is not None and self.ended_at is None:
+            parts.append(f"{duration(float(self.metrics['eta_seconds']))} left")
+        return "  ".join(parts)
+
+    def line(self) -> str:
+        """Return the state in one line, for terminals that cannot redraw."""
+        detail = self.training_line() if self.phase == "train" else ""
+        return f"{self.title}: {_WORDS.get(self.phase, self.phase)} {detail}".rstrip()
+
+    def __rich__(self) -> RenderableType:
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row("", Text(self.title, style="bold"))
+        for name in self.phases:
+            running = name == self.phase and self.ended_at is None
+            mark = Text("›", style="yellow") if running else Text("✓", style="green")
+            if name == self.phase and self.status in {"failed", "cancelled"}:
+                mark = Text("✗", style="red")
+            grid.add_row(
+                mark, _WORDS.get(name, clean(name)), duration(self.seconds(name)), self._detail(name)
+            )
+        return grid
+
+    def _detail(self, name: str) -> RenderableType:
+        if name != "train" or not self.metrics.get("total_steps"):
+            return ""
+        row = Table.grid(padding=(0, 1))
+        bar = ProgressBar(
+            total=float(self.metrics["total_steps"]), completed=float(self.metrics.get("step", 0)), width=24
+        )
+        row.add_row(bar, self.training_line())
+        return row
+
+
+class _Lines(AbstractContextManager[None]):
+    """Stand in for Live where the output is not a terminal: one line per phase, one every few seconds."""
+
+    def __init__(self, progress: JobProgress, console: Console) -> None:
+        self._progress = progress
+        self._console = console
+        self._phase = ""
+        self._noted_at = 0.0
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def refresh(self) -> None:
+        """Write a line if there is something new to say."""
+        now = time.monotonic()
+        if self._progress.phase != self._phase or now - self._noted_at > _NOTE_SECONDS:
+            self._phase, self._noted_at = self._progress.phase, now
+            self._console.print(clean(self._progress.line()))
+
+
+def show_job(
+    client: Client,
+    job_id: str,
+    title: str,
+    console: Console | None,
+    on_poll: Callable[[dict[str, Any]], None] | None = None,
+) -> tuple[dict[str, Any], JobProgress]:
+    """Follow a job to its end, drawing its progress.
+
+    Args:
+        client: Connection to the gateway.
+        job_id: The job.
+        title: Heading of the display.
+        console: Where to draw; None draws nothing.
+        on_poll: Called with the job record at every look.
+
+    Returns:
+        The final job record and the progress that was folded from its events.
+    """
+    progress = JobProgress(title)
+    if console is None:
+        display: Any = _Lines(progress, Console(quiet=True))
+    elif console.is_terminal:
+        display = Live(progress, console=console, refresh_per_second=4)
+    else:
+        display = _Lines(progress, console)
+    job: dict[str, Any] = {}
+    with display:
+        for job, events in follow(client, job_id):
+            progress.update(job, events)
+            display.refresh()
+            if on_poll is not None:
+                on_poll(job)
+    return job, progress

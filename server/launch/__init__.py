@@ -1,0 +1,1 @@
+"""Run gateway, trainer worker and Redis as three processes under one command."""
