@@ -50,7 +50,7 @@ def _embedded_folder() -> Path:
 
 
 def _scores() -> dict[str, Any]:
-    """Return the held-out scores that were recorded when the trained part was made; empty without a record."""
+    """Return the held-out scores recorded when the trained part was made; empty without a record."""
     from adapter_store.base.trained_part import shipped_weights_dir
 
     report = shipped_weights_dir() / "report.json"

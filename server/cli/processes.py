@@ -39,10 +39,6 @@ def add_verbs(verbs: Any) -> None:
     demo.add_argument("--pictures", type=int, default=100, metavar="N", help="held-out questions per task")
     demo.add_argument("--concurrency", type=int, default=16, metavar="N", help="questions asked at once")
     demo.add_argument("--exit", action="store_true", help="end when done instead of staying up (DEMO_EXIT=1)")
-    base = add_verb(
-        verbs, "base", "show or assemble the base model that answers before anything is taught", _base
-    )
-    base.add_argument("--assemble", action="store_true", help="download and build it if it is not there yet")
 
 
 def _serve(args: argparse.Namespace) -> int:

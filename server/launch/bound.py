@@ -2,7 +2,7 @@
 
 Usage: ``python bound.py PARENT_PID SIGNAL PROGRAM [ARGUMENT...]``. The kernel sends SIGNAL to the program
 when the parent is gone, even after ``kill -9``. The setting survives ``exec``, so the program needs no
-code for it. This file imports nothing of the project: it is executed by path, between fork and the real program.
+code for it. This file imports nothing of the project: it is run by path, between fork and the real program.
 """
 
 from __future__ import annotations
