@@ -12,10 +12,9 @@ import base64
 import binascii
 import hashlib
 import io
-import warnings
 from urllib.parse import unquote_to_bytes
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from adapter_store.errors import ImageError
 
@@ -23,6 +22,15 @@ MAX_PIXELS = 40_000_000
 MAX_BYTES = 20 * 1024 * 1024
 FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "gif": "GIF"}
 _ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # What base64 of each accepted format starts with; "/9j/" would else look like a path.
 _BASE64_HEADS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
 
@@ -62,7 +70,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = 
         return _to_rgb(upright)
     except MemoryError:
         raise ImageError("the picture is too large to decode", param="image") from None
-    except Exception:
+    except Exception:  # noqa: BLE001
         # Decoders raise many types on damaged bytes, and their text may show an object address.
         raise ImageError(f"the {FORMATS[kind]} picture is truncated or damaged", param="image") from None
 
@@ -94,9 +102,7 @@ def decode_inline(text: str, *, max_bytes: int = MAX_BYTES) -> bytes:
     if text[:5].lower() == "data:":
         head, comma, body = text.partition(",")
         if not comma or not head.lower().endswith(";base64"):
-            raise ImageError(
-                'the data: URL is not base64; write "data:image/png;base64,..."', param="image"
-            )
+            raise ImageError('the data: URL is not base64; write "data:image/png;base64,..."', param="image")
     if len(body) > max_bytes * 3 // 2 + 1024:
         raise ImageError(f"the picture is larger than the {max_bytes} bytes accepted", param="image")
     try:
@@ -113,7 +119,7 @@ def _open(data: bytes, kind: str, max_pixels: int) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=(FORMATS[kind],))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(too_many, param="image") from None
-    except Exception:
+    except Exception:  # noqa: BLE001
         raise ImageError(f"the {FORMATS[kind]} picture is truncated or damaged", param="image") from None
     width, height = image.size
     if width * height > max_pixels:
@@ -126,11 +132,10 @@ def _open(data: bytes, kind: str, max_pixels: int) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:
+    except Exception:  # noqa: BLE001
         return image  # damaged EXIF data says nothing about the pixels
-    if orientation in (2, 3, 4, 5, 6, 7, 8):
-        return ImageOps.exif_transpose(image)
-    return image
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -141,9 +146,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         wide = image if image.mode == "I" else image.convert("I")
         return wide.point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            layer = image.convert("RGBA")
+        layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layer).convert("RGB")
     return image.convert("RGB")

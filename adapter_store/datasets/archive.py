@@ -1,0 +1,160 @@
+"""Unpack zip and tar archives from strangers into one flat folder.
+
+Members are streamed one by one and kept under numbers, so no name of the
+archive ever becomes a path on this machine. Links, devices, nested archives,
+names that point outside, too many members and archives that grow without
+bound are faults.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapter_store.datasets.archive_members import (
+    BLOCK_BYTES,
+    DAMAGE,
+    HEAD_BYTES,
+    Readable,
+    Refused,
+    archive_kind,
+    gzip_members,
+    tar_members,
+    zip_members,
+)
+from adapter_store.datasets.records import FaultList, Limits
+from adapter_store.images import picture_kind
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One unpacked file: its name in the archive, where it lies, and its first bytes."""
+
+    name: str
+    path: Path
+    bytes: int
+    head: bytes
+
+
+def unpack(path: Path, kind: str, folder: Path, limits: Limits, faults: FaultList) -> list[Member]:
+    """Stream every plain file of an archive into ``folder`` and return what was kept.
+
+    ``kind`` is "zip", "tar" or "gzip" (a tar.gz, or one packed data file).
+    """
+    opened = {"zip": zip_members, "tar": tar_members, "gzip": gzip_members}.get(kind)
+    if opened is None:
+        faults.add(None, "file", f"{kind} archives are not read; pack the data as zip or tar.gz")
+        return []
+    sink = _Sink(folder, limits, faults, packed_bytes=path.stat().st_size)
+    try:
+        for name, stream in opened(path, limits, faults):
+            try:
+                sink.keep(name, stream)
+            except DAMAGE:
+                faults.add(None, "file", "the member is damaged or cut off", file=name)
+                if kind != "zip":
+                    break
+    except Refused as refusal:
+        faults.add(None, "file", str(refusal))
+    except DAMAGE:
+        faults.add(None, "file", f"the {kind} archive is damaged or cut off; pack and send it again")
+    return sink.members
+
+
+class _Sink:
+    """Write members under numbers and watch every limit on the way."""
+
+    def __init__(self, folder: Path, limits: Limits, faults: FaultList, packed_bytes: int) -> None:
+        self.folder = folder
+        self.limits = limits
+        self.faults = faults
+        self.members: list[Member] = []
+        self._names: set[str] = set()
+        self._total = 0
+        self._allowed = min(
+            limits.max_total_bytes,
+            max(limits.free_expansion_bytes, int(packed_bytes * limits.max_expansion)),
+        )
+
+    def keep(self, name: str, stream: Readable) -> None:
+        """Copy one member; a bad name or a nested archive is a fault and is not kept."""
+        if _is_system_file(name):
+            return
+        reason = name_fault(name)
+        if reason:
+            self.faults.add(None, "name", reason, file=name)
+            return
+        name = clean_name(name)
+        if name in self._names:
+            self.faults.add(None, "name", "the archive holds this name twice", file=name)
+            return
+        self._names.add(name)
+        head = _read_fully(stream, HEAD_BYTES)
+        nested = archive_kind(head)
+        if nested:
+            reason = f"a {nested} archive inside the archive is not read; unpack it and pack its files"
+            self.faults.add(None, "file", reason, file=name)
+            return
+        path = self.folder / f"m{len(self.members):07d}"
+        size = self._copy(head, stream, path)
+        self.members.append(Member(name, path, size, head))
+
+    def _copy(self, head: bytes, stream: Readable, path: Path) -> int:
+        size = 0
+        block = head
+        with path.open("wb") as out:
+            while block:
+                size += len(block)
+                self._total += len(block)
+                if self._total > self._allowed:
+                    raise Refused(
+                        f"the archive unpacks to more than {self._allowed} bytes; "
+                        f"at most {self.limits.max_total_bytes} bytes and "
+                        f"{self.limits.max_expansion:g} times its packed size are accepted"
+                    )
+                out.write(block)
+                if picture_kind(head) and size > self.limits.max_image_bytes:
+                    break  # the reference to it reports the size; its rest is of no use
+                block = stream.read(BLOCK_BYTES)
+        return size
+
+
+def _is_system_file(name: str) -> bool:
+    """Say whether a file browser left this member behind."""
+    last = name.rsplit("/", 1)[-1]
+    return name.startswith("__MACOSX/") or last in (".DS_Store", "Thumbs.db", "desktop.ini")
+
+
+def name_fault(name: str) -> str | None:
+    """Say what is wrong with a path of an archive or of a data line, or None."""
+    if "\x00" in name:
+        return "the name holds a NUL character"
+    if any(ord(char) < 32 or ord(char) == 127 for char in name):
+        return "the name holds a line break or another control character"
+    plain = name.replace("\\", "/")
+    if plain.startswith("/") or plain[1:2] == ":":
+        return "the path is absolute; write it relative to the archive"
+    if ".." in plain.split("/"):
+        return 'the path leaves the archive with ".."'
+    if not plain.strip("/ ."):
+        return "the name is empty"
+    if len(name) > 1024:
+        return "the name is longer than 1024 characters"
+    return None
+
+
+def clean_name(name: str) -> str:
+    """Return the one spelling of a relative path: forward slashes, no "./", composed characters."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    return unicodedata.normalize("NFC", "/".join(parts))
+
+
+def _read_fully(stream: Readable, size: int) -> bytes:
+    head = b""
+    while len(head) < size:
+        block = stream.read(size - len(head))
+        if not block:
+            break
+        head += block
+    return head

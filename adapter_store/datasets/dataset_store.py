@@ -1,0 +1,311 @@
+"""Keep data sets as immutable folders named by their content.
+
+::
+
+    <root>/ds-<16 hex digits>/
+        examples.jsonl      one normalized example per line; its sha256 is the digest
+        images/<sha>.png    pictures named by the sha256 of their pixels (or .jpg)
+        report.json         what validation found
+        manifest.json       written last: a folder without it does not count
+
+A data set is built in a hidden folder beside the others, synced, and renamed
+into place, so a crash leaves either the whole of it or nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from adapter_store.datasets.archive import clean_name
+from adapter_store.datasets.formats import MARK
+from adapter_store.datasets.json_stream import Record
+from adapter_store.datasets.records import (
+    DatasetRef,
+    Example,
+    Limits,
+    Report,
+    distinct_images,
+    example_line,
+    shown,
+)
+from adapter_store.datasets.sources import ImageSource
+from adapter_store.datasets.upload import Reading, read_upload, with_stored_names
+from adapter_store.errors import DatasetError, NotFoundError, StoreError
+from adapter_store.images import decode_image
+
+_ID = re.compile(r"ds-[0-9a-f]{16}")
+_IMAGE = re.compile(r"[0-9a-f]{64}\.(png|jpg)")
+_INCOMING = ".incoming-"
+_LEFTOVER_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """One stored data set, its examples in memory and its pictures on disk."""
+
+    ref: DatasetRef
+    folder: Path
+    examples: tuple[Example, ...]
+    limits: Limits
+
+    def image(self, name: str) -> Image.Image:
+        """Return a picture as RGB.
+
+        Raises:
+            NotFoundError: the data set has no picture of this name.
+            ImageError: the stored file was damaged.
+        """
+        data = self.image_bytes(name)
+        return decode_image(data, max_pixels=self.limits.max_image_pixels, max_bytes=max(len(data), 1))
+
+    def image_bytes(self, name: str) -> bytes:
+        """Return the stored bytes of a picture, PNG or JPEG."""
+        if not _IMAGE.fullmatch(name):
+            raise NotFoundError(f'"{shown(name)}" is not the name of a stored picture')
+        try:
+            return (self.folder / "images" / name).read_bytes()
+        except FileNotFoundError:
+            raise NotFoundError(f"data set {self.ref.id} has no picture {name}") from None
+
+    def report(self) -> dict[str, Any]:
+        """Return the validation report as it was written."""
+        return json.loads((self.folder / "report.json").read_text(encoding="utf-8"))
+
+
+class DatasetStore:
+    """The data sets under one folder; safe to use from several processes."""
+
+    def __init__(self, root: Path, limits: Limits | None = None) -> None:
+        self.root = root
+        self.limits = limits or Limits()
+
+    def put(self, path: Path, *, filename: str) -> DatasetRef:
+        """Validate an uploaded file and store it; the same content gives the same id.
+
+        Args:
+            path: the upload on disk; it is only read.
+            filename: the name that the sender gave it, kept for people.
+
+        Raises:
+            DatasetError: the upload has faults; ``report`` lists them.
+        """
+        with self._incoming() as work:
+            raw = work / "raw"
+            raw.mkdir()
+            examples, source, report = read_upload(path, limits=self.limits, work_folder=raw)
+            return self._keep(work, examples, source, report, filename)
+
+    def put_examples(
+        self,
+        examples: Sequence[Example | Mapping[str, Any]],
+        images: Mapping[str, bytes] | None = None,
+        *,
+        filename: str = "examples.json",
+    ) -> DatasetRef:
+        """Validate and store examples that came in one call.
+
+        Args:
+            examples: ``Example`` records, or objects of any accepted layout, such as
+                ``{"image": ..., "question": ..., "answer": ...}`` with a data: URL,
+                base64 text or a key of ``images``.
+            images: picture bytes by the name that the examples use.
+            filename: kept for people.
+
+        Raises:
+            DatasetError: faults; their fields begin with the index, as in "[3].answer".
+        """
+        with self._incoming() as work:
+            source = ImageSource(work, self.limits)
+            reading = Reading(self.limits, source)
+            for name, data in (images or {}).items():
+                source.add_file(clean_name(name), source.keep(data))
+            if not examples:
+                reading.faults.add(None, "examples", "the list of examples is empty")
+            for index, example in enumerate(examples[: self.limits.max_examples + 1]):
+                value = _as_record(example) if isinstance(example, Example) else example
+                value = dict(value) if isinstance(value, Mapping) else value
+                reading.take(Record(index + 1, index, value))
+            if len(examples) > self.limits.max_examples:
+                most = self.limits.max_examples
+                reading.faults.add(None, "examples", f"more than {most} examples; split the data set")
+            reading.check_images()
+            return self._keep(work, reading.examples, source, reading.report(), filename)
+
+    def put_subset(
+        self, dataset: Dataset, examples: Sequence[Example], *, filename: str = "subset"
+    ) -> DatasetRef:
+        """Store some examples of a stored data set, their pictures copied as they are."""
+        if not examples:
+            raise DatasetError("a data set needs at least one example", report=Report(format="subset"))
+        with self._incoming() as work:
+            target = _new_folder(work)
+            for name in sorted(distinct_images(examples)):
+                (target / "images" / name).write_bytes(dataset.image_bytes(name))
+            report = Report(
+                format="subset",
+                examples=len(examples),
+                turns=sum(len(example.turns) for example in examples),
+                images=len(distinct_images(examples)),
+                answers=len({turn.answer for example in examples for turn in example.turns}),
+            )
+            return self._finish(work, target, examples, report, filename)
+
+    def validate(self, path: Path) -> Report:
+        """Return the report on an upload and store nothing."""
+        with self._incoming() as work:
+            return read_upload(path, limits=self.limits, work_folder=work)[2]
+
+    def exists(self, dataset_id: str) -> bool:
+        """Say whether a complete data set of this id is stored."""
+        return bool(_ID.fullmatch(dataset_id)) and (self.root / dataset_id / "manifest.json").is_file()
+
+    def ids(self) -> list[str]:
+        """Return the ids of all complete data sets."""
+        if not self.root.is_dir():
+            return []
+        return sorted(entry.name for entry in self.root.iterdir() if self.exists(entry.name))
+
+    def open(self, dataset_id: str) -> Dataset:
+        """Load a stored data set; its examples must match their digest.
+
+        Raises:
+            NotFoundError: no such data set.
+            StoreError: its files were changed or damaged.
+        """
+        ref = self.ref(dataset_id)
+        folder = self.root / dataset_id
+        content = (folder / "examples.jsonl").read_bytes()
+        if hashlib.sha256(content).hexdigest() != ref.digest:
+            raise StoreError(f"data set {dataset_id} is damaged (digest differs); upload it again")
+        examples = tuple(Example.from_dict(json.loads(line)) for line in content.splitlines())
+        return Dataset(ref, folder, examples, self.limits)
+
+    def ref(self, dataset_id: str) -> DatasetRef:
+        """Return the reference of a stored data set.
+
+        Raises:
+            NotFoundError: no such data set.
+        """
+        if not self.exists(dataset_id):
+            raise NotFoundError(f'there is no data set "{shown(dataset_id)}"', param="dataset")
+        data = json.loads((self.root / dataset_id / "manifest.json").read_text(encoding="utf-8"))
+        return DatasetRef(**{name: data[name] for name in ("id", "examples", "images", "digest")})
+
+    def _keep(
+        self, work: Path, examples: Sequence[Example], source: ImageSource, report: Report, filename: str
+    ) -> DatasetRef:
+        if not report.ok:
+            raise DatasetError(report.summary(), report=report, param="file")
+        stored = with_stored_names(list(examples), source)
+        target = _new_folder(work)
+        for example in examples:
+            if example.image is not None:
+                picture = source.check(example.image)
+                place = target / "images" / picture.name
+                if not place.exists():
+                    picture.path.replace(place)
+        return self._finish(work, target, stored, report, filename)
+
+    def _finish(
+        self, work: Path, target: Path, examples: Sequence[Example], report: Report, filename: str
+    ) -> DatasetRef:
+        digest = _write_examples(target / "examples.jsonl", examples)
+        ref = DatasetRef(f"ds-{digest[:16]}", len(examples), len(distinct_images(examples)), digest)
+        if self.exists(ref.id):
+            return self.ref(ref.id)
+        _write_json(target / "report.json", report.to_dict())
+        for picture in (target / "images").iterdir():
+            _sync(picture)
+        _sync(target / "images")
+        manifest = {**asdict(ref), "filename": shown(filename, 200), "created_at": time.time()}
+        _write_json(target / "manifest.json", manifest)
+        _sync(target)
+        self._rename(work, target, ref.id)
+        return ref
+
+    def _rename(self, work: Path, target: Path, dataset_id: str) -> None:
+        final = self.root / dataset_id
+        try:
+            target.rename(final)
+        except OSError:
+            if self.exists(dataset_id):
+                return  # another process stored the same content meanwhile
+            if not final.exists():
+                raise
+            final.rename(work / "incomplete")
+            target.rename(final)
+        _sync(self.root)
+
+    @contextmanager
+    def _incoming(self) -> Iterator[Path]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._remove_leftovers()
+        work = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=self.root))
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _remove_leftovers(self) -> None:
+        for entry in self.root.glob(f"{_INCOMING}*"):
+            try:
+                old = time.time() - entry.stat().st_mtime > _LEFTOVER_SECONDS
+            except FileNotFoundError:
+                continue
+            if old:
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def _as_record(example: Example) -> dict[str, Any]:
+    messages: list[dict[str, str]] = []
+    for turn in example.turns:
+        messages += [{"from": "human", "value": turn.question}, {"from": "gpt", "value": turn.answer}]
+    if example.image is not None and messages:
+        messages[0]["value"] = f"{MARK}\n{messages[0]['value']}"
+    return {"id": example.id, "image": example.image, "conversations": messages}
+
+
+def _new_folder(work: Path) -> Path:
+    target = work / "data"
+    (target / "images").mkdir(parents=True)
+    return target
+
+
+def _write_examples(path: Path, examples: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    with path.open("wb") as out:
+        for example in examples:
+            line = example_line(example)
+            digest.update(line)
+            out.write(line)
+        out.flush()
+        os.fsync(out.fileno())
+    return digest.hexdigest()
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as out:
+        json.dump(data, out, ensure_ascii=False, indent=1)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
