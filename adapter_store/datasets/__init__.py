@@ -4,9 +4,9 @@
 normalized examples and pictures under an id made from their content.
 """
 
-from adapter_store.datasets.dataset_store import Dataset, DatasetStore
 from adapter_store.datasets.records import DatasetRef, Example, Fault, Limits, Report, Turn
 from adapter_store.datasets.sources import ImageSource
+from adapter_store.datasets.store import Dataset, DatasetStore
 from adapter_store.datasets.upload import read_upload
 
 __all__ = [

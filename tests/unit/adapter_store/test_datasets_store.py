@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from adapter_store.datasets import DatasetStore, Example, Turn
-from adapter_store.datasets import dataset_store as module
+from adapter_store.datasets import store as module
 from adapter_store.errors import DatasetError, NotFoundError, StoreError
 from adapter_store.images import image_digest
 
@@ -151,7 +151,7 @@ CRASH = """
 import os, sys
 from pathlib import Path
 from adapter_store.datasets import DatasetStore
-from adapter_store.datasets import dataset_store as module
+from adapter_store.datasets import store as module
 steps, real = [0], os.fsync
 def fsync(handle):
     steps[0] += 1
