@@ -61,6 +61,7 @@ def _become(args: argparse.Namespace, module: str) -> int:
 def _up(args: argparse.Namespace) -> int:
     os.environ.update(variables_of_flags(args.rest))
     options = _stack_options()
+    options.require_free_ports()
     assemble_embedded_base(os.environ.get("STRATA_BASE", ""))
     stop, hurry = threading.Event(), threading.Event()
     stop_on_signals(stop, hurry)

@@ -140,7 +140,9 @@ def score(
 class BackgroundClient:
     """Ask one question after the other in a thread of its own until stopped."""
 
-    def __init__(self, url: str, model: str, questions: Sequence[Question], pause_seconds: float = 0.25) -> None:
+    def __init__(
+        self, url: str, model: str, questions: Sequence[Question], pause_seconds: float = 0.25
+    ) -> None:
         self.tally = Tally()
         self._url = url
         self._model = model
@@ -163,9 +165,7 @@ class BackgroundClient:
         asyncio.run(self._ask_on())
 
     async def _ask_on(self) -> None:
-        async with httpx.AsyncClient(
-            base_url=self._url, timeout=_TIMEOUT_SECONDS, trust_env=False
-        ) as client:
+        async with httpx.AsyncClient(base_url=self._url, timeout=_TIMEOUT_SECONDS, trust_env=False) as client:
             for question in itertools.cycle(self._questions):
                 if self._stop.is_set():
                     return

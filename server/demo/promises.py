@@ -88,7 +88,9 @@ class Outcome:
         text = f"forgetting at most {100 * MAX_FORGETTING:.0f} points"
         found.append(Promise(text, f"{100 * forgotten:.1f} points", forgotten <= MAX_FORGETTING + _ROUNDING))
         tally = self.tally
-        found.append(Promise("no request failed", f"{tally.failed} of {tally.sent}", tally.failed == 0 < tally.sent))
+        found.append(
+            Promise("no request failed", f"{tally.failed} of {tally.sent}", tally.failed == 0 < tally.sent)
+        )
         wanted = len(self.tasks)
         kept = len(set(self.versions)) == wanted
         found.append(Promise(f"{wanted} versions", ", ".join(self.versions) or "none", kept))
@@ -118,5 +120,11 @@ class Outcome:
 
 def _counts(tally: Tally) -> dict[str, Any]:
     quantiles = {f"p{round(100 * q)}_seconds": tally.latency_seconds(q) for q in (0.5, 0.99)}
-    known = {name: value if value == value else None for name, value in quantiles.items()}  # noqa: PLR0124
-    return {"sent": tally.sent, "failed": tally.failed, "reasons": tally.reasons, **known, "by_version": tally.versions}
+    known = {name: value if value == value else None for name, value in quantiles.items()}
+    return {
+        "sent": tally.sent,
+        "failed": tally.failed,
+        "reasons": tally.reasons,
+        **known,
+        "by_version": tally.versions,
+    }

@@ -46,6 +46,11 @@ class StackOptions:
     redis_url: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
 
+    def require_free_ports(self) -> None:
+        """Raise InputError if a port that the service needs is taken."""
+        require_free_port(self.host, self.port, "--port")
+        require_free_port("127.0.0.1", self.metrics_port, "--metrics-port")
+
     @property
     def url(self) -> str:
         """Return the address that a client on this machine uses."""
@@ -77,10 +82,9 @@ class Stack:
             QueueUnavailable: If Redis does not start.
         """
         options = self._options
+        options.require_free_ports()
         lock = self._lock_home()
         try:
-            require_free_port(options.host, options.port, "--port")
-            require_free_port("127.0.0.1", options.metrics_port, "--metrics-port")
             url = options.redis_url or self._start_redis()
             self._supervisor = Supervisor(
                 programs(options, url),

@@ -1,0 +1,233 @@
+"""Check the command line tool: its verbs, its flags, its errors, its output."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from adapter_store.errors import InputError
+from server.cli import output, teach
+from server.cli.client import Client, RequestFailed, RequestRefused
+from server.cli.main import build_parser, main
+from server.cli.watch import JobProgress
+from server.launch.flags import variables_of_flags
+
+VERBS = "up serve work demo chat submit jobs versions promote rollback matrix base".split()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answer from a table on the server object: (status, content type, body) per path."""
+
+    def do_GET(self) -> None:
+        status, kind, body = self.server.answers[self.path.partition("?")[0]]  # type: ignore[attr-defined]
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_PUT = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        return None
+
+
+@pytest.fixture
+def answering():
+    """Return a function that makes a real HTTP server answer, and gives its address."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def serve(answers: dict[str, tuple[int, str, bytes]]) -> str:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.answers = answers  # type: ignore[attr-defined]
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def reply(status: int, value: object) -> tuple[int, str, bytes]:
+    return status, "application/json", json.dumps(value).encode()
+
+
+def test_every_verb_has_a_line_of_help_and_json(capsys: pytest.CaptureFixture[str]):
+    text = build_parser().format_help()
+    for verb in VERBS:
+        assert f"\n    {verb}" in text
+        with pytest.raises(SystemExit) as ended:
+            main([verb, "--help"])
+        assert ended.value.code == 0
+        assert "--json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["fly"], [], ["versions", "--colour"], ["submit"], ["promote"]])
+def test_a_wrong_command_line_ends_with_status_2(words: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert "usage: strata" in capsys.readouterr().err
+
+
+def test_flags_become_variables():
+    found = variables_of_flags(["--port", "8001", "--max-forgetting=0.05"])
+    assert found == {"STRATA_PORT": "8001", "STRATA_MAX_FORGETTING": "0.05"}
+
+
+def test_all_faulty_flags_are_named_at_once():
+    with pytest.raises(InputError) as caught:
+        variables_of_flags(["--prot", "1", "--home", "--port", "8001", "stray"])
+    message = caught.value.message
+    assert "--prot is not a flag; did you mean --port?" in message
+    assert "--home needs a value" in message
+    assert "stray is not a flag" in message
+
+
+def test_a_misspelled_flag_of_up_ends_with_status_2(capsys: pytest.CaptureFixture[str]):
+    assert main(["up", "--prot", "8001"]) == 2
+    assert "did you mean --port?" in capsys.readouterr().err
+
+
+def test_no_server_is_said_in_words(capsys: pytest.CaptureFixture[str]):
+    assert main(["versions", "--url", "http://127.0.0.1:9"]) == 1
+    captured = capsys.readouterr()
+    assert "no server answers at http://127.0.0.1:9; start one with `strata up`" in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_errors_are_json_when_asked_for(capsys: pytest.CaptureFixture[str]):
+    assert main(["versions", "--json", "--url", "ftp://x"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert found["error"]["code"] == "invalid_request"
+    assert "ftp://x" in found["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, RequestRefused), (404, RequestRefused), (503, RequestFailed), (500, RequestFailed)],
+)
+def test_the_servers_own_words_are_passed_on(answering, status: int, kind: type[Exception]):
+    url = answering({"/v1/models": reply(status, {"error": {"message": "because of the moon"}})})
+    with Client(url) as client, pytest.raises(kind, match="because of the moon"):
+        client.get("/v1/models")
+
+
+def test_a_missing_key_says_how_to_give_one(answering):
+    url = answering({"/v1/models": reply(401, {"error": {"message": "no key"}})})
+    with Client(url) as client, pytest.raises(RequestFailed, match="no key; give the key with --api-key"):
+        client.get("/v1/models")
+
+
+def test_an_answer_of_something_else_is_not_a_traceback(answering):
+    url = answering({"/v1/models": (200, "text/html", b"<html>hello</html>")})
+    with Client(url) as client, pytest.raises(RequestFailed, match="is it a Strata server"):
+        client.get("/v1/models")
+
+
+def test_a_stream_ends_at_done_and_raises_errors_in_the_middle(answering):
+    good = b'data: {"a": 1}\n\ndata: [DONE]\n\ndata: {"a": 2}\n\n'
+    bad = b'data: {"a": 1}\n\ndata: {"error": {"message": "the engine stopped"}}\n\ndata: [DONE]\n\n'
+    url = answering({"/good": (200, "text/event-stream", good), "/bad": (200, "text/event-stream", bad)})
+    with Client(url) as client:
+        assert list(client.stream("/good", {})) == [{"a": 1}]
+        with pytest.raises(RequestFailed, match="the engine stopped"):
+            list(client.stream("/bad", {}))
+
+
+def test_chat_streams_and_names_the_version(answering, capsys: pytest.CaptureFixture[str]):
+    events = [
+        {"model": "strata", "system_fingerprint": "strata@v2", "choices": [{"delta": {"role": "assistant"}}]},
+        {"model": "strata", "choices": [{"delta": {"content": "a "}}]},
+        {"model": "strata", "choices": [{"delta": {"content": "cat"}, "finish_reason": "stop"}]},
+        {"model": "strata", "choices": [], "usage": {"total_tokens": 9}},
+    ]
+    body = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+    url = answering({"/v1/chat/completions": (200, "text/event-stream", body.encode())})
+    assert main(["chat", "--url", url, "What is it?"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "a cat\n"
+    assert "strata@v2" in captured.err
+    assert main(["chat", "--json", "--url", url, "What is it?"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["answer"] == "a cat"
+    assert (found["finish_reason"], found["version"], found["usage"]) == (
+        "stop",
+        "strata@v2",
+        {"total_tokens": 9},
+    )
+
+
+def test_a_picture_that_is_not_there_ends_with_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["chat", "--image", str(tmp_path / "none.png"), "What is it?"]) == 2
+    assert "cannot read the picture" in capsys.readouterr().err
+
+
+def test_names_are_checked_before_anything_is_sent(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "a.json"
+    file.write_text("[]")
+    assert main(["submit", str(file), "--task", "../up"]) == 2
+    assert main(["promote", "latest"]) == 2
+    assert main(["rollback", "--alias", "v3"]) == 2
+    assert main(["submit", str(tmp_path / "none.json"), "--task", "digits"]) == 2
+    assert "cannot read" in capsys.readouterr().err
+
+
+def test_a_folder_is_packed_without_links(tmp_path: Path):
+    import zipfile
+
+    folder = tmp_path / "digits"
+    (folder / "images").mkdir(parents=True)
+    (folder / "data.json").write_text("[]")
+    (folder / "images" / "1.png").write_bytes(b"x")
+    (folder / "secret").symlink_to("/etc/passwd")
+    with zipfile.ZipFile(teach._pack(folder, tmp_path)) as archive:
+        assert archive.namelist() == ["data.json", "images/1.png"]
+
+
+def test_hyperparameters_get_their_types():
+    found = teach._hyperparameters(["rank=4", "theta=0.5", "share=true", "ema_mode=fixed"])
+    assert found == {"rank": 4, "theta": 0.5, "share": True, "ema_mode": "fixed"}
+    with pytest.raises(InputError, match="NAME=VALUE"):
+        teach._hyperparameters(["rank"])
+
+
+def test_control_characters_and_markup_do_not_reach_the_terminal():
+    assert "\x1b" not in output.clean("\x1b[2Jhello")
+    assert output.clean("[red]x[/]") == r"\[red]x\[/]"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "-"), (0.25, "0.2 s"), (45, "45 s"), (125, "2 min 05 s"), (3900, "1 h 05 min")],
+)
+def test_spans_of_time_are_readable(seconds: float | None, text: str):
+    assert output.duration(seconds) == text
+
+
+def test_progress_folds_events_into_phases_and_a_training_line():
+    progress = JobProgress("learning digits")
+    progress.update(
+        {"status": "running", "phase": "train"},
+        [
+            {"id": "1", "type": "phase", "message": "validate", "data": {"phase": "validate"}},
+            {"id": "2", "type": "phase", "message": "train", "data": {"phase": "train"}},
+            {
+                "id": "3",
+                "type": "metrics",
+                "data": {"loss": 1.5, "step": 10, "total_steps": 40, "eta_seconds": 30},
+            },
+        ],
+    )
+    assert list(progress.phases) == ["queued", "validate", "train"]
+    assert progress.training_line() == "step 10/40  loss 1.500  30 s left"
+    assert progress.line().startswith("learning digits: train the increments step 10/40")
+    progress.update({"status": "succeeded", "phase": "publish"}, [])
+    assert progress.ended_at is not None
+    assert "left" not in progress.training_line()
