@@ -64,7 +64,9 @@ class AccuracyMatrix(BaseModel):
         if len(self.base) != width or any(len(row) != width for row in self.rows):
             raise ValueError(f"every row needs one score for each of the {width} tasks")
         if len(self.trained) != len(self.rows):
-            raise ValueError(f"{len(self.rows)} rows need as many names in 'trained', got {len(self.trained)}")
+            raise ValueError(
+                f"{len(self.rows)} rows need as many names in 'trained', got {len(self.trained)}"
+            )
         if unknown := set(self.trained) - set(self.tasks):
             raise ValueError(f"trained tasks without a column: {', '.join(sorted(unknown))}")
         for row in (self.base, *self.rows):
@@ -175,7 +177,10 @@ class AccuracyMatrix(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form: the scores and, beside them, every measure."""
         forgotten = {task: self.forgetting_of(task) for task in self.tasks}
-        return {**self.model_dump(mode="json"), "metrics": {**self.summary(), "forgetting_by_task": forgotten}}
+        return {
+            **self.model_dump(mode="json"),
+            "metrics": {**self.summary(), "forgetting_by_task": forgotten},
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> AccuracyMatrix:

@@ -1,46 +1,151 @@
-"""The queue of one lineage: Redis Streams with a consumer group, leases and fencing tokens."""
+"""The queue of one lineage: Redis Streams with a consumer group, leases and fencing tokens.
+
+Delivery is at least once: a job whose worker died is handed out again when its lease
+has run out. Taking effect is exactly once: each claim has a higher fencing token than
+the one before, a stale token can write nothing, and publishing a version is idempotent
+per job. Only one job of a lineage runs at a time, however many workers wait.
+
+Works with Redis 6.2 and newer. Every Redis fault is raised as QueueUnavailable.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
+import time
 from typing import Any
 
 import redis
 
+from adapter_store.errors import ConflictError, InputError, NotFoundError
+from adapter_store.jobs import scripts
 from adapter_store.jobs.claim import Claim
-from adapter_store.jobs.record import EventLevel, EventType, Job, JobEvent
+from adapter_store.jobs.connection import guarded
+from adapter_store.jobs.keys import DEAD_KEPT, GROUP
+from adapter_store.jobs.ledger import Ledger, encode_job, missing, parse
+from adapter_store.jobs.record import EventLevel, EventType, Job, JobEvent, JobStatus, check_job_id
+from adapter_store.names import check_lineage
+
+_EVENT_ID = re.compile(r"[0-9]{1,16}(-[0-9]{1,16})?")
+_LARGEST_PAGE = 1000
+_POLL_SECONDS = 0.5
+
+Jobs = list[Job]
+JobEvents = list[JobEvent]
 
 
 class JobQueue:
-    """Hand out the jobs of one lineage, one at a time."""
+    """Accept the jobs of one lineage and hand them out, one at a time.
+
+    Args:
+        client: A client from ``connect`` (it has to decode answers to text).
+        lineage: The model name.
+        lease_seconds: How long a silent worker keeps its job; heartbeats renew it.
+        max_deliveries: How many workers may take a job up before it is given up as failed.
+    """
 
     def __init__(
         self, client: redis.Redis, lineage: str, *, lease_seconds: float = 30, max_deliveries: int = 3
-    ) -> None: ...
+    ) -> None:
+        self.lineage = check_lineage(lineage)
+        self.lease_seconds = lease_seconds
+        self.max_deliveries = max_deliveries
+        self._client = client
+        self._ledger = Ledger(client, lineage)
+        self._keys = self._ledger.keys
 
     def submit(self, job: Job) -> Job:
-        """Queue a job once; return the job that already holds the id or idempotency key, else this one (queued).
+        """Queue a job once and return it as queued.
 
-        Raises ConflictError (idempotency key used for another request), QueueUnavailable.
+        The same id or the same idempotency key again changes nothing and returns the
+        job that is there already, which then may have another id.
+
+        Raises:
+            InputError: The job belongs to another lineage.
+            ConflictError: The idempotency key was used for a different request.
+            QueueUnavailable: Redis does not answer or is full; nothing was queued.
         """
-        raise NotImplementedError
+        waiting = {"status": JobStatus.QUEUED, "phase": None, "started_at": None, "attempts": 0}
+        return self._put(job.model_copy(update=waiting), enqueue=True)
+
+    def restore(self, job: Job) -> Job:
+        """Put back the record of a finished job that Redis lost, without queueing it."""
+        if not job.status.terminal:
+            raise InputError(
+                f"job {job.id} is {job.status}: only a finished job is restored, submit it instead"
+            )
+        return self._put(job, enqueue=False)
 
     def get(self, job_id: str) -> Job:
         """Return a job; raise NotFoundError."""
-        raise NotImplementedError
+        return self._ledger.get(job_id)
 
-    def list(self, limit: int = 20, after: str | None = None) -> list[Job]:
-        """Return jobs, newest first, those behind job ``after``."""
-        raise NotImplementedError
+    def list(self, limit: int = 20, after: str | None = None) -> Jobs:
+        """Return up to ``limit`` jobs, newest first; ``after`` is the last job of the page before.
+
+        Raises:
+            NotFoundError: There is no job ``after``.
+        """
+        count = min(max(limit, 1), _LARGEST_PAGE)
+        with guarded("list the jobs"):
+            start = 0
+            if after is not None:
+                rank: Any = self._client.zrevrank(self._keys.index, check_job_id(after))
+                if rank is None:
+                    raise missing(after)
+                start = int(rank) + 1
+            ids: Any = self._client.zrevrange(self._keys.index, start, start + count - 1)
+            pipeline = self._client.pipeline(transaction=False)
+            for job_id in ids:
+                pipeline.hgetall(self._keys.job(job_id))
+            records: Any = pipeline.execute()
+        return [job for job_id, fields in zip(ids, records, strict=True) if (job := _parsed(fields, job_id))]
 
     def cancel(self, job_id: str) -> Job:
-        """Cancel: at once when queued, by flag when running; ConflictError when succeeded or failed."""
-        raise NotImplementedError
+        """Cancel a job: at once while it waits, by a flag that the worker reads while it runs.
+
+        Cancelling twice is fine.
+
+        Raises:
+            NotFoundError: No such job.
+            ConflictError: The job has succeeded or failed already.
+        """
+        check_job_id(job_id)
+        with guarded(f"cancel job {job_id}"):
+            keys = [self._keys.job(job_id), self._keys.stream]
+            answer = self._ledger.run(scripts.CANCEL, keys, [GROUP, repr(time.time())])
+        if answer == "missing":
+            raise missing(job_id)
+        job = self.get(job_id)
+        if answer == "terminal" and job.status is not JobStatus.CANCELLED:
+            raise ConflictError(
+                f"job {job_id} has {job.status} already and cannot be cancelled", param="job_id"
+            )
+        return job
 
     def is_cancelled(self, job_id: str) -> bool:
-        raise NotImplementedError
+        """Tell whether the job was asked to stop."""
+        return self._ledger.is_cancelled(job_id)
 
-    def events(self, job_id: str, after: str = "0", limit: int = 100) -> list[JobEvent]:
-        raise NotImplementedError
+    def events(self, job_id: str, after: str = "0", limit: int = 100) -> JobEvents:
+        """Return the events behind event ``after``, oldest first; the last 1000 of a job are kept.
+
+        Raises:
+            NotFoundError: No such job.
+            InputError: ``after`` is no event id.
+        """
+        if not _EVENT_ID.fullmatch(after):
+            raise InputError(
+                f"event id {after[:40]!r} is not one: use the id of an event, or 0", param="after"
+            )
+        check_job_id(job_id)
+        count = min(max(limit, 1), _LARGEST_PAGE)
+        with guarded(f"read the events of job {job_id}"):
+            entries: Any = self._client.xrange(self._keys.events(job_id), min=f"({after}", count=count)
+            if not entries and not self._client.exists(self._keys.job(job_id)):
+                raise missing(job_id)
+        return [_event(entry, fields) for entry, fields in entries]
 
     def append_event(
         self,
@@ -48,23 +153,134 @@ class JobQueue:
         message: str,
         *,
         level: EventLevel = "info",
-        type: EventType = "message",
+        type: EventType = "message",  # noqa: A002 - the word of the OpenAI event record
         data: dict[str, Any] | None = None,
     ) -> str:
-        """Append an event; return its id."""
-        raise NotImplementedError
+        """Append an event and return its id; raise NotFoundError. A worker uses ``Claim.event``."""
+        return self._ledger.append_event(check_job_id(job_id), None, message, level, type, data)
 
     def update(self, job_id: str, **fields: Any) -> Job:
-        """Change fields of a job that is not terminal (ConflictError otherwise)."""
-        raise NotImplementedError
+        """Change fields of a job and return it. A worker uses ``Claim.update``, which checks the fence.
+
+        Raises:
+            NotFoundError: No such job.
+            ConflictError: The job has ended.
+            InputError: An unknown field, or a value of another type.
+        """
+        return self._ledger.update(check_job_id(job_id), None, fields)
 
     def depth(self) -> int:
-        """Return the number of jobs that wait for a worker."""
-        raise NotImplementedError
+        """Return how many jobs wait for a worker."""
+        return self._waiting()[0]
 
     def oldest_seconds(self) -> float:
-        """Return how long the oldest waiting job has waited; 0.0 if none waits."""
-        raise NotImplementedError
+        """Return how long the longest waiting job has waited; 0.0 if none waits."""
+        return self._waiting()[1]
+
+    def dead_letters(self, limit: int = 100) -> Any:
+        """Return what was given up, newest first: ``entry``, ``job``, ``reason``, ``payload``."""
+        with guarded("read the dead letters"):
+            entries: Any = self._client.xrevrange(self._keys.dead, count=limit)
+        return [fields for _, fields in entries]
 
     def claim(self, worker: str, block_seconds: float = 0) -> Claim | None:
-        raise NotImplementedError
+        """Take the next job, waiting up to ``block_seconds`` for one; None if there is none to have.
+
+        Jobs whose worker fell silent come first. While a job of the lineage runs,
+        nothing is handed out. What is no job of ours, and what was delivered more than
+        ``max_deliveries`` times, goes to the dead letters on the way.
+
+        Raises:
+            QueueUnavailable: Redis does not answer.
+        """
+        deadline = time.monotonic() + block_seconds
+        while True:
+            claim = self._try_claim(worker)
+            left = deadline - time.monotonic()
+            if claim is not None or left <= 0:
+                return claim
+            with guarded("wait for a job"):
+                pause = max(int(min(left, _POLL_SECONDS) * 1000), 1)
+                self._client.xread({self._keys.stream: "$"}, count=1, block=pause)
+
+    def _try_claim(self, worker: str) -> Claim | None:
+        keys = [self._keys.stream, self._keys.dead, self._keys.fence, self._keys.writer]
+        lease = int(self.lease_seconds * 1000)
+        prefixes = [self._keys.job_prefix, self._keys.events_prefix]
+        while True:
+            with guarded("claim a job"):
+                arguments = [GROUP, worker, lease, self.max_deliveries, *prefixes]
+                answer = self._ledger.run(scripts.CLAIM, keys, arguments)
+            if answer[0] != "claim":
+                return None
+            job_id, entry, token = answer[1:]
+            try:
+                job = self.get(job_id)
+            except (NotFoundError, InputError) as error:
+                self._bury(job_id, entry, token, error.message)
+                continue
+            return Claim(
+                self._ledger,
+                job,
+                fence=int(token),
+                entry=entry,
+                worker=worker,
+                lease_seconds=self.lease_seconds,
+            )
+
+    def _bury(self, job_id: str, entry: str, token: str, reason: str) -> None:
+        """Close a claimed job whose record is not ours to read."""
+        failed = ["status", '"failed"', "finished_at", repr(time.time())]
+        keys = [self._keys.job(job_id), self._keys.stream, self._keys.fence, self._keys.writer]
+        letter: Any = {"entry": entry, "job": job_id[:200], "reason": reason[:500], "payload": "[]"}
+        with guarded(f"give up job {job_id[:90]!r}"):
+            self._ledger.run(scripts.FINISH, keys, [GROUP, entry, token, *failed])
+            self._client.xadd(self._keys.dead, letter, maxlen=DEAD_KEPT, approximate=False)
+
+    def _put(self, job: Job, *, enqueue: bool) -> Job:
+        if job.lineage != self.lineage:
+            raise InputError(f"job {job.id} is for {job.lineage!r}, this queue serves {self.lineage!r}")
+        key = job.idempotency_key
+        field = hashlib.sha256(key.encode()).hexdigest() if key is not None else ""
+        arguments = [job.id, job.created_at, field, job.fingerprint(), self._keys.job_prefix, int(enqueue)]
+        with guarded(f"queue job {job.id}"):
+            keys = [self._keys.job(job.id), self._keys.stream, self._keys.index, self._keys.idempotency]
+            kind, holder = self._ledger.run(scripts.SUBMIT, keys, [*arguments, *encode_job(job)])
+        if kind == "conflict":
+            raise ConflictError(
+                f"the idempotency key belongs to another request (job {holder}): use a new key",
+                param="Idempotency-Key",
+            )
+        return self.get(holder)
+
+    def _waiting(self) -> tuple[int, float]:
+        with guarded("look at the queue"):
+            total = int(self._client.xlen(self._keys.stream))  # pyright: ignore[reportArgumentType]
+            if not total:
+                return 0, 0.0
+            groups: Any = self._client.xinfo_groups(self._keys.stream)
+            ours = next((group for group in groups if group["name"] == GROUP), None)
+            behind = f"({ours['last-delivered-id']}" if ours else "-"
+            first: Any = self._client.xrange(self._keys.stream, min=behind, count=1)
+            clock: Any = self._client.time()
+        depth = max(total - (int(ours["pending"]) if ours else 0), 0)
+        if not first or not depth:
+            return depth, 0.0
+        return depth, max(clock[0] + clock[1] / 1e6 - _seconds_of(first[0][0]), 0.0)
+
+
+def _parsed(fields: dict[str, str], job_id: str) -> Job | None:
+    try:
+        return parse(fields, job_id)
+    except NotFoundError:
+        return None
+
+
+def _seconds_of(entry: str) -> float:
+    return int(entry.partition("-")[0]) / 1000
+
+
+def _event(entry: str, fields: dict[str, str]) -> JobEvent:
+    data = json.loads(fields.get("data", "{}"))
+    known: Any = {name: fields[name] for name in ("level", "type", "message")}
+    return JobEvent(id=entry, created_at=_seconds_of(entry), data=data, **known)

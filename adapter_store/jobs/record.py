@@ -48,7 +48,9 @@ def new_job_id() -> str:
 def check_job_id(value: str) -> str:
     """Return ``value`` if it may name a job; raise InputError otherwise."""
     if not _JOB_ID.fullmatch(value):
-        raise InputError(f"job id {value[:80]!r} is not allowed: it reads job- and then letters, digits, _ or -")
+        raise InputError(
+            f"job id {value[:80]!r} is not allowed: it reads job- and then letters, digits, _ or -"
+        )
     return value
 
 

@@ -1,12 +1,31 @@
-"""Movable names for immutable versions."""
+"""Movable names for immutable versions.
+
+Each move writes one new file ``aliases/<alias>/<revision>.json`` by exclusive create:
+of several movers that saw the same revision exactly one succeeds (compare-and-set), and
+the files are the history.
+"""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import time
+from collections.abc import Callable
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from adapter_store.errors import AliasConflict, ConflictError, NotFoundError, StoreError
+from adapter_store.names import BASE_VERSION, check_alias_name, check_version_id
+from adapter_store.versions.storage import Storage
+
+STABLE = "stable"
+_ATTEMPTS = 100
 
 
 class AliasRecord(BaseModel):
-    """One revision of an alias; revision 1 is the first."""
+    """Record one move of an alias; revision 1 is the first, times are seconds since 1970.
+
+    Attributes:
+        rolled_back_from: The version that a rollback left, None for an ordinary move.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -20,29 +39,139 @@ class AliasRecord(BaseModel):
 
 
 class AliasTable:
-    """Read and move aliases by compare-and-set."""
+    """Read and move the aliases of one lineage.
+
+    Args:
+        storage: Where the lineage lives.
+        exists: Tells whether a version is published; aliases never point elsewhere.
+    """
+
+    def __init__(self, storage: Storage, root: str, exists: Callable[[str], bool]) -> None:
+        self._storage = storage
+        self._root = f"{root}/aliases"
+        self._exists = exists
+        self._read: dict[str, AliasRecord] = {}
 
     def get(self, alias: str) -> AliasRecord | None:
-        raise NotImplementedError
+        """Return where an alias points now, None if it was never moved (``stable`` then means ``base``)."""
+        revisions = self._revisions(alias)
+        return self._record(alias, revisions[-1]) if revisions else None
 
     def move(
         self, alias: str, version: str, *, expected_revision: int | None = None, reason: str, actor: str
     ) -> AliasRecord:
-        """Point the alias at a version. expected_revision: 0 = must not exist yet, None = whatever it is.
+        """Point an alias at a version and return the new record.
 
-        Raises AliasConflict, NotFoundError (no such version), InputError.
+        Args:
+            alias: Name of the alias.
+            version: ``base`` or a published version.
+            expected_revision: Revision that the caller saw; 0: the alias must not exist yet;
+                None: move from wherever it is.
+            reason: Why, for people.
+            actor: Who, for people.
+
+        Raises:
+            AliasConflict: The alias is at another revision.
+            NotFoundError: There is no such version.
+            InputError: The alias or version has no valid name.
         """
-        raise NotImplementedError
+        check_version_id(version)
+        if version != BASE_VERSION and not self._exists(version):
+            raise NotFoundError(f"there is no version {version}; list the versions to see which there are")
+        return self._append(alias, expected_revision, lambda _: (version, None), reason, actor)
 
     def rollback(
         self, alias: str, *, expected_revision: int | None = None, reason: str, actor: str
     ) -> AliasRecord:
-        """Point the alias at the version before; ConflictError if there is none."""
-        raise NotImplementedError
+        """Point an alias at the version before, as a new revision; return its record.
+
+        Rolling back twice goes two versions back, not forth again. Before its first
+        version ``stable`` was ``base``.
+
+        Raises:
+            ConflictError: There is no version before.
+            AliasConflict: The alias is at another revision.
+        """
+
+        def before(history: list[AliasRecord]) -> tuple[str, str]:
+            stack = _stack(history, alias)
+            if len(stack) < 2:
+                raise ConflictError(f"alias {alias} has no version before the current one to go back to")
+            return stack[-2], stack[-1]
+
+        return self._append(alias, expected_revision, before, reason, actor)
 
     def history(self, alias: str) -> list[AliasRecord]:
-        """Return every revision, oldest first."""
-        raise NotImplementedError
+        """Return every move of an alias, oldest first."""
+        return [self._record(alias, revision) for revision in self._revisions(alias)]
 
     def all(self) -> dict[str, AliasRecord]:
-        raise NotImplementedError
+        """Return where each alias points now."""
+        found = {alias: self.get(alias) for alias in self._storage.list(self._root)}
+        return {alias: record for alias, record in found.items() if record is not None}
+
+    def _append(
+        self,
+        alias: str,
+        expected: int | None,
+        choose: Callable[[list[AliasRecord]], tuple[str, str | None]],
+        reason: str,
+        actor: str,
+    ) -> AliasRecord:
+        check_alias_name(alias)
+        for _ in range(_ATTEMPTS):
+            history = self.history(alias)
+            revision = history[-1].revision if history else 0
+            if expected is not None and expected != revision:
+                break
+            version, left = choose(history)
+            record = AliasRecord(
+                alias=alias,
+                version=version,
+                revision=revision + 1,
+                moved_at=time.time(),
+                reason=reason,
+                actor=actor,
+                rolled_back_from=left,
+            )
+            if self._storage.create_exclusive(
+                self._name(alias, revision + 1), record.model_dump_json().encode()
+            ):
+                return record
+        raise AliasConflict(
+            f"alias {alias} moved meanwhile (it is at revision {self._latest(alias)}, not {expected}):"
+            " read it again and decide anew",
+            param="If-Match",
+        )
+
+    def _latest(self, alias: str) -> int:
+        return max(self._revisions(alias), default=0)
+
+    def _revisions(self, alias: str) -> list[int]:
+        names = self._storage.list(f"{self._root}/{check_alias_name(alias)}")
+        return sorted(int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit())
+
+    def _record(self, alias: str, revision: int) -> AliasRecord:
+        name = self._name(alias, revision)
+        if name not in self._read:
+            try:
+                self._read[name] = AliasRecord.model_validate_json(self._storage.read(name))
+            except ValidationError:
+                raise StoreError(
+                    f"revision {revision} of alias {alias} is damaged: remove {name} from the store"
+                ) from None
+        return self._read[name]
+
+    def _name(self, alias: str, revision: int) -> str:
+        return f"{self._root}/{alias}/{revision:010d}.json"
+
+
+def _stack(history: list[AliasRecord], alias: str) -> list[str]:
+    """Return the versions up to the current one: a move puts one on top, a rollback takes one off."""
+    stack = [BASE_VERSION] if alias == STABLE else []
+    for record in history:
+        if record.rolled_back_from is not None:
+            stack.pop()
+        elif not stack or stack[-1] != record.version:
+            stack.append(record.version)
+    return stack

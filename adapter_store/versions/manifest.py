@@ -60,12 +60,12 @@ class ManifestDraft(BaseModel):
     tasks: tuple[str, ...]
     settings: dict[str, Any] = Field(default_factory=dict)
     accuracy: AccuracyMatrix = Field(default_factory=AccuracyMatrix.empty)
-    routing_leak: dict[str, float] = Field(default_factory=dict)
-    zero_shot_retention: float | None = None
+    routing_leak: dict[str, FiniteFloat] = Field(default_factory=dict)
+    zero_shot_retention: FiniteFloat | None = None
     gate: Gate | None = None
     probe: Probe | None = None
     created_at: float = Field(default_factory=time.time)
-    seconds: dict[str, float] = Field(default_factory=dict)
+    seconds: dict[str, FiniteFloat] = Field(default_factory=dict)
 
 
 class Manifest(ManifestDraft):

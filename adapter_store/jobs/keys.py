@@ -1,0 +1,52 @@
+"""Every Redis key that Strata uses, in one place.
+
+``{L}`` is the lineage. The braces are part of the key: they are a cluster hash tag,
+so that all keys of a lineage live in one slot and a script may touch them together.
+
+=============================  ======  ===============================================================
+key                            type    meaning
+=============================  ======  ===============================================================
+``strata:{L}:jobs``            stream  one entry per waiting or running job: ``job`` = its id. The
+                                       consumer group ``workers`` reads it; a finished job's entry is
+                                       acknowledged and deleted.
+``strata:{L}:dead``            stream  entries that were given up: ``entry job reason payload``
+``strata:{L}:index``           zset    every job id, scored by creation time
+``strata:{L}:idempotency``     hash    sha256 of an Idempotency-Key -> job id
+``strata:{L}:fence``           string  the fencing token of the latest claim; it only grows
+``strata:{L}:writer``          string  the token of the claim that runs now; it expires with the lease,
+                                       so while it exists nobody else may write to the lineage
+``strata:{L}:job:<id>``        hash    the fields of the job, each as JSON, and beside them
+                                       ``_entry`` stream entry, ``_fence`` token of its latest claim,
+                                       ``_cancel`` 1 when asked to stop, ``_fingerprint`` of the request
+``strata:{L}:events:<id>``     stream  progress events: ``level type message data``; the last 1000
+=============================  ======  ===============================================================
+"""
+
+from __future__ import annotations
+
+GROUP = "workers"
+EVENTS_KEPT = 1000
+DEAD_KEPT = 1000
+
+
+class Keys:
+    """Build the key names of one lineage."""
+
+    def __init__(self, lineage: str) -> None:
+        root = f"strata:{{{lineage}}}:"
+        self.stream = root + "jobs"
+        self.dead = root + "dead"
+        self.index = root + "index"
+        self.idempotency = root + "idempotency"
+        self.fence = root + "fence"
+        self.writer = root + "writer"
+        self.job_prefix = root + "job:"
+        self.events_prefix = root + "events:"
+
+    def job(self, job_id: str) -> str:
+        """Return the key of a job's record."""
+        return self.job_prefix + job_id
+
+    def events(self, job_id: str) -> str:
+        """Return the key of a job's events."""
+        return self.events_prefix + job_id

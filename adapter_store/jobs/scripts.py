@@ -1,0 +1,216 @@
+"""The Lua scripts of the queue: each one is a step that happens wholly or not at all.
+
+Two habits run through them:
+
+- ``redis.replicate_commands()`` lets a script write after reading the clock on Redis 6.2
+  (newer versions always do and ignore the call).
+- Scripts that take work *out* of Redis begin with a write that a full Redis allows
+  (PERSIST, XACK, XCLAIM); Redis then lets the whole script through. So a Redis that
+  refuses new jobs for lack of memory still lets the accepted ones run and finish.
+"""
+
+from __future__ import annotations
+
+from adapter_store.jobs.keys import DEAD_KEPT, EVENTS_KEPT
+
+_TERMINAL = """
+local function terminal(status)
+  return status == '"succeeded"' or status == '"failed"' or status == '"cancelled"'
+end
+"""
+
+# KEYS job, stream, index, idempotency
+# ARGV id, created_at, idempotency field or '', fingerprint, job prefix, 1 to enqueue, then field, value, ...
+SUBMIT = """
+redis.replicate_commands()
+if redis.call('EXISTS', KEYS[1]) == 1 then return {'known', ARGV[1]} end
+if ARGV[3] ~= '' then
+  local holder = redis.call('HGET', KEYS[4], ARGV[3])
+  local print = holder and redis.call('HGET', ARGV[5] .. holder, '_fingerprint')
+  if print then
+    if print ~= ARGV[4] then return {'conflict', holder} end
+    return {'known', holder}
+  end
+end
+redis.call('HSET', KEYS[1], '_fingerprint', ARGV[4], unpack(ARGV, 7))
+if ARGV[6] == '1' then
+  redis.call('HSET', KEYS[1], '_entry', redis.call('XADD', KEYS[2], '*', 'job', ARGV[1]))
+end
+redis.call('ZADD', KEYS[3], ARGV[2], ARGV[1])
+if ARGV[3] ~= '' then redis.call('HSET', KEYS[4], ARGV[3], ARGV[1]) end
+return {'new', ARGV[1]}
+"""
+
+# KEYS stream, dead, fence, writer
+# ARGV group, worker, lease ms, max deliveries, job prefix, events prefix
+# Returns {'busy'}, {'none'} or {'claim', id, entry, fence}. One claim at a time per lineage: while the
+# writer key lives, nothing is handed out. Entries of dead workers come first, then new ones.
+CLAIM = (
+    _TERMINAL
+    + f"""
+redis.replicate_commands()
+local stream, dead, fence, writer = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local group, worker, lease, limit = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+if redis.call('EXISTS', writer) == 1 then return {{'busy'}} end
+redis.call('PERSIST', stream)
+local time = redis.call('TIME')
+local now = time[1] .. '.' .. string.format('%06d', time[2])
+
+local function drop(entry)
+  redis.call('XACK', stream, group, entry)
+  redis.call('XDEL', stream, entry)
+end
+local function bury(entry, job, reason, fields)
+  local shown = {{}}
+  for i = 1, math.min(#fields, 16) do shown[i] = string.sub(fields[i], 1, 200) end
+  drop(entry)
+  redis.call('XADD', dead, 'MAXLEN', {DEAD_KEPT}, '*', 'entry', entry, 'job', string.sub(job or '', 1, 200),
+    'reason', reason, 'payload', cjson.encode(shown))
+end
+local function close(job, status, fields, level, message)
+  redis.call('HSET', ARGV[5] .. job, 'status', status, 'finished_at', now, 'phase', 'null', unpack(fields))
+  redis.call('XADD', ARGV[6] .. job, 'MAXLEN', {EVENTS_KEPT}, '*', 'level', level, 'type', 'message',
+    'message', message, 'data', '{{}}')
+end
+local function next_entry()
+  local late = redis.pcall('XPENDING', stream, group, 'IDLE', lease, '-', '+', 1)
+  if late.err then
+    if not string.find(late.err, 'NOGROUP') then return late end
+    redis.call('XGROUP', 'CREATE', stream, group, '0', 'MKSTREAM')
+    late = {{}}
+  end
+  if late[1] then
+    local id, times = late[1][1], late[1][4]
+    local found = redis.call('XCLAIM', stream, group, worker, lease, id)
+    if found[1] and found[1][2] then return {{id, found[1][2], times + 1}} end
+    return {{id, {{}}, times + 1}}
+  end
+  local fresh = redis.call('XREADGROUP', 'GROUP', group, worker, 'COUNT', 1, 'STREAMS', stream, '>')
+  if not fresh then return nil end
+  local entry = fresh[1][2][1]
+  return {{entry[1], entry[2] or {{}}, 1}}
+end
+
+for _ = 1, 1000 do
+  local found = next_entry()
+  if not found then return {{'none'}} end
+  if found.err then return found end
+  local entry, fields, times = found[1], found[2], found[3]
+  local job
+  for i = 1, #fields, 2 do if fields[i] == 'job' then job = fields[i + 1] end end
+  local key = job and (ARGV[5] .. job)
+  local seen = key and redis.pcall('HMGET', key, 'status', '_cancel', '_entry', 'started_at')
+  if not seen or seen.err or not seen[1] then
+    bury(entry, job, 'not a job of this queue', fields)
+  elseif terminal(seen[1]) or seen[3] ~= entry then
+    drop(entry)
+  elseif seen[2] == '1' then
+    drop(entry)
+    close(job, '"cancelled"', {{}}, 'info', 'cancelled')
+  elseif times > limit then
+    local message = 'given up: ' .. limit .. ' attempts ended without a result; see the log of the worker'
+    bury(entry, job, message, fields)
+    close(job, '"failed"', {{'error', cjson.encode({{code = 'too_many_attempts', message = message}})}},
+      'error', message)
+  else
+    local last = tonumber(redis.call('GET', fence) or '0')
+    local token = string.format('%.0f', math.max(last + 1, time[1] * 1000 + math.floor(time[2] / 1000)))
+    redis.call('SET', fence, token)
+    redis.call('SET', writer, token, 'PX', lease)
+    redis.call('HSET', key, '_fence', token, 'status', '"running"', 'attempts', times)
+    if not seen[4] or seen[4] == 'null' then redis.call('HSET', key, 'started_at', now) end
+    return {{'claim', job, entry, token}}
+  end
+end
+return {{'none'}}
+"""
+)
+
+# KEYS job, stream, fence, writer   ARGV group, worker, entry, token, lease ms
+# XCLAIM to oneself with IDLE 0 restarts the entry's idle time; JUSTID leaves its delivery count alone.
+HEARTBEAT = """
+redis.replicate_commands()
+if redis.call('GET', KEYS[3]) ~= ARGV[4] or redis.call('HGET', KEYS[1], '_fence') ~= ARGV[4] then return 0 end
+if redis.call('HGET', KEYS[1], 'status') ~= '"running"' then return 0 end
+local mine = redis.call('XCLAIM', KEYS[2], ARGV[1], ARGV[2], 0, ARGV[3], 'IDLE', 0, 'JUSTID')
+if #mine == 0 then return 0 end
+redis.call('SET', KEYS[4], ARGV[4], 'PX', ARGV[5])
+return 1
+"""
+
+# KEYS job, fence   ARGV token or '', then field, value, ...
+UPDATE = (
+    _TERMINAL
+    + """
+local status = redis.call('HGET', KEYS[1], 'status')
+if not status then return ARGV[1] == '' and 'missing' or 'lost' end
+local current = redis.call('GET', KEYS[2]) == ARGV[1] and redis.call('HGET', KEYS[1], '_fence') == ARGV[1]
+if ARGV[1] ~= '' and not current then return 'lost' end
+if terminal(status) then return 'terminal' end
+redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+return 'ok'
+"""
+)
+
+# KEYS job, fence, events   ARGV token or '', level, type, message, data
+EVENT = f"""
+redis.replicate_commands()
+if redis.call('EXISTS', KEYS[1]) == 0 then return ARGV[1] == '' and 'missing' or 'lost' end
+local current = redis.call('GET', KEYS[2]) == ARGV[1] and redis.call('HGET', KEYS[1], '_fence') == ARGV[1]
+if ARGV[1] ~= '' and not current then return 'lost' end
+return redis.call('XADD', KEYS[3], 'MAXLEN', {EVENTS_KEPT}, '*', 'level', ARGV[2], 'type', ARGV[3],
+  'message', ARGV[4], 'data', ARGV[5])
+"""
+
+# KEYS job, stream, fence, writer   ARGV group, entry, token, then field, value, ...
+# A repeat after a lost answer finds the job terminal under its own token: 'ok' again, nothing written.
+FINISH = (
+    _TERMINAL
+    + """
+redis.replicate_commands()
+if redis.call('HGET', KEYS[1], '_fence') ~= ARGV[3] then return 'lost' end
+if terminal(redis.call('HGET', KEYS[1], 'status')) then return 'ok' end
+if redis.call('GET', KEYS[3]) ~= ARGV[3] then return 'lost' end
+redis.call('XACK', KEYS[2], ARGV[1], ARGV[2])
+redis.call('XDEL', KEYS[2], ARGV[2])
+redis.call('DEL', KEYS[4])
+redis.call('HSET', KEYS[1], unpack(ARGV, 4))
+return 'ok'
+"""
+)
+
+# KEYS job, stream, fence, writer   ARGV group, worker, entry, token, lease ms
+# The entry looks idle for a whole lease again, with one delivery less, so the next claim takes it at once.
+RELEASE = """
+redis.replicate_commands()
+if redis.call('GET', KEYS[3]) ~= ARGV[4] or redis.call('HGET', KEYS[1], '_fence') ~= ARGV[4] then return 0 end
+local seen = redis.call('XPENDING', KEYS[2], ARGV[1], ARGV[3], ARGV[3], 1)
+if not seen[1] then return 0 end
+local times = math.max(seen[1][4] - 1, 0)
+redis.call('XCLAIM', KEYS[2], ARGV[1], ARGV[2], 0, ARGV[3], 'IDLE', ARGV[5], 'RETRYCOUNT', times, 'JUSTID')
+redis.call('DEL', KEYS[4])
+redis.call('HSET', KEYS[1], 'status', '"queued"', 'phase', 'null', 'attempts', times, '_fence', '0')
+return 1
+"""
+
+# KEYS job, stream   ARGV group, now
+CANCEL = (
+    _TERMINAL
+    + """
+redis.replicate_commands()
+local seen = redis.call('HMGET', KEYS[1], 'status', '_entry')
+if not seen[1] then return 'missing' end
+if terminal(seen[1]) then return 'terminal' end
+redis.call('PERSIST', KEYS[1])
+if seen[1] == '"running"' then
+  redis.call('HSET', KEYS[1], '_cancel', '1')
+  return 'flagged'
+end
+if seen[2] then
+  redis.call('XACK', KEYS[2], ARGV[1], seen[2])
+  redis.call('XDEL', KEYS[2], seen[2])
+end
+redis.call('HSET', KEYS[1], '_cancel', '1', 'status', '"cancelled"', 'finished_at', ARGV[2])
+return 'cancelled'
+"""
+)
