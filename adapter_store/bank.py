@@ -20,8 +20,8 @@ def gate_of(c: Tensor, rank: int) -> Tensor:
 class Bank:
     """Hold a pool of increments in the layout of the stacked products.
 
-    Per target one stacked tensor each: ``down`` ``[L, n, r, d_in]`` and ``up`` ``[L, n, r, d_out]`` (transposed
-    against a state, so that both products read rows). Addresses never change: ``fill`` overwrites in place.
+    Per target one stacked tensor each: ``down`` ``[L, n, r, d_in]`` and ``up`` ``[L, n, r, d_out]`` (both
+    products read rows). Addresses never change: ``fill`` overwrites in place.
     """
 
     def __init__(self, down: dict[str, Tensor], up: dict[str, Tensor], rows: int) -> None:

@@ -1,8 +1,8 @@
 """How a pool of increments acts on the frozen language model: two products and a scale per adapted linear.
 
 For every adapted linear, ``y = W0 x + B_all (repeat(c, r) * (A_all x))`` (eq. 6). All increments of a version
-lie stacked in a ``Bank``; a ``Term`` is a bank with the gate ``repeat(c, r)`` of each token. Several terms add
-up: one per version that is present in a serving batch, or a frozen and a trained one in training.
+lie stacked in a ``Bank``; a ``Term`` is a bank with the gate ``repeat(c, r)`` of each token. Several terms
+add up: one per version that is present in a serving batch, or a frozen and a trained one in training.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """Build a tiny LLaVA folder with random weights: the same classes and files as a real base, in a second.
 
-The folder is what ``LlavaForConditionalGeneration.from_pretrained`` and ``AutoProcessor.from_pretrained`` read:
+The folder is what ``LlavaForConditionalGeneration.from_pretrained`` and ``AutoProcessor`` read:
 a SigLIP-shaped tower (28 px, patch 14, four image tokens), a Llama text model (three layers, hidden 64), a
 byte-level BPE tokenizer that can spell any text, a ChatML template, and a sentence encoder next to it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import torch
@@ -38,7 +40,7 @@ _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
 _CORPUS = [
     "What is shown in the picture? Which digit is it? Answer with one word.",
     "zero one two three four five six seven eight nine bird cat dog fish horse red green blue yes no",
-    "user assistant system: The answer is a picture of a thing in the scene, and it is the color of the shape.",
+    "user assistant system: The answer is a picture of a thing in the scene, the color of the shape.",
 ]
 
 
@@ -77,7 +79,6 @@ def build_tiny_llava(folder: Path, seed: int = 0) -> Path:
     """
     folder = Path(folder)
     tokenizer = build_tokenizer()
-    image_token_id = int(tokenizer.convert_tokens_to_ids("<image>"))  # type: ignore[arg-type]
     config = LlavaConfig(
         vision_config=SiglipVisionConfig(
             hidden_size=32,
@@ -97,12 +98,12 @@ def build_tiny_llava(folder: Path, seed: int = 0) -> Path:
             num_key_value_heads=2,
             head_dim=16,
             max_position_embeddings=1024,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=_token_id(tokenizer, "<|endoftext|>"),
+            eos_token_id=_token_id(tokenizer, "<|im_end|>"),
+            pad_token_id=_token_id(tokenizer, "<|endoftext|>"),
             tie_word_embeddings=False,
         ),
-        image_token_id=image_token_id,
+        image_token_index=_token_id(tokenizer, "<image>"),
         image_seq_length=IMAGE_TOKENS,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
@@ -123,7 +124,13 @@ def build_tiny_llava(folder: Path, seed: int = 0) -> Path:
         vision_feature_select_strategy="full",
         chat_template=CHAT_TEMPLATE,
     ).save_pretrained(folder)
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    (folder / "base.json").write_text(json.dumps({"base_id": f"tiny-{seed}", "digest": digest}))
     return folder
+
+
+def _token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    return int(tokenizer.get_vocab()[token])
 
 
 def _widen(model: LlavaForConditionalGeneration) -> None:
@@ -150,7 +157,7 @@ def _save_sentence_encoder(folder: Path) -> None:
             num_attention_heads=2,
             intermediate_size=64,
             max_position_embeddings=128,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=_token_id(tokenizer, "<|endoftext|>"),
         )
     ).eval()
     for name, parameter in encoder.named_parameters():
