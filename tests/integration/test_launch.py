@@ -193,8 +193,11 @@ def test_no_orphan_is_left_when_the_parent_is_killed(tmp_path: Path):
                 "print(os.getpid(), flush=True); time.sleep(600)"
             )
             programs = [Program(name, (sys.executable, "-c", code)) for name in ("gateway", "worker")]
-            supervisor = Supervisor(programs, on_line=lambda n, t: print(t, flush=True), on_event=lambda e: None)
-            supervisor.run(threading.Event())
+
+            def show(_, line):
+                print(line, flush=True)
+
+            Supervisor(programs, on_line=show, on_event=repr).run(threading.Event())
             """
         )
     )
