@@ -11,6 +11,7 @@ import httpx
 from adapter_store.errors import InputError, StrataError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+_SHOWN_FAULTS = 30
 _CALLERS_FAULT = frozenset({400, 404, 405, 409, 412, 413, 415, 422})
 
 
@@ -124,13 +125,25 @@ def _event(text: str) -> dict[str, Any]:
     return event
 
 
+def _faults(report: Any) -> str:
+    """Return the faults of a data set report, one a line; empty without a report."""
+    faults = report.get("faults", []) if isinstance(report, dict) else []
+    lines = []
+    for fault in faults[:_SHOWN_FAULTS]:
+        line = None if fault.get("line") is None else f"line {fault['line']}"
+        where = ", ".join(part for part in (fault.get("file"), line, fault.get("field")) if part)
+        lines.append(f"\n  {where}: {fault.get('reason')}" if where else f"\n  {fault.get('reason')}")
+    hidden = len(faults) - len(lines) + int(report.get("truncated_faults", 0)) if faults else 0
+    return "".join(lines) + (f"\n  and {hidden} more" if hidden else "")
+
+
 def raise_for_error(response: httpx.Response) -> None:
     """Raise the fitting error if an answer is one; its message is the server's own."""
     if not response.is_error:
         return
     try:
         error = response.json()["error"]
-        message = str(error["message"])
+        message = str(error["message"]) + _faults(error.get("report"))
     except (ValueError, KeyError, TypeError):
         message = f"{response.request.url} answered with status {response.status_code}"
     if response.status_code in {401, 403}:

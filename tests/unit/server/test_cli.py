@@ -119,6 +119,24 @@ def test_the_servers_own_words_are_passed_on(answering, status: int, kind: type[
         client.get("/v1/models")
 
 
+def test_every_fault_of_a_data_set_is_shown(answering, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    faults = [
+        {"file": "data.json", "line": 3, "field": "image", "reason": "a.png is not in the archive"},
+        {"file": None, "line": None, "field": "", "reason": "no answers"},
+    ]
+    report = {"faults": faults, "truncated_faults": 7}
+    url = answering(
+        {"/v1/tasks/digits/batches": reply(400, {"error": {"message": "2 faults", "report": report}})}
+    )
+    file = tmp_path / "data.zip"
+    file.write_bytes(b"x")
+    assert main(["submit", str(file), "--task", "digits", "--url", url]) == 2
+    shown = capsys.readouterr().err
+    assert "data.json, line 3, image: a.png is not in the archive" in shown
+    assert "  no answers" in shown
+    assert "and 7 more" in shown
+
+
 def test_a_missing_key_says_how_to_give_one(answering):
     url = answering({"/v1/models": reply(401, {"error": {"message": "no key"}})})
     with Client(url) as client, pytest.raises(RequestFailed, match="no key; give the key with --api-key"):
