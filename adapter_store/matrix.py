@@ -21,6 +21,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
+from adapter_store.errors import InputError
 from adapter_store.names import check_task_name
 
 
@@ -57,8 +58,11 @@ class AccuracyMatrix(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         width = len(self.tasks)
-        for task in self.tasks:
-            check_task_name(task)
+        try:
+            for task in self.tasks:
+                check_task_name(task)
+        except InputError as error:
+            raise ValueError(error.message) from None
         if len(set(self.tasks)) != width:
             raise ValueError("a task is listed twice")
         if len(self.base) != width or any(len(row) != width for row in self.rows):

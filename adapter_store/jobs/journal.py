@@ -87,6 +87,9 @@ class JobJournal:
                 holder = queue.submit(job).id
             except ConflictError:
                 holder = None
+            except NotFoundError as error:
+                logger.warning("job %s is kept on disk but not submitted: %s", job.id, error.message)
+                return 0
             if holder != job.id:
                 self.forget(job.id)
             return int(holder == job.id)

@@ -147,7 +147,7 @@ class Publication:
     def _fill(
         self, number: int, sources: dict[str, Path], hashes: dict[str, str], draft: ManifestDraft, fence: int
     ) -> Manifest | None:
-        """Return the manifest (maybe an earlier one of the same job), or None if the number was taken away."""
+        """Return the manifest (maybe an earlier one of the job), or None if the number was taken away."""
         for lower in self.numbers():
             if lower < number and (earlier := self._settle(lower, fence, draft.job_id)):
                 return earlier
