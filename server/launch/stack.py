@@ -21,9 +21,8 @@ GATEWAY = "gateway"
 WORKER = "worker"
 REDIS = "redis"
 _LOCK_WAIT_SECONDS = 3.0
-# Two processes share the cores: waiting threads must sleep, not spin, and the trainer yields to the gateway.
+# Two processes share the cores: waiting threads must sleep, not spin. The worker lowers its own priority.
 _SHARE_CORES = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
-_WORKER_NICENESS = "5"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,5 +148,5 @@ def programs(options: StackOptions, redis_url: str) -> list[Program]:
     worker = {**shared, "STRATA_METRICS_PORT": str(options.metrics_port)}
     return [
         Program(GATEWAY, (sys.executable, "-m", "server"), gateway),
-        Program(WORKER, ("nice", "-n", _WORKER_NICENESS, sys.executable, "-m", "trainer_worker"), worker),
+        Program(WORKER, (sys.executable, "-m", "trainer_worker"), worker),
     ]

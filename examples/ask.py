@@ -1,0 +1,39 @@
+"""Ask a running Strata about a picture, as any client of the OpenAI API would; print the answer as it comes.
+
+Usage: python examples/ask.py PICTURE QUESTION [MODEL]
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+from pathlib import Path
+
+import httpx
+
+
+def ask(picture: Path, question: str, model: str = "strata") -> str:
+    """Stream one answer to standard output and return it."""
+    url = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
+    body = {"model": model, "stream": True, "messages": [{"role": "user", "content": content}]}
+    answer = ""
+    server = os.environ.get("STRATA_URL", "http://127.0.0.1:8000")
+    with httpx.stream("POST", f"{server}/v1/chat/completions", json=body, timeout=120.0) as response:
+        response.raise_for_status()
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                for choice in json.loads(line.removeprefix("data: "))["choices"]:
+                    piece = choice["delta"].get("content") or ""
+                    answer += piece
+                    print(piece, end="", flush=True)
+    print()
+    return answer
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in {3, 4}:
+        sys.exit(__doc__)
+    ask(Path(sys.argv[1]), *sys.argv[2:])

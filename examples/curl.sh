@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# The short way: a picture and a question in, a line of JSON out; then what is served, and how well it does.
+# Usage: examples/curl.sh PICTURE QUESTION
+set -euo pipefail
+server=${STRATA_URL:-http://127.0.0.1:8000}
+picture=${1:?a picture file}
+question=${2:?a question}
+
+curl --fail-with-body -sS "$server/v1/vqa" -F "image=@$picture" -F "question=$question"
+echo
+curl --fail-with-body -sS "$server/v1/models"
+echo
+curl --fail-with-body -sS "$server/v1/evaluations/matrix"
+echo
