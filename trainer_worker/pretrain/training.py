@@ -1,0 +1,369 @@
+"""Train projector and low-rank change within a wall-clock budget; resumable, logged, exported as a trained part."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import queue
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from adapter_store.base.trained_part import CALIBRATION_FILE, TRAINED_FILE
+from trainer_worker.pretrain.chat import prompts, reply_to
+from trainer_worker.pretrain.charts import chart_picture
+from trainer_worker.pretrain.easy import EasyVqa
+from trainer_worker.pretrain.language import PackedLanguageModel
+from trainer_worker.pretrain.mixture import Mixture
+from trainer_worker.pretrain.packing import Batch, Packer, Row, Segment, collate
+from trainer_worker.pretrain.picture import COLORS, Picture
+from trainer_worker.pretrain.scenes import SHAPES
+from trainer_worker.pretrain.visual import Projector, WordTargets, to_pixels, tower_features
+from trainer_worker.pretrain.words import LETTERS
+
+__all__ = ["Settings", "Trainer", "chart_picture", "score"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Say how to train.
+
+    Attributes:
+        minutes: Wall-clock budget of the main phase; the learning rate follows its elapsed share.
+        warmup_pictures: Pictures of the first phase, in which only the projector learns words of patches.
+        rows: Rows per step.
+        length: Tokens per row.
+        rank: Rank of the change of every stacked linear.
+        learning_rate: Peak for the low-rank factors.
+        projector_rate: Peak for the projector.
+        chat_share: Part of the rows that is text only.
+        dialogs: How many self-made dialogs to repeat.
+        shards: Threads that each work on their share of the rows alone; they meet once per step, so a busy
+            machine costs less than threads that share every matrix product.
+        seed: Seed of everything.
+        checkpoint_seconds: Time between checkpoints.
+    """
+
+    minutes: float = 55.0
+    warmup_pictures: int = 12000
+    rows: int = 4
+    length: int = 192
+    rank: int = 16
+    learning_rate: float = 1.5e-3
+    projector_rate: float = 8e-4
+    chat_share: float = 0.08
+    dialogs: int = 384
+    shards: int = 2
+    seed: int = 0
+    checkpoint_seconds: float = 300.0
+
+
+class Trainer:
+    """Hold everything that a run needs.
+
+    Args:
+        model: The untrained base (`LlavaForConditionalGeneration`).
+        tokenizer: Its tokenizer.
+        easy: easy-VQA's official training split.
+        settings: How to train.
+        out: Folder for state, log and trained part.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, easy: EasyVqa, settings: Settings, out: Path) -> None:
+        torch.manual_seed(settings.seed)
+        self.settings, self.out, self.tokenizer, self.model = settings, out, tokenizer, model
+        self.tower = model.model.vision_tower
+        state = model.model.language_model.state_dict()
+        self.language = PackedLanguageModel(state, model.config.text_config, settings.rank)
+        self.packer = Packer(tokenizer, settings.length)
+        self.mixture = Mixture(easy, f"train-{settings.seed}", vary=True)
+        self.rng = random.Random(f"rows-{settings.seed}")
+        self.log = (out / "training_log.jsonl").open("a", encoding="utf-8")
+        self.picture_number = 0
+        self.step = 0
+        self.elapsed = 0.0
+        self.questions = 0
+        self.image_query_mean = torch.zeros(0)
+        self.projector: Projector
+        self.dialogs: list[Segment] = []
+
+    def write_log(self, **entry: Any) -> None:
+        """Append one line to the log and print it."""
+        entry["clock"] = time.strftime("%H:%M:%S")
+        line = json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in entry.items()})
+        self.log.write(line + "\n")
+        self.log.flush()
+        print(line, flush=True)
+
+    def prepare(self) -> None:
+        """Make the dialogs and warm the projector up, or read both from an earlier start of this run."""
+        path, width = self.out / "prepared.pt", self.language.embedding.shape[1]
+        requests = prompts(self.settings.dialogs, self.settings.seed)
+        if path.is_file():
+            kept = torch.load(path, weights_only=True)
+            self.image_query_mean, replies = kept["image_query_mean"], kept["replies"]
+            self.projector = Projector(kept["projector"]["mean"], kept["projector"]["std"], width)
+            self.projector.load_state_dict(kept["projector"])
+        else:
+            replies = reply_to(self.model, self.tokenizer, requests)
+            self.write_log(phase="dialogs", count=len(replies))
+            self.warm_up()
+            state = {"replies": replies, "projector": self.projector.state_dict()}
+            torch.save(state | {"image_query_mean": self.image_query_mean}, path)
+        self.dialogs = [self.packer.dialog(ask, reply) for ask, reply in zip(requests, replies, strict=True)]
+
+    def warm_up(self) -> None:
+        """Teach the projector to answer every patch with the embeddings of the words that describe it."""
+        vocabulary = [" " + word for word in (*COLORS, *SHAPES, "bar", *LETTERS, *LETTERS.lower())]
+        words = WordTargets(vocabulary, self.tokenizer, self.language.embedding)
+        count = self.settings.warmup_pictures
+        features, targets = self._described(count, words)
+        self.write_log(phase="features", pictures=len(features))
+        flat = features[: min(4000, len(features))].float().reshape(-1, features.shape[-1])
+        self.image_query_mean = features.float().mean((0, 1))
+        self.projector = Projector(flat.mean(0), flat.std(0), self.language.embedding.shape[1])
+        optimizer = torch.optim.AdamW(self.projector.parameters(), lr=2e-3, weight_decay=0.01)
+        steps = 900
+        loss = torch.zeros(())
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = 2e-3 * min(1.0, (step + 1) / 40) * (1.0 - 0.9 * step / steps)
+            chosen = torch.randint(0, len(features), (48,))
+            loss = words.loss(
+                self.projector(features[chosen].float()).flatten(0, 1), targets[chosen].flatten(0, 1)
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if step % 100 == 0:
+                self.write_log(phase="warm-up", step=step, loss=loss.item())
+        with torch.no_grad():
+            scale = words.norm / self.projector(flat[:4000]).norm(dim=-1).mean()
+            self.projector.linear_2.weight.mul_(scale)
+            self.projector.linear_2.bias.mul_(scale)
+        self.write_log(phase="warm-up", step=steps, loss=loss.item(), scale=float(scale))
+
+    def _described(self, count: int, words: WordTargets) -> tuple[Tensor, Tensor]:
+        """Return tower features (half precision storage) and word targets of pictures whose patches are known."""
+        source = Mixture(self.mixture._easy, f"warm-up-{self.settings.seed}", vary=True)
+        features, targets = [], []
+        number = 0
+        while len(targets) < count:
+            pixels, labels = [], []
+            while len(pixels) < 64:
+                picture = source.picture(number)
+                number += 1
+                if picture.patch_words:
+                    pixels.append(to_pixels(picture.image))
+                    labels.append(words.targets(picture.patch_words))
+            features.append(tower_features(self.tower, torch.stack(pixels)).half())
+            targets += labels
+        return torch.cat(features), torch.stack(targets)
+
+    def next_rows(self) -> list[Row]:
+        """Return the rows of one step."""
+        rows: list[Row] = []
+        while len(rows) < self.settings.rows:
+            if self.rng.random() < self.settings.chat_share:
+                rows.append(self._chat_row())
+            else:
+                rows.append(self._picture_row(self.mixture.picture(self.picture_number)))
+                self.picture_number += 1
+        return rows
+
+    def _picture_row(self, picture: Picture) -> Row:
+        asked, segments = list(picture.questions), []
+        while asked:
+            turns = [asked.pop()]
+            if asked and self.rng.random() < 0.08:
+                turns.append(asked.pop())
+            segments.append(self.packer.segment(turns))
+        return self.packer.picture_rows(to_pixels(picture.image), segments)[0]
+
+    def _chat_row(self) -> Row:
+        chosen: list[Segment] = []
+        used = 0
+        while True:
+            dialog = self.rng.choice(self.dialogs)
+            used += len(dialog.tokens) - 1
+            if used > self.settings.length:
+                return Row([], chosen, None)
+            chosen.append(dialog)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Return input embeddings with the projected pictures in place: `[rows, length, hidden]`."""
+        return embed(batch, self.language.embedding, self.tower, self.projector)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the mean loss and every target's own loss."""
+        hidden = self.language(self.embed(batch), batch.positions, batch.mask)
+        logits = hidden[batch.predict_at] @ self.language.embedding.t()
+        each = F.cross_entropy(logits, batch.predict, reduction="none")
+        return each.mean(), each.detach()
+
+    def run(self) -> None:
+        """Train until the budget is used, with a checkpoint every few minutes."""
+        settings = self.settings
+        factors = list(self.language.parameters())
+        groups = [
+            {"params": factors, "peak": settings.learning_rate},
+            {"params": list(self.projector.parameters()), "peak": settings.projector_rate},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0, foreach=True)
+        self._resume(optimizer)
+        parameters = [p for group in groups for p in group["params"]]
+        batches, pool = self._prefetch(), ThreadPoolExecutor(settings.shards)
+        budget, last, saved = settings.minutes * 60, time.monotonic(), time.monotonic()
+        sums: dict[str, list[float]] = {}
+        while self.elapsed < budget:
+            share = self.elapsed / budget
+            factor = min(1.0, (self.step + 1) / 60) * (
+                0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+            shards = batches.get()
+            self._gradients(pool, shards, parameters, sums)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            self.step += 1
+            self.questions += sum(len(batch.kinds) for batch in shards)
+            now = time.monotonic()
+            self.elapsed += now - last
+            last = now
+            if self.step % 20 == 0:
+                self._report(sums, float(norm), factor)
+                sums = {}
+            if now - saved > settings.checkpoint_seconds:
+                self.checkpoint(optimizer)
+                saved = time.monotonic()
+        self.checkpoint(optimizer)
+
+    def _report(self, sums: dict[str, list[float]], norm: float, factor: float) -> None:
+        kinds = {kind: round(sum(v) / len(v), 3) for kind, v in sorted(sums.items())}
+        everything = [value for values in sums.values() for value in values]
+        self.write_log(
+            phase="train", step=self.step, seconds=self.elapsed, questions=self.questions,
+            loss=sum(everything) / len(everything), grad_norm=norm, rate=factor,
+            per_second=self.questions / self.elapsed, kinds=kinds,
+        )  # fmt: skip
+
+    def _gradients(
+        self,
+        pool: ThreadPoolExecutor,
+        shards: list[Batch],
+        parameters: list[Tensor],
+        sums: dict[str, list[float]],
+    ) -> None:
+        """Set every parameter's gradient to the mean over the shards, each computed on its own thread."""
+
+        def work(batch: Batch) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+            loss, each = self.loss(batch)
+            return each, torch.autograd.grad(loss, parameters, allow_unused=True)
+
+        list(pool.map(self.language.refresh, range(len(shards)), [len(shards)] * len(shards)))
+        results = list(pool.map(work, shards))
+        for number, parameter in enumerate(parameters):
+            parts = [part for _, grads in results if (part := grads[number]) is not None]
+            parameter.grad = torch.stack(parts).sum(0).div_(len(shards)) if parts else None
+        for batch, (each, _) in zip(shards, results, strict=True):
+            _collect(sums, batch, each)
+
+    def _prefetch(self) -> queue.Queue[list[Batch]]:
+        """Build batches on another thread, one for every shard of a step."""
+        ready: queue.Queue[list[Batch]] = queue.Queue(maxsize=4)
+
+        def work() -> None:
+            while True:
+                rows, parts = self.next_rows(), self.settings.shards
+                ready.put([collate(rows[part::parts], self.settings.length) for part in range(parts)])
+
+        threading.Thread(target=work, daemon=True).start()
+        return ready
+
+    def checkpoint(self, optimizer: torch.optim.Optimizer) -> None:
+        """Write the resumable state and the trained part, each under its name only when complete."""
+        state = {
+            "optimizer": optimizer.state_dict(), "language": self.language.state_dict(),
+            "projector": self.projector.state_dict(), "step": self.step, "elapsed": self.elapsed,
+            "picture_number": self.picture_number, "questions": self.questions,
+            "image_query_mean": self.image_query_mean, "settings": asdict(self.settings),
+        }  # fmt: skip
+        torch.save(state, self.out / "state.partial")
+        os.replace(self.out / "state.partial", self.out / "state.pt")
+        export(self.out, self.language, self.projector, self.image_query_mean)
+        self.write_log(phase="checkpoint", step=self.step, seconds=self.elapsed)
+
+    def _resume(self, optimizer: torch.optim.Optimizer) -> None:
+        path = self.out / "state.pt"
+        if not path.is_file():
+            return
+        state = torch.load(path, weights_only=True)
+        self.language.load_state_dict(state["language"])
+        self.projector.load_state_dict(state["projector"])
+        peaks = [group["peak"] for group in optimizer.param_groups]
+        optimizer.load_state_dict(state["optimizer"])
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["peak"] = peak
+        self.step, self.elapsed = state["step"], state["elapsed"]
+        self.picture_number, self.questions = state["picture_number"] + 64, state["questions"]
+        self.image_query_mean = state["image_query_mean"]
+
+
+def _collect(sums: dict[str, list[float]], batch: Batch, each: Tensor) -> None:
+    for segment, value in zip(batch.segment_of.tolist(), each.tolist(), strict=True):
+        sums.setdefault(batch.kinds[segment], []).append(value)
+
+
+def export(out: Path, language: PackedLanguageModel, projector: Projector, mean: Tensor) -> None:
+    """Write the trained part: factors in half precision, projector in single."""
+    tensors = {name: value.half().contiguous() for name, value in language.low_rank().items()}
+    tensors |= {f"projector.{name}": value.contiguous() for name, value in projector.plain_state().items()}
+    for file, content in (
+        (TRAINED_FILE, tensors),
+        (CALIBRATION_FILE, {"image_query_mean": mean.contiguous()}),
+    ):
+        save_file(content, out / f"{file}.partial")
+        os.replace(out / f"{file}.partial", out / file)
+
+
+def embed(batch: Batch, embedding: Tensor, tower: Any, projector: torch.nn.Module) -> Tensor:
+    """Return input embeddings with the projected pictures in place: `[rows, length, hidden]`."""
+    embedded = F.embedding(batch.ids, embedding)
+    if len(batch.pixels) == 0:
+        return embedded
+    projected = projector(tower_features(tower, batch.pixels))
+    start, count = 3, projected.shape[1]
+    inserted = embedded[batch.picture_rows]
+    inserted = torch.cat([inserted[:, :start], projected, inserted[:, start + count :]], 1)
+    return embedded.index_copy(0, batch.picture_rows, inserted)
+
+
+@torch.no_grad()
+def score(
+    batches: list[Batch], language: PackedLanguageModel, tower: Any, projector: torch.nn.Module
+) -> dict[str, tuple[int, int]]:
+    """Count exactly right answers by kind: every answer token must be the most likely one, as in greedy decoding.
+
+    Returns:
+        `kind -> (right, asked)`.
+    """
+    counts: dict[str, tuple[int, int]] = {}
+    for batch in batches:
+        hidden = language(embed(batch, language.embedding, tower, projector), batch.positions, batch.mask)
+        best = (hidden[batch.predict_at] @ language.embedding.t()).argmax(-1)
+        wrong = set(batch.segment_of[best != batch.predict].tolist())
+        for number, kind in enumerate(batch.kinds):
+            right, asked = counts.get(kind, (0, 0))
+            counts[kind] = (right + (number not in wrong), asked + 1)
+    return counts

@@ -1,0 +1,100 @@
+"""Turn pictures into the pixels and features that LLaVA reads, and give its projector a first sense of words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from trainer_worker.pretrain.picture import SIDE
+
+_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
+_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """Resize and normalize a picture as the base's image processor does; returns `[3, 84, 84]`."""
+    resized = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    array = (np.asarray(resized, dtype=np.float32) / 255.0 - _MEAN) / _STD
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+@torch.no_grad()
+def tower_features(tower: Any, pixels: Tensor) -> Tensor:
+    """Return what LLaVA reads from the tower (before its last norm): `[pictures, patches, hidden]`."""
+    outputs = tower(pixels, output_hidden_states=True)
+    return outputs.hidden_states[-1]
+
+
+class Projector(nn.Module):
+    """LLaVA's two-layer projector, started so that no feature dimension dominates.
+
+    Args:
+        mean: `[vision]` mean of the tower's features.
+        std: `[vision]` their standard deviation.
+        width: Hidden size of the language model.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.linear_1 = nn.Linear(mean.shape[0], width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map `[..., vision]` to `[..., width]`."""
+        return self.linear_2(F.gelu(self.linear_1((features - self.mean) / self.std)))
+
+    def plain_state(self) -> dict[str, Tensor]:
+        """Return the parameters of LLaVA's own projector, with the standardization folded into `linear_1`."""
+        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        weight = self.linear_1.weight.detach() / std
+        bias = self.linear_1.bias.detach() - weight @ mean
+        second = self.linear_2
+        return {
+            "linear_1.weight": weight.contiguous(),
+            "linear_1.bias": bias,
+            "linear_2.weight": second.weight.detach().clone(),
+            "linear_2.bias": second.bias.detach().clone(),
+        }
+
+
+class WordTargets:
+    """Know the embedding of every word that describes a patch.
+
+    Args:
+        vocabulary: All words.
+        tokenizer: The base's tokenizer; only each word's first token is used.
+        embedding: `[vocabulary, hidden]` token embeddings.
+    """
+
+    def __init__(self, vocabulary: Sequence[str], tokenizer: Any, embedding: Tensor) -> None:
+        self._index = {word: number for number, word in enumerate(vocabulary)}
+        ids = [tokenizer.encode(word, add_special_tokens=False)[0] for word in vocabulary]
+        rows = embedding[ids]
+        self.norm = float(rows.norm(dim=-1).mean())
+        self._directions = F.normalize(rows - embedding.mean(0), dim=-1)
+
+    def targets(self, patches: Sequence[tuple[str, ...]]) -> Tensor:
+        """Return `[patches, words]`, rows summing to one."""
+        result = torch.zeros(len(patches), len(self._index))
+        for number, words in enumerate(patches):
+            for word in words:
+                result[number, self._index[word]] += 1.0 / len(words)
+        return result
+
+    def loss(self, projected: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy between each patch's words and its cosines with all words.
+
+        Args:
+            projected: `[patches, hidden]`.
+            targets: `[patches, words]`.
+        """
+        logits = 14.0 * F.normalize(projected, dim=-1) @ self._directions.t()
+        return -(targets * F.log_softmax(logits, -1)).sum(-1).mean()
