@@ -45,8 +45,8 @@ class GenerationRequest:
     """Carry one prompt to the engine.
 
     ``input_ids`` holds every image placeholder expanded; ``images`` lie in the order of their placeholders.
-    Tokens from ``gate_start`` on are adapted. ``coefficients`` is the vector c of eq. 5, ``[N]`` float, for the
-    state staged as ``version``; None or all zero is the base.
+    Tokens from ``gate_start`` on are adapted. ``coefficients`` is the vector c of eq. 5, ``[N]`` float, for
+    the state staged as ``version``; None or all zero is the base.
     """
 
     request_id: str
@@ -83,8 +83,8 @@ class Chunk:
     """Carry what became known in one step: new text, its tokens, and the reason if this is the last chunk.
 
     ``text`` may be empty while characters or a possible stop string are incomplete. ``token_ids`` and
-    ``logprobs`` hold the new tokens, the end token excluded. ``completion_tokens`` counts all tokens produced so
-    far, the end token included. ``cached_tokens`` is how many prompt tokens came from the prefix cache.
+    ``logprobs`` hold the new tokens, the end token excluded. ``completion_tokens`` counts all tokens produced
+    so far, the end token included. ``cached_tokens`` is how many prompt tokens came from the prefix cache.
     """
 
     text: str
@@ -148,9 +148,9 @@ class Engine(Protocol):
     async def stage(self, version: str, state: AdapterState) -> None:
         """Make ``state`` answerable as ``version`` while requests run.
 
-        Takes a free bank, else waits until the oldest released (see ``release``) bank has no request in flight.
-        A version that is loaded already is left as it is, and no longer released. Raises ``UnavailableError``
-        when every bank is taken and none was released.
+        Takes a free bank, else waits until the oldest released (see ``release``) bank has no request in
+        flight. A version that is loaded already is left as it is, and no longer released. Raises
+        ``UnavailableError`` when every bank is taken and none was released.
         """
         ...
 

@@ -1,0 +1,389 @@
+"""The ``transformers`` engine: continuous batching over one frozen LLaVA with coefficients per request.
+
+One thread steps: schedule, run, postprocess. Callers live in asyncio loops; chunks reach them in one hand-over
+per loop and step. The library's own continuous batching takes token ids only: pictures and coefficients have no
+way in, and its prefix sharing would mix up pictures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from collections.abc import Sequence as Rows
+from typing import TYPE_CHECKING
+
+import torch
+
+from adapter_store.errors import EngineBusy, UnavailableError
+from server.engine.banks import Banks, spread
+from server.engine.detokenizer import TextStream, TokenTexts
+from server.engine.outbox import Outbox
+from server.engine.prefix_cache import PrefixCache, Segment, cut_prompt
+from server.engine.protocol import Chunk, EngineStats, FinishReason, GenerationRequest
+from server.engine.requests import answer_limit, check_request, end_tokens, turn_end_tokens
+from server.engine.runner import Runner
+from server.engine.sampler import Picked, Sampler, make_generator
+from server.engine.scheduler import Piece, Plan, Scheduler
+from server.engine.sequence import Sequence
+
+if TYPE_CHECKING:
+    from adapter_store.base.load import Base
+    from adapter_store.increments import Bank
+    from adapter_store.state import AdapterState
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.01
+MIB = 1024 * 1024
+
+
+class TransformersEngine:
+    """Serve one base with resident adapter banks; implements the ``Engine`` protocol."""
+
+    def __init__(
+        self,
+        base: Base,
+        *,
+        targets: tuple[str, ...] = ("o_proj",),
+        banks: int = 2,
+        max_batch: int = 32,
+        max_model_len: int = 1024,
+        max_waiting: int = 256,
+        prefill_tokens: int = 512,
+        mixed_prefill_tokens: int = 128,
+        kv_bytes: int = 1024 * MIB,
+        prefix_cache_bytes: int = 128 * MIB,
+        idle_seconds: float = 30.0,
+    ) -> None:
+        """Attach increments to ``base.model`` and size the memory.
+
+        Args:
+            base: a loaded base; its model is switched to grouped attention and never changed otherwise.
+            targets: linears that versions may adapt.
+            banks: how many versions are resident at once.
+            max_batch: rows that run at once.
+            max_model_len: longest prompt + answer, in tokens.
+            max_waiting: requests that may wait; one more is refused.
+            prefill_tokens: prompt tokens a step when no row decodes.
+            mixed_prefill_tokens: prompt tokens a step while rows decode; bounds the gap between their tokens.
+            kv_bytes: upper bound of the running rows' keys and values.
+            prefix_cache_bytes: upper bound of remembered prefixes.
+            idle_seconds: give the rows' memory back after this long without work.
+        """
+        from adapter_store.increments import attach
+
+        self._tokenizer = base.tokenizer
+        self._image_token_id = base.image_token_id
+        base.model.eval()
+        self._runner = Runner(
+            base.model,
+            attach(base.model, targets),
+            image_token_id=base.image_token_id,
+            max_batch=max_batch,
+            max_model_len=max_model_len,
+            kv_bytes=kv_bytes,
+        )
+
+        self._banks = Banks(self._build_bank, banks)
+        self._prefixes = PrefixCache(prefix_cache_bytes)
+        self._scheduler = Scheduler(
+            self._runner.memory,
+            self._prefixes,
+            max_batch=max_batch,
+            prefill_tokens=prefill_tokens,
+            mixed_prefill_tokens=mixed_prefill_tokens,
+        )
+        self._texts = TokenTexts(base.tokenizer)
+        self._sampler = Sampler(self._texts)
+        self._end_ids = end_tokens(base.model, base.tokenizer)
+        self._turn_end_ids = turn_end_tokens(base.tokenizer)
+        self._max_model_len = max_model_len
+        self._max_waiting = max_waiting
+        self._idle_seconds = idle_seconds
+        self._wake = threading.Condition()
+        self._arrivals: list[Sequence] = []
+        self._outbox = Outbox()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self._died: str | None = None
+        self._counts = {"prompt": 0, "generated": 0, "steps": 0, "failed": 0}
+        self._step_seconds = self._last_step_seconds = 0.0
+
+    @property
+    def max_model_len(self) -> int:
+        """Give the largest prompt + answer length, in tokens."""
+        return self._max_model_len
+
+    def start(self) -> None:
+        """Start the engine's thread; calling it again does nothing."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+            self._thread.start()
+
+    def shutdown(self) -> None:
+        """End running requests with ``finish_reason="abort"`` and wait for the thread."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Chunk]:
+        """Stream the answer; see ``Engine.generate``."""
+        queue: asyncio.Queue[Chunk] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        sequence = self._submit(request, lambda chunk: self._outbox.add(loop, queue, chunk))
+        try:
+            while True:
+                chunk = await queue.get()
+                yield chunk
+                if chunk.finish_reason is not None:
+                    return
+        finally:
+            self._abort(sequence)
+
+    async def stage(self, version: str, state: AdapterState) -> None:
+        """Make ``state`` answerable as ``version``; see ``Engine.stage``."""
+        while (slot := self._banks.reserve(version)) is None:
+            if not self._banks.filling(version):
+                return
+            await asyncio.sleep(_POLL_SECONDS)
+        try:
+            while slot.inflight:  # noqa: ASYNC110 - the count falls in another thread
+                await asyncio.sleep(_POLL_SECONDS)
+        except asyncio.CancelledError:
+            self._banks.cancel(slot)
+            raise
+        await asyncio.shield(asyncio.to_thread(self._banks.fill, slot, state))
+
+    def loaded(self) -> dict[str, int]:
+        """Give every loaded version with its number of requests in flight."""
+        return self._banks.loaded()
+
+    def release(self, version: str) -> None:
+        """Let ``version``'s bank be refilled when drained."""
+        self._banks.release(version)
+
+    def stats(self) -> EngineStats:
+        """Read the counters; safe from any thread."""
+        scheduler, memory = self._scheduler, self._runner.memory
+        return EngineStats(
+            alive=self._thread is not None and self._thread.is_alive(),
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting) + len(self._arrivals),
+            kv_used_tokens=sum(sequence.filled for sequence in list(scheduler.running)),
+            kv_capacity_tokens=memory.slots * memory.length,
+            kv_bytes=memory.nbytes,
+            prefix_cache_bytes=self._prefixes.nbytes,
+            prefix_hits_total=scheduler.prefix_hits,
+            prefix_misses_total=scheduler.prefix_misses,
+            prompt_tokens_total=self._counts["prompt"],
+            generated_tokens_total=self._counts["generated"],
+            steps_total=self._counts["steps"],
+            step_seconds_total=self._step_seconds,
+            last_step_seconds=self._last_step_seconds,
+            failed_requests_total=self._counts["failed"],
+            error=self._died,
+        )
+
+    def _build_bank(self, state: AdapterState, old: Bank | None) -> Bank:
+        """Fill the old bank in place if ``state`` fits it, else allocate another."""
+        from adapter_store.bank import Bank
+
+        if old is not None and state.rank == old.rank and state.rows <= old.capacity:
+            old.fill(state)
+            return old
+        return Bank.from_state(state, dtype=self._runner.dtype, device=self._runner.device)
+
+    def _submit(self, request: GenerationRequest, emit: Callable[[Chunk], None]) -> Sequence:
+        check_request(
+            request,
+            vocab_size=self._runner.embed_tokens.weight.shape[0],
+            image_token_id=self._image_token_id,
+            max_model_len=self._max_model_len,
+        )
+        lease = self._banks.acquire(request.version)
+        try:
+            gate = spread(lease, request.coefficients)
+            sequence = Sequence(
+                request=request,
+                emit=emit,
+                stream=TextStream(self._texts, request.sampling.stop),
+                max_tokens=answer_limit(request, self._max_model_len),
+                lease=lease,
+                gate=gate,
+                segments=self._segments(request, gate),
+                generator=make_generator(request.sampling),
+            )
+            self._enqueue(sequence)
+        except BaseException:
+            self._banks.leave(lease)
+            raise
+        return sequence
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        with self._wake:
+            if self._thread is None or self._stopping or self._died is not None:
+                raise UnavailableError("the engine is not running; look at /health and restart the server")
+            waiting = len(self._arrivals) + len(self._scheduler.waiting)
+            if waiting >= self._max_waiting:
+                raise EngineBusy(f"{waiting} requests are waiting already; try again later")
+            self._arrivals.append(sequence)
+            self._wake.notify()
+
+    def _segments(self, request: GenerationRequest, gate: torch.Tensor | None) -> tuple[Segment, ...]:
+        salt = b""
+        if gate is not None:
+            salt = hashlib.sha256(request.version.encode() + b"|" + gate.numpy().tobytes()).digest()
+        places = [i for i, token in enumerate(request.input_ids) if token == self._image_token_id]
+        images: list[tuple[int, str]] = []
+        used = 0
+        for image in request.images:
+            images.append((places[used], image.digest))
+            used += image.embeds.shape[-2]
+        gate_start = request.gate_start if gate is not None else len(request.input_ids)
+        return cut_prompt(request.input_ids, images, gate_start, self._turn_end_ids, salt)
+
+    def _abort(self, sequence: Sequence) -> None:
+        if not sequence.done:
+            with self._wake:
+                sequence.aborted = True
+                self._wake.notify()
+
+    def _loop(self) -> None:
+        try:
+            with torch.inference_mode():
+                while self._await_work():
+                    self._step()
+        except Exception as error:
+            log.exception("the engine's thread died")
+            self._died = f"{type(error).__name__}: {error}"
+        finally:
+            self._end_everyone()
+
+    def _await_work(self) -> bool:
+        """Sleep until there is something to do; false when the engine stops."""
+        with self._wake:
+            while not (
+                self._stopping or self._arrivals or self._scheduler.waiting or self._scheduler.running
+            ):
+                if not self._wake.wait(self._idle_seconds):
+                    self._runner.memory.shrink()
+            self._scheduler.waiting.extend(self._arrivals)
+            self._arrivals.clear()
+            return not self._stopping
+
+    def _step(self) -> None:
+        """Schedule, run, postprocess."""
+        began = time.perf_counter()
+        for sequence in self._scheduler.reap(lambda row: row.aborted):
+            self._close(sequence, Chunk("", finish_reason="abort"))
+        plan = self._scheduler.schedule()
+        if plan:
+            self._postprocess(self._run(plan))
+            self._counts["steps"] += 1
+            self._last_step_seconds = time.perf_counter() - began
+            self._step_seconds += self._last_step_seconds
+        self._outbox.flush()
+
+    def _run(self, plan: Plan) -> list[tuple[Sequence, torch.Tensor]]:
+        """Compute the plan; give every row that now needs a token, with its logits ``[V]``."""
+        ready: list[tuple[Sequence, torch.Tensor]] = []
+        if plan.decode:
+            try:
+                logits = self._runner.decode(plan.decode)
+            except Exception as error:
+                log.exception("a decoding step failed")
+                self._fail(plan.decode, error)
+            else:
+                for sequence in plan.decode:
+                    sequence.filled += 1
+                ready.extend(zip(plan.decode, logits, strict=True))
+        if plan.prefill:
+            ready.extend(self._prefill(plan.prefill))
+        return ready
+
+    def _prefill(self, pieces: Rows[Piece]) -> list[tuple[Sequence, torch.Tensor]]:
+        try:
+            logits = self._runner.prefill(pieces)
+        except Exception as error:
+            if len(pieces) > 1:  # find the one that is at fault; the others go on
+                return [row for piece in pieces for row in self._prefill([piece])]
+            log.exception("a prompt failed")
+            self._fail([pieces[0].sequence], error)
+            return []
+        done = [self._scheduler.advance(piece) for piece in pieces]
+        return [(piece.sequence, row) for piece, row, last in zip(pieces, logits, done, strict=True) if last]
+
+    def _postprocess(self, ready: Rows[tuple[Sequence, torch.Tensor]]) -> None:
+        """Pick tokens, stream text, and let finished rows go."""
+        if not ready:
+            return
+        rows = [sequence for sequence, _ in ready]
+        picks = self._sampler.pick(torch.stack([logits for _, logits in ready]), rows)
+        for sequence, picked in zip(rows, picks, strict=True):
+            if not picked.healthy:
+                self._fail([sequence], ArithmeticError("the model's output was not finite"))
+                continue
+            if not sequence.output:
+                self._scheduler.remember(sequence)
+                self._counts["prompt"] += sequence.prompt_tokens
+            self._accept(sequence, picked)
+
+    def _accept(self, sequence: Sequence, picked: Picked) -> None:
+        sequence.append(picked.token_id)
+        self._counts["generated"] += 1
+        ended = picked.token_id in self._end_ids and not sequence.sampling.ignore_eos
+        text = "" if ended else sequence.stream.push(picked.token_id)
+        reason: FinishReason | None = None
+        if ended or sequence.stream.stopped:
+            reason = "stop"
+        elif len(sequence.output) >= sequence.max_tokens:
+            reason = "length"
+        if reason is not None:
+            text += sequence.stream.finish()
+        chunk = Chunk(
+            text=text,
+            token_ids=() if ended else (picked.token_id,),
+            logprobs=(picked.logprob,) if picked.logprob is not None and not ended else None,
+            finish_reason=reason,
+            prompt_tokens=sequence.prompt_tokens,
+            completion_tokens=len(sequence.output),
+            cached_tokens=sequence.cached,
+        )
+        if reason is None:
+            sequence.emit(chunk)
+            return
+        self._scheduler.remove(sequence)
+        self._close(sequence, chunk)
+
+    def _fail(self, sequences: Rows[Sequence], error: Exception) -> None:
+        """End sequences with an error that says what kind it was and nothing of the machine."""
+        reason = str(error) if type(error) is ArithmeticError else f"a step failed: {type(error).__name__}"
+        for sequence in sequences:
+            self._counts["failed"] += 1
+            self._scheduler.remove(sequence, poisoned=True)
+            message = f"{reason}; the request can be repeated"
+            self._close(sequence, Chunk("", finish_reason="error", error=message))
+
+    def _close(self, sequence: Sequence, chunk: Chunk) -> None:
+        if sequence.done:
+            return
+        sequence.done = True
+        self._banks.leave(sequence.lease)
+        sequence.emit(chunk)
+
+    def _end_everyone(self) -> None:
+        with self._wake:
+            self._scheduler.waiting.extend(self._arrivals)
+            self._arrivals.clear()
+        for sequence in self._scheduler.reap(lambda _: True):
+            if self._died is None:
+                self._close(sequence, Chunk("", finish_reason="abort"))
+            else:
+                self._close(sequence, Chunk("", finish_reason="error", error="the engine stopped working"))
+        self._outbox.flush()

@@ -1,0 +1,141 @@
+"""The tiny real base in an engine, and an oracle that computes the same answers the slow and plain way."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache
+
+from adapter_store.base.load import Base
+from adapter_store.increments import attach
+from adapter_store.rendering import Message, Renderer
+from adapter_store.state import AdapterState
+from adapter_store.vision import ImageFeatures
+from server.engine.protocol import Chunk, GenerationRequest, Sampling
+
+@dataclass(frozen=True)
+class Oracle:
+    """Compute answers one at a time with ``W0 + sum c_n B_n A_n`` as plain weights in an untouched copy."""
+
+    model: torch.nn.Module
+
+    def adapted(self, state: AdapterState, c: torch.Tensor) -> torch.nn.Module:
+        model = copy.deepcopy(self.model)
+        layers = model.model.language_model.layers
+        for target in state.targets:
+            for index, layer in enumerate(layers):
+                linear = layer.get_submodule("self_attn." + target if target == "o_proj" else "mlp." + target)
+                delta = torch.einsum(
+                    "n,nor,nri->oi",
+                    c.double(),
+                    state.up[target][index].double(),
+                    state.down[target][index].double(),
+                )
+                linear.weight.data += delta.float()
+        return model
+
+    @torch.no_grad()
+    def answer(
+        self, request: GenerationRequest, count: int, adapted: torch.nn.Module | None = None
+    ) -> tuple[list[int], list[float]]:
+        """Give ``count`` greedy tokens and their log probabilities; the prompt before ``gate_start`` is the base's."""
+        ids = torch.tensor([list(request.input_ids)])
+        embeds = self.model.get_input_embeddings()(ids).clone()
+        if request.images:
+            pictures = torch.cat([image.embeds.reshape(-1, embeds.shape[-1]) for image in request.images])
+            embeds[ids == self.model.config.image_token_id] = pictures
+        cache = DynamicCache()
+        start = request.gate_start if adapted is not None else 0
+        if start:
+            self._forward(self.model, embeds[:, :start], cache)
+        model = adapted if adapted is not None else self.model
+        logits = self._forward(model, embeds[:, start:], cache)
+        tokens, logprobs = [], []
+        for _ in range(count):
+            distribution = torch.log_softmax(logits, -1)
+            token = int(distribution.argmax())
+            tokens.append(token)
+            logprobs.append(float(distribution[token]))
+            logits = self._forward(model, model.get_input_embeddings()(torch.tensor([[token]])), cache)
+        return tokens, logprobs
+
+    def _forward(self, model: torch.nn.Module, embeds: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+        hidden = model.model.language_model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
+        return model.lm_head(hidden.last_hidden_state[0, -1])
+
+
+@dataclass(frozen=True)
+class World:
+    """Hold the base, its renderer and pictures, and make requests and states."""
+
+    base: Base
+    renderer: Renderer
+    features: list[ImageFeatures]
+    oracle: Oracle
+
+    def request(
+        self,
+        name: str,
+        question: str = "What is shown?",
+        *,
+        picture: int | None = 0,
+        version: str = "base",
+        c: torch.Tensor | None = None,
+        span: str = "after_image",
+        **sampling: object,
+    ) -> GenerationRequest:
+        images = () if picture is None else (self.features[picture],)
+        prompt = self.renderer.prompt([Message("user", question, images=len(images))])
+        settings = {"max_tokens": 8, "ignore_eos": True, "logprobs": 0} | sampling
+        return GenerationRequest(
+            request_id=name,
+            input_ids=prompt.input_ids,
+            images=images,
+            gate_start=prompt.gate_start(span),  # type: ignore[arg-type]
+            version=version,
+            coefficients=c,
+            sampling=Sampling(**settings),  # type: ignore[arg-type]
+        )
+
+    def state(self, seed: int, tasks: int = 2, scale: float = 0.5) -> AdapterState:
+        """Give a random state whose increments really act."""
+        generator = torch.Generator().manual_seed(seed)
+        shapes = attach(self.base.model, ("o_proj",)).shapes
+        state = AdapterState.empty(self.base.digest, shapes, 32)
+        for task in range(tasks):
+            state = state.expand(f"task-{task}", generator=generator)
+        for up in state.up.values():
+            up.copy_(torch.randn(up.shape, generator=generator) * scale)
+        return state
+
+    def coefficients(self, seed: int, count: int = 16) -> torch.Tensor:
+        """Give a random sparse coefficient vector, as routing makes them."""
+        generator = torch.Generator().manual_seed(seed)
+        c = torch.rand(count, generator=generator)
+        return torch.where(c >= c.topk(4).values.min(), c, torch.zeros(())) + 0.05
+
+
+@dataclass
+class Answer:
+    """Gather what one request's chunks said."""
+
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    last: Chunk
+    chunks: list[Chunk]
+
+
+async def collect(stream: AsyncIterator[Chunk]) -> Answer:
+    """Read a stream to its end."""
+    chunks = [chunk async for chunk in stream]
+    return Answer(
+        text="".join(chunk.text for chunk in chunks),
+        tokens=[token for chunk in chunks for token in chunk.token_ids],
+        logprobs=[entry.logprob for chunk in chunks for entry in chunk.logprobs or ()],
+        last=chunks[-1],
+        chunks=chunks,
+    )
