@@ -1,4 +1,4 @@
-"""Settings that every program shares, and the one way to read them: environment, flags, faults in one message.
+"""Settings that every program shares, and the one way to read them: environment, flags, all faults at once.
 
 Each program subclasses ``SharedSettings``; nothing below the entry points ever sees a settings object.
 A variable with the prefix ``STRATA_`` that no program knows is refused: a misspelled setting that silently
@@ -78,7 +78,13 @@ WORKER_NAMES = (
     "theta",
     "tau",
     "ema_mode",
-    "share",
+    "nice",
+    "prefix_cache_bytes",
+    "retention_questions",
+    "epochs",
+    "learning_rate",
+    "batch_size",
+    "max_train_seconds",
 )
 TOOL_NAMES = ("url", "api_key", "demo_dir")
 """Read by the command line tool only."""
@@ -148,11 +154,11 @@ def known_names() -> frozenset[str]:
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """Return one sentence for each ``STRATA_`` variable that no program knows."""
     known = sorted(f"{PREFIX}{name.upper()}" for name in known_names())
-    faults = []
-    for variable in sorted(environ):
-        if variable.startswith(PREFIX) and variable not in known:
-            faults.append(f"{variable} is not a setting{_did_you_mean(variable, known)}")
-    return faults
+    return [
+        f"{variable} is not a setting{_did_you_mean(variable, known)}"
+        for variable in sorted(environ)
+        if variable.startswith(PREFIX) and variable not in known
+    ]
 
 
 def read_settings(

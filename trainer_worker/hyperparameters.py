@@ -1,0 +1,77 @@
+"""Settings of one job's learning: defaults of the worker, overridden by the job's hyperparameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adapter_store.errors import InputError
+
+EmaMode = Literal["normalised", "released", "fixed"]
+OPENAI_NAMES = {"n_epochs": "epochs"}
+
+
+class Hyperparameters(BaseModel):
+    """Everything that may differ between two jobs.
+
+    Attributes:
+        epochs: Passes over the training pictures, unless stopped earlier.
+        max_seconds: Time for training steps; the learning rate has decayed fully by then. 0: no limit.
+        max_steps: Optimizer steps at most; 0: no limit.
+        batch_size: Questions per optimizer step.
+        pack: Questions of one picture that share a row.
+        learning_rate: Peak rate of the increments; zero-initialized low rank on few linears needs a high one.
+        context_learning_rate: Rate of the contextual logits w.
+        warmup_ratio: Share of the run in which the rate grows from 0.
+        clip_norm: Gradients are clipped to this L2 norm; 0: not clipped.
+        patience: Validations without improvement before training stops; 0: never stop early.
+        validation_ratio: Share of the training pictures used to notice a plateau (never held-out ones).
+        rows_per_task: Increments added by an expansion (S).
+        publish: ``served`` publishes theta* (EMA), ``live`` the trainer's tensors.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: float = Field(default=6, gt=0, le=10_000)
+    max_seconds: float = Field(default=0, ge=0)
+    max_steps: int = Field(default=0, ge=0)
+    batch_size: int = Field(default=32, ge=1, le=4096)
+    pack: int = Field(default=4, ge=1, le=64)
+    learning_rate: float = Field(default=5e-3, gt=0, le=1)
+    learning_rate_multiplier: float = Field(default=1, gt=0, le=1000)
+    context_learning_rate: float = Field(default=0.05, gt=0, le=10)
+    warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
+    weight_decay: float = Field(default=0, ge=0, le=1)
+    beta2: float = Field(default=0.99, gt=0, lt=1)
+    clip_norm: float = Field(default=1, ge=0)
+    patience: int = Field(default=4, ge=0)
+    validation_ratio: float = Field(default=0.08, ge=0, lt=0.5)
+    validation_cap: int = Field(default=48, ge=0)
+    target_accuracy: float = Field(default=1.01, gt=0)
+    ema_mode: EmaMode = "normalised"
+    rows_per_task: int = Field(default=8, ge=1, le=256)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @property
+    def peak_rate(self) -> float:
+        """Return the learning rate after the multiplier of the OpenAI API."""
+        return self.learning_rate * self.learning_rate_multiplier
+
+    @classmethod
+    def of_job(cls, defaults: Hyperparameters, given: Mapping[str, Any]) -> Hyperparameters:
+        """Merge a job's values over the defaults; ``"auto"`` means the default.
+
+        Raises:
+            InputError: with every unknown name and every bad value.
+        """
+        named = {OPENAI_NAMES.get(name, name): value for name, value in given.items() if value != "auto"}
+        try:
+            return cls.model_validate({**defaults.model_dump(), **named})
+        except ValidationError as error:
+            faults = "; ".join(f"{item['loc'][0]}: {item['msg']}" for item in error.errors(include_url=False))
+            known = ", ".join(sorted(cls.model_fields))
+            raise InputError(
+                f"hyperparameters cannot be used: {faults} (known: {known})", param="hyperparameters"
+            ) from None

@@ -1,0 +1,112 @@
+"""Align a new task's keys with the batch's queries (training step 1 of an expansion), then freeze them.
+
+The objective is ``-mean cosine of the selected rows`` (each query selects its best M rows, eq. 2). With unit
+rows its minimum for a given selection is closed-form, the normalized sum of the queries that selected a row;
+so selection and re-centering alternate until nothing changes. This is exact block descent on that loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MAX_ROUNDS = 25
+CROWDED_SHARE = 0.6
+JITTER = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class AlignedKeys:
+    """Keys ``[S, q]`` with unit rows, their share of picks ``[S]`` and the mean cosine of selected rows."""
+
+    keys: Tensor
+    picks: Tensor
+    mean_cosine: float
+    reseeded: int
+
+
+def align_keys(queries: Tensor, rows: int, top_m: int, generator: torch.Generator) -> AlignedKeys:
+    """Place ``rows`` keys for one task's queries ``[B, q]`` (unit rows).
+
+    k-means centers start the search; a row that nobody picks is re-seeded at the worst served query; the
+    search ends when selections repeat or one row takes more than 60 % of the picks. When all queries are the
+    same (one question, text routing) the centers coincide up to a small jitter: the same M rows answer
+    everything and the others stay unused, which costs nothing.
+    """
+    queries = F.normalize(queries.float(), dim=-1)
+    m = min(top_m, rows)
+    keys = _jittered(k_means(queries, rows, generator), generator)
+    selected = _select(queries, keys, m)
+    reseeded = 0
+    for _ in range(MAX_ROUNDS):
+        candidate, lost = _recenter(queries, keys, selected, generator)
+        reseeded += lost
+        changed = _select(queries, candidate, m)
+        if _share(changed, rows).max() > max(CROWDED_SHARE, 1.0 / m) and m > 1:
+            break
+        keys, same = candidate, torch.equal(changed, selected)
+        selected = changed
+        if same and lost == 0:
+            break
+    cosines = (queries @ keys.T).gather(1, selected)
+    return AlignedKeys(keys, _share(selected, rows), float(cosines.mean()), reseeded)
+
+
+def k_means(queries: Tensor, count: int, generator: torch.Generator, rounds: int = 15) -> Tensor:
+    """Return ``count`` spherical k-means centers ``[count, q]`` of unit queries ``[B, q]``.
+
+    Initialization spreads: each next center is the query that is least similar to those chosen. With fewer
+    distinct queries than centers some centers repeat.
+    """
+    first = int(torch.randint(len(queries), (1,), generator=generator))
+    chosen = [queries[first]]
+    nearest = queries @ chosen[0]
+    for _ in range(count - 1):
+        chosen.append(queries[int(nearest.argmin())])
+        nearest = torch.maximum(nearest, queries @ chosen[-1])
+    centers = torch.stack(chosen)
+    for _ in range(rounds):
+        owner = (queries @ centers.T).argmax(dim=1)
+        sums = torch.zeros_like(centers).index_add_(0, owner, queries)
+        moved = torch.where(sums.norm(dim=1, keepdim=True) > 1e-6, F.normalize(sums, dim=1), centers)
+        if torch.allclose(moved, centers, atol=1e-6):
+            break
+        centers = moved
+    return centers
+
+
+def _select(queries: Tensor, keys: Tensor, m: int) -> Tensor:
+    """Return the indices ``[B, m]`` of each query's best keys, in ascending order to compare selections."""
+    return (queries @ keys.T).topk(m, dim=1).indices.sort(dim=1).values
+
+
+def _recenter(
+    queries: Tensor, keys: Tensor, selected: Tensor, generator: torch.Generator
+) -> tuple[Tensor, int]:
+    """Move each key to the mean of its queries; re-seed the unpicked while distinct queries exist to take."""
+    sums = torch.zeros_like(keys)
+    sums.index_add_(0, selected.flatten(), queries.repeat_interleave(selected.shape[1], dim=0))
+    counts = torch.bincount(selected.flatten(), minlength=len(keys))
+    moved = torch.where((counts > 0)[:, None], F.normalize(sums, dim=1), keys)
+    unused = (counts == 0).nonzero().flatten().tolist()
+    best = (queries @ moved.T).gather(1, selected).mean(dim=1)
+    taken = 0
+    for row, query in zip(unused, best.argsort().tolist(), strict=False):
+        if best[query] > 1 - 10 * JITTER * JITTER:
+            break
+        moved[row] = _jittered(queries[query : query + 1], generator)[0]
+        taken += 1
+    return moved, taken
+
+
+def _share(selected: Tensor, rows: int) -> Tensor:
+    return torch.bincount(selected.flatten(), minlength=rows).float() / selected.numel()
+
+
+def _jittered(keys: Tensor, generator: torch.Generator) -> Tensor:
+    """Tilt unit rows by about JITTER so that no two are equal and top-M has no ties."""
+    noise = torch.randn(keys.shape, generator=generator) * (JITTER / keys.shape[1] ** 0.5)
+    return F.normalize(keys + noise, dim=1)

@@ -1,0 +1,92 @@
+"""Prometheus series of the worker, on a registry of its own (labels are bounded: tasks, phases, kinds)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from trainer_worker.ema import HISTOGRAM_EDGES
+
+PHASE_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 20, 40, 80, 160, 320, 640, 1280, 3600)
+
+
+class WorkerMetrics:
+    """Hold the worker's series; one object per process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self.jobs = Counter("strata_jobs", "Finished jobs", ["status"], registry=registry)
+        self.redeliveries = Counter("strata_job_redeliveries", "Jobs taken up again", registry=registry)
+        self.phase_seconds = Histogram(
+            "strata_job_seconds",
+            "Seconds per phase of a job",
+            ["phase"],
+            buckets=PHASE_SECONDS,
+            registry=registry,
+        )
+        self.busy = Gauge("strata_worker_busy", "1 while a job runs", registry=registry)
+        self.heartbeat = Gauge(
+            "strata_worker_heartbeat_timestamp_seconds", "When the worker last showed life", registry=registry
+        )
+        self.loss = Gauge("strata_training_loss", "Loss of the latest training step", registry=registry)
+        self.rate = Gauge("strata_training_samples_per_second", "Training speed", registry=registry)
+        self.alpha = Histogram(
+            "strata_ema_alpha",
+            "Weight of new parameters",
+            ["kind"],
+            buckets=HISTOGRAM_EDGES[1:],
+            registry=registry,
+        )
+        self.fallback = Gauge(
+            "strata_ema_fallback_ratio", "Share of EMA weights that fell back", ["kind"], registry=registry
+        )
+        self.accuracy = Gauge(
+            "strata_candidate_task_accuracy_ratio",
+            "Accuracy of the latest version",
+            ["task"],
+            registry=registry,
+        )
+        self.forgetting = Gauge(
+            "strata_candidate_task_forgetting_ratio", "Drop since the best stage", ["task"], registry=registry
+        )
+        self.leak = Gauge(
+            "strata_candidate_routing_leak_ratio",
+            "Mass outside a task's own rows",
+            ["task"],
+            registry=registry,
+        )
+        self.retention = Gauge(
+            "strata_candidate_zero_shot_retention_ratio",
+            "Score beside the base's, untaught",
+            registry=registry,
+        )
+        self.promotions = Counter(
+            "strata_promotions", "Versions promoted or held back", ["decision"], registry=registry
+        )
+
+    def serve(self, host: str, port: int) -> int:
+        """Serve ``/metrics`` from a thread; return the port (``port`` 0: any free one)."""
+        server, _ = start_http_server(port, host, registry=self.registry)
+        return int(server.server_port)
+
+    def alive(self) -> None:
+        """Note that the worker's loop or heartbeat thread runs."""
+        self.heartbeat.set(time.time())
+
+    def measured(
+        self,
+        accuracy: Mapping[str, float | None],
+        forgetting: Mapping[str, float | None],
+        leak: Mapping[str, float],
+        retention: float | None,
+    ) -> None:
+        """Show what the latest evaluation found."""
+        for gauge, values in ((self.accuracy, accuracy), (self.forgetting, forgetting), (self.leak, leak)):
+            for task, value in values.items():
+                if value is not None:
+                    gauge.labels(task).set(value)
+        if retention is not None:
+            self.retention.set(retention)

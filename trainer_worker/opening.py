@@ -1,0 +1,88 @@
+"""Build a workshop from settings: the one place where the worker's settings become plain arguments."""
+
+from __future__ import annotations
+
+import torch
+
+from adapter_store.base.load import load_base
+from adapter_store.datasets import DatasetStore
+from adapter_store.encoder import SentenceEncoder
+from adapter_store.errors import BaseModelError
+from adapter_store.increments import attach
+from adapter_store.queries import QueryEncoder
+from adapter_store.rendering import Renderer
+from adapter_store.state import RoutingSettings
+from adapter_store.versions import VersionStore
+from adapter_store.vision import VisionEncoder
+from trainer_worker.features import Featurizer
+from trainer_worker.gate import Policy
+from trainer_worker.heldout import HeldOut
+from trainer_worker.hyperparameters import Hyperparameters
+from trainer_worker.language import LanguageModel
+from trainer_worker.metrics import WorkerMetrics
+from trainer_worker.pretrain.scenes import generic_probe
+from trainer_worker.retention import RetentionProbe
+from trainer_worker.settings import WorkerSettings
+from trainer_worker.workshop import Method, Workshop
+
+LONGEST_SAMPLE = 2048
+
+
+def open_workshop(settings: WorkerSettings, base_folder: str) -> Workshop:
+    """Load the base and open the stores.
+
+    Raises:
+        BaseModelError: the base cannot be used.
+    """
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    base = load_base(base_folder, dtype=settings.dtype, device=device)
+    if base.sentence_encoder is None:
+        raise BaseModelError(
+            f"base {base.base_id} has no sentence encoder: put one into its folder as sentence_encoder/"
+        )
+    renderer = Renderer(base)
+    queries = QueryEncoder(SentenceEncoder(base.sentence_encoder, device), base.image_query_mean)
+    targets = [name.strip() for name in settings.targets.split(",") if name.strip()]
+    held_out = settings.home / "heldout" / settings.model_name
+    longest = min(LONGEST_SAMPLE, int(base.model.config.text_config.max_position_embeddings))
+    return Workshop(
+        base=base,
+        language=LanguageModel.of(base.model, base.image_token_id),
+        increments=attach(base.model, targets),
+        featurizer=Featurizer(
+            renderer=renderer, vision=VisionEncoder(base), queries=queries, max_tokens=longest
+        ),
+        queries=queries,
+        versions=VersionStore(settings.versions_url, settings.model_name),
+        datasets=DatasetStore(settings.home / "datasets"),
+        held_out=HeldOut(held_out, ratio=settings.holdout_ratio, cap=settings.holdout_cap),
+        retention=RetentionProbe(
+            generic_probe, count=settings.retention_questions, folder=held_out.parent / ".retention"
+        ),
+        metrics=WorkerMetrics(),
+        policy=Policy(settings.max_forgetting, settings.max_leak, settings.min_retention),
+        defaults=defaults_of(settings),
+        method=Method(
+            rank=settings.rank,
+            span=settings.span,
+            routing=RoutingSettings(settings.routing, settings.top_m, settings.tau),
+            theta=settings.theta or None,
+        ),
+        prefix_cache_bytes=settings.prefix_cache_bytes,
+        end_ids=renderer.stop_ids,
+    )
+
+
+def defaults_of(settings: WorkerSettings) -> Hyperparameters:
+    """Return the hyperparameters of jobs that name none."""
+    return Hyperparameters(
+        epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        batch_size=settings.batch_size,
+        max_seconds=settings.max_train_seconds,
+        ema_mode=settings.ema_mode,
+        rows_per_task=settings.rows_per_task,
+        seed=settings.seed,
+    )

@@ -1,0 +1,312 @@
+"""One job from data set to version: validate, encode, decide, keys, train, evaluate, gate, publish.
+
+Nothing outside the job's own held-out folder changes before ``publish``; so a job that is interrupted
+anywhere is simply run again, and a job that was published already only gets its last steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from adapter_store.datasets import Dataset
+from adapter_store.errors import InputError
+from adapter_store.jobs.claim import Claim
+from adapter_store.jobs.record import JobStatus
+from adapter_store.matrix import AccuracyMatrix
+from adapter_store.names import BASE_VERSION
+from adapter_store.routing import intrinsic
+from adapter_store.state import AdapterState
+from adapter_store.versions import Gate, Manifest, ManifestDraft
+from trainer_worker.decide import Verdict, centroids_of, decide
+from trainer_worker.features import Encoded
+from trainer_worker.gate import check as gate_check
+from trainer_worker.heldout import Split, picture_key
+from trainer_worker.hyperparameters import Hyperparameters
+from trainer_worker.keys import align_keys
+from trainer_worker.language import PrefixStore
+from trainer_worker.learn import Learned, Lesson, Step, learn, split_validation
+from trainer_worker.measuring import Findings, Parent, encode_held_out, measure
+from trainer_worker.progress import Progress
+from trainer_worker.publish import STABLE, promote, publish
+from trainer_worker.workshop import Workshop
+
+CENTROIDS_PER_TASK = 8
+Check = Callable[[], None]
+
+
+def run_job(shop: Workshop, claim: Claim, check: Check) -> str:
+    """Run or resume one claimed job to its end; return the version it resulted in.
+
+    Args:
+        shop: the process's parts.
+        claim: the job, held by a lease.
+        check: called between steps; raises to leave the job (cancelled, lease lost, shutdown).
+
+    Raises:
+        StrataError: the job cannot succeed; the caller records why.
+    """
+    progress = Progress(claim, shop.metrics)
+    shop.versions.raise_fence(claim.fence)
+    manifest = shop.versions.of_job(claim.job.id)
+    if manifest is None:
+        manifest = _Run(shop, claim, progress, check).to_version()
+    else:
+        progress.message(f"taken up again: {manifest.version} is published already")
+    promotion = promote(shop.versions.aliases, manifest)
+    shop.metrics.promotions.labels(promotion.decision).inc()
+    level = "info" if promotion.decision == "promoted" else "warn"
+    progress.message(promotion.message, level=level, data={"promotion": promotion.decision})
+    _finish(claim, manifest, promotion.decision, progress)
+    return manifest.version
+
+
+def _finish(claim: Claim, manifest: Manifest, decision: str, progress: Progress) -> None:
+    gate = manifest.gate.model_dump(mode="json") if manifest.gate else {}
+    claim.finish(
+        JobStatus.SUCCEEDED,
+        result_version=manifest.version,
+        task=manifest.task,
+        decision=manifest.decision,
+        gate={**gate, "promotion": decision},
+        seconds={**manifest.seconds, **progress.seconds},
+    )
+
+
+class _Run:
+    """The phases of one job, in order, with what each leaves for the next."""
+
+    def __init__(self, shop: Workshop, claim: Claim, progress: Progress, check: Check) -> None:
+        self.shop = shop
+        self.job = claim.job
+        self.claim = claim
+        self.progress = progress
+        self.check = check
+
+    def to_version(self) -> Manifest:
+        """Go through all phases up to the published version."""
+        with self.progress.phase("validate"):
+            dataset, settings = self._validate()
+            parent = self._parent()
+        with self.progress.phase("encode"):
+            encoded = self._encode(dataset, parent.state)
+            known = encode_held_out(self.shop, parent.state, self.check)
+        with self.progress.phase("decide"):
+            verdict = self._decide(encoded, parent.state, known)
+            split = self.shop.held_out.split(verdict.task, dataset)
+            train = self._training_samples(encoded, split)
+        with self.progress.phase("keys"):
+            state = self._prepare(parent.state, verdict, encoded, train, settings)
+        with self.progress.phase("train"):
+            learned = self._train(state, verdict.task, encoded, train, settings)
+        with self.progress.phase("evaluate"):
+            findings = self._measure(learned.state, parent, verdict, known, split)
+        with self.progress.phase("gate"):
+            gate = self._gate(findings)
+        with self.progress.phase("publish"):
+            draft = self._draft(parent, verdict, settings, learned, findings, gate)
+            return publish(self.shop.versions, learned.state, draft, findings.probe, fence=self.claim.fence)
+
+    def _validate(self) -> tuple[Dataset, Hyperparameters]:
+        dataset = self.shop.datasets.open(self.job.dataset.id)
+        settings = Hyperparameters.of_job(self.shop.defaults, self.job.hyperparameters)
+        if not any(turn.answer for example in dataset.examples for turn in example.turns):
+            raise InputError(f"data set {dataset.ref.id} has no answers to learn from")
+        return dataset, settings
+
+    def _parent(self) -> Parent:
+        record = self.shop.versions.aliases.get(STABLE)
+        if record is None or record.version == BASE_VERSION:
+            return Parent(BASE_VERSION, self.shop.untaught(), AccuracyMatrix.empty())
+        manifest = self.shop.versions.manifest(record.version)
+        folder = self.shop.versions.fetch(record.version)
+        state = AdapterState.load(folder, base_digest=self.shop.base.digest)
+        return Parent(record.version, state, manifest.accuracy)
+
+    def _encode(self, dataset: Dataset, state: AdapterState) -> Encoded:
+        encoded = self.shop.featurizer.encode(
+            dataset.examples, dataset.image, state.routing, check=self.check
+        )
+        if encoded.dropped:
+            self.progress.message(f"{encoded.dropped} examples are too long and left out", level="warn")
+        if not len(encoded):
+            raise InputError(f"no example of {dataset.ref.id} fits the model's context; shorten them")
+        return encoded
+
+    def _decide(self, encoded: Encoded, state: AdapterState, known: Mapping[str, Encoded]) -> Verdict:
+        verdict = decide(
+            encoded.queries,
+            named=self.job.task,
+            tasks=state.tasks,
+            centroids=state.centroids,
+            centroid_task=state.centroid_task,
+            held_out={task: held.queries for task, held in known.items()},
+            fixed_theta=self.shop.method.theta,
+        )
+        self.progress.message(f"{verdict.decision} {verdict.task}: {verdict.reason}", data=verdict.to_dict())
+        self.claim.update(decision=verdict.decision, task=verdict.task)
+        return verdict
+
+    def _training_samples(self, encoded: Encoded, split: Split) -> list[int]:
+        allowed = {picture_key(example) for example in split.train}
+        train = [i for i, example in enumerate(encoded.examples) if picture_key(example) in allowed]
+        if not train:
+            raise InputError("every picture of this batch is held out for measuring; send at least one other")
+        text = f"{len(train)} examples to learn from, {split.held_out_pictures} pictures held out"
+        self.progress.message(text, data={"train": len(train), "held_out": split.held_out_pictures})
+        return train
+
+    def _prepare(
+        self,
+        state: AdapterState,
+        verdict: Verdict,
+        encoded: Encoded,
+        train: list[int],
+        settings: Hyperparameters,
+    ) -> AdapterState:
+        """Expand with aligned keys, or refresh a known task's centroids."""
+        generator = torch.Generator().manual_seed(settings.seed)
+        queries = encoded.queries[torch.tensor(train)]
+        task = verdict.task
+        if verdict.decision == "retrain":
+            old = state.centroids[state.centroid_task == state.task_index(task)]
+            merged = torch.cat([old, queries])
+            return state.with_centroids(task, centroids_of(merged, CENTROIDS_PER_TASK, generator))
+        state = state.expand(
+            task, settings.rows_per_task, generator, context_logit=self.shop.method.context_logit
+        )
+        aligned = align_keys(queries, settings.rows_per_task, state.routing.top_m, generator)
+        state = state.with_rows(state.rows_of(task), keys=aligned.keys)
+        state = state.with_centroids(task, centroids_of(queries, CENTROIDS_PER_TASK, generator))
+        self.progress.message(
+            f"{settings.rows_per_task} keys placed, mean cosine {aligned.mean_cosine:.3f}",
+            data={"picks": [round(share, 3) for share in aligned.picks.tolist()]},
+        )
+        return state.with_usage(task, intrinsic(state, queries, only_task=task).mean(dim=0))
+
+    def _train(
+        self,
+        state: AdapterState,
+        task: str,
+        encoded: Encoded,
+        train: list[int],
+        settings: Hyperparameters,
+    ) -> Learned:
+        store = PrefixStore(
+            self.shop.language,
+            encoded.prefixes,
+            encoded.pictures,
+            budget_bytes=self.shop.prefix_cache_bytes,
+        )
+        if state.span == "after_image":
+            store.warm([encoded.samples[i].prefix for i in train], check=self.check)
+        groups = [picture_key(encoded.examples[i]) for i in train]
+        inside, validation = split_validation(groups, settings, settings.seed)
+        lesson = Lesson(encoded, store, tuple(train[i] for i in inside), tuple(train[i] for i in validation))
+        learned = learn(
+            self.shop.language,
+            self.shop.increments,
+            state,
+            task,
+            lesson,
+            settings,
+            report=self._report,
+            check=self.check,
+        )
+        for kind, statistics in learned.statistics.items():
+            self.shop.metrics.fallback.labels(kind).set(statistics.fallback_ratio)
+        self.progress.message(
+            f"trained {learned.steps} steps, {learned.samples / max(learned.seconds, 1e-9):.1f} samples/s",
+            data={"ema": {kind: s.to_dict() for kind, s in learned.statistics.items()}},
+        )
+        return learned
+
+    def _report(self, step: Step) -> None:
+        values = {
+            "loss": step.loss,
+            "learning_rate": step.learning_rate,
+            "samples_per_second": step.samples_per_second,
+        }
+        if step.validation is not None:
+            values["validation_accuracy"] = step.validation
+        for kind, alpha in step.alphas.items():
+            for value in alpha:
+                self.shop.metrics.alpha.labels(kind).observe(value)
+        self.progress.training(step.step, step.total, values, eta_seconds=step.eta_seconds)
+
+    def _measure(
+        self,
+        state: AdapterState,
+        parent: Parent,
+        verdict: Verdict,
+        known: Mapping[str, Encoded],
+        split: Split,
+    ) -> Findings:
+        findings = measure(self.shop, state, parent, verdict, known, grown=split.grown, check=self.check)
+        measured = findings.measured
+        forgetting = {name: findings.matrix.forgetting_of(name) for name in findings.matrix.tasks}
+        self.shop.metrics.measured(measured.after, forgetting, measured.leak, measured.retention)
+        self.progress.message(
+            "measured " + ", ".join(f"{name} {_shown(value)}" for name, value in measured.after.items()),
+            data={
+                "accuracy": dict(measured.after),
+                "before": dict(measured.before),
+                "leak": dict(measured.leak),
+                "retention": measured.retention,
+            },
+        )
+        return findings
+
+    def _gate(self, findings: Findings) -> Gate:
+        gate = gate_check(findings.measured, self.shop.policy)
+        text = (
+            "the gate passed" if gate.passed else "the gate held the version back: " + "; ".join(gate.reasons)
+        )
+        self.progress.message(
+            text, level="info" if gate.passed else "warn", data=gate.model_dump(mode="json")
+        )
+        return gate
+
+    def _draft(
+        self,
+        parent: Parent,
+        verdict: Verdict,
+        settings: Hyperparameters,
+        learned: Learned,
+        findings: Findings,
+        gate: Gate,
+    ) -> ManifestDraft:
+        state = learned.state
+        method = {
+            "rank": state.rank,
+            "span": state.span,
+            "targets": list(state.targets),
+            "routing": state.routing.mode,
+            "top_m": state.routing.top_m,
+            "tau": state.routing.tau,
+            "steps": learned.steps,
+            "samples": learned.samples,
+            "final_loss": round(learned.loss, 5),
+            "ema": {kind: s.to_dict() for kind, s in learned.statistics.items()},
+        }
+        return ManifestDraft(
+            parent=parent.version,
+            base_id=self.shop.base.base_id,
+            base_digest=self.shop.base.digest,
+            job_id=self.job.id,
+            dataset_id=self.job.dataset.id,
+            task=verdict.task,
+            decision=verdict.decision,
+            tasks=state.tasks,
+            settings={**settings.model_dump(), **method},
+            accuracy=findings.matrix,
+            routing_leak=dict(findings.measured.leak),
+            zero_shot_retention=findings.measured.retention,
+            gate=gate,
+            seconds=dict(self.progress.seconds),
+        )
+
+
+def _shown(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3f}"

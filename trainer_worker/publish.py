@@ -1,0 +1,126 @@
+"""Publish a measured state as an immutable version and, if the gate passed, point ``stable`` at it.
+
+Every step can be repeated: a worker that takes the job up again finds what is done already and does the rest.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapter_store.errors import AliasConflict
+from adapter_store.matrix import AccuracyMatrix
+from adapter_store.names import BASE_VERSION
+from adapter_store.state import AdapterState
+from adapter_store.versions import AliasTable, Manifest, ManifestDraft, Probe, VersionStore
+
+STABLE, PREVIOUS = "stable", "previous"
+ACTOR = "trainer"
+PROBE_IMAGE = "probe.png"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedProbe:
+    """A held-out question with the greedy answer of the state; ``picture`` is PNG bytes or None."""
+
+    question: str
+    picture: bytes | None
+    answer_token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """What happened to ``stable``: ``decision`` is promoted, held_back or conflict."""
+
+    decision: str
+    message: str
+
+
+def publish(
+    store: VersionStore, state: AdapterState, draft: ManifestDraft, probe: RecordedProbe | None, *, fence: int
+) -> Manifest:
+    """Write the state and its probe as a new version; return the manifest (the old one if the job has one).
+
+    Raises:
+        FencedOut: a newer worker owns the lineage.
+    """
+    with tempfile.TemporaryDirectory(prefix="strata-version-") as name:
+        folder = Path(name)
+        state.save(folder)
+        if probe is not None:
+            if probe.picture is not None:
+                (folder / PROBE_IMAGE).write_bytes(probe.picture)
+            draft = draft.model_copy(update={"probe": _probe_record(probe)})
+        return store.publish(folder, draft, fence=fence)
+
+
+def promote(aliases: AliasTable, manifest: Manifest) -> Promotion:
+    """Move ``stable`` to a version that passed the gate, and ``previous`` to its parent, by compare-and-set.
+
+    If somebody moved ``stable`` away from the parent in the meantime, the version stays a candidate: it was
+    measured against another parent.
+    """
+    if manifest.gate is None or not manifest.gate.passed:
+        reasons = "; ".join(manifest.gate.reasons) if manifest.gate else "it was not gated"
+        return Promotion("held_back", f"{manifest.version} is kept as a candidate: {reasons}")
+    if not _moved_already(aliases, manifest.version):
+        record = aliases.get(STABLE)
+        current = record.version if record else BASE_VERSION
+        conflict = (
+            f"stable is {current} now, not {manifest.parent}; {manifest.version} is kept as a candidate"
+        )
+        if current != manifest.parent:
+            return Promotion("conflict", conflict)
+        try:
+            reason = f"{manifest.decision} {manifest.task}: the gate passed"
+            revision = record.revision if record else 0
+            aliases.move(STABLE, manifest.version, expected_revision=revision, reason=reason, actor=ACTOR)
+        except AliasConflict:
+            return Promotion("conflict", conflict)
+    _remember_previous(aliases, manifest)
+    return Promotion("promoted", f"stable is {manifest.version}")
+
+
+def stage_matrix(
+    before: AccuracyMatrix, trained: str, scores: Mapping[str, float | None], base: Mapping[str, float | None]
+) -> AccuracyMatrix:
+    """Add a stage to the matrix; a task without held-out pictures gets a missing score."""
+    if scores.get(trained) is not None:
+        return before.with_stage(trained, scores, base)
+    tasks = (*before.tasks, *(task for task in scores if task not in before.tasks))
+    blank = (None,) * (len(tasks) - len(before.tasks))
+    return AccuracyMatrix(
+        tasks=tasks,
+        base=before.base + blank,
+        rows=(*(row + blank for row in before.rows), tuple(scores.get(task) for task in tasks)),
+        trained=(*before.trained, trained),
+    )
+
+
+def _moved_already(aliases: AliasTable, version: str) -> bool:
+    return any(record.version == version and record.actor == ACTOR for record in aliases.history(STABLE))
+
+
+def _remember_previous(aliases: AliasTable, manifest: Manifest) -> None:
+    record = aliases.get(PREVIOUS)
+    if record is not None and record.version == manifest.parent:
+        return
+    reason = f"stable before {manifest.version}"
+    try:
+        revision = record.revision if record else 0
+        aliases.move(PREVIOUS, manifest.parent, expected_revision=revision, reason=reason, actor=ACTOR)
+    except AliasConflict:
+        # Somebody set it on purpose at this very moment: theirs stands.
+        return
+
+
+def _probe_record(probe: RecordedProbe) -> Probe:
+    return Probe(
+        question=probe.question,
+        image=PROBE_IMAGE if probe.picture is not None else None,
+        answer_token_ids=probe.answer_token_ids,
+        logprobs=probe.logprobs,
+    )

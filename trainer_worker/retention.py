@@ -1,0 +1,83 @@
+"""Measure what the base could do before and must still do: general questions that belong to no task."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+from adapter_store.datasets import Example, Turn
+from adapter_store.state import RoutingSettings
+from trainer_worker.evaluate import Score, Served, score_base, score_state
+from trainer_worker.features import Encoded, Featurizer
+from trainer_worker.language import LanguageModel, PrefixStore
+
+Question = tuple[Image.Image, str, str]
+PROBE_SEED = 20_241
+
+
+class RetentionProbe:
+    """Ask general questions (picture, question, answer) of the base once and of every candidate.
+
+    The base's score is remembered in ``folder`` under the base's digest.
+    """
+
+    def __init__(self, questions: Callable[[int, int], list[Question]], *, count: int, folder: Path) -> None:
+        self._questions = questions
+        self._count = count
+        self._folder = folder
+
+    def measure(
+        self,
+        language: LanguageModel,
+        served: Served,
+        featurizer: Featurizer,
+        *,
+        budget_bytes: int,
+        check: Callable[[], None] = lambda: None,
+    ) -> float | None:
+        """Return the candidate's score over the base's; None when the base scores 0 or nothing is asked."""
+        if self._count < 1:
+            return None
+        encoded = self._encode(featurizer, served.state.routing, check)
+        store = PrefixStore(
+            language, encoded.prefixes, encoded.pictures, budget_bytes=budget_bytes, half=False
+        )
+        base = self._base_score(language, served, encoded, store, check)
+        if not base.correct:
+            return None
+        adapted = score_state(language, served, encoded, store, base=base, check=check)
+        return adapted.correct / base.correct
+
+    def _encode(self, featurizer: Featurizer, routing: RoutingSettings, check: Callable[[], None]) -> Encoded:
+        questions = self._questions(self._count, PROBE_SEED)
+        pictures = {str(number): picture for number, (picture, _, _) in enumerate(questions)}
+        examples = [
+            Example(str(number), str(number), (Turn(question, answer),))
+            for number, (_, question, answer) in enumerate(questions)
+        ]
+        return featurizer.encode(examples, pictures.__getitem__, routing, check=check)
+
+    def _base_score(
+        self,
+        language: LanguageModel,
+        served: Served,
+        encoded: Encoded,
+        store: PrefixStore,
+        check: Callable[[], None],
+    ) -> Score:
+        digest = served.state.base_digest.replace(":", "-")
+        path = self._folder / f"base-{digest[:48]}-{self._count}.json"
+        if path.exists():
+            return Score(**json.loads(path.read_text()))
+        score = score_base(language, served.increments, encoded, store, check=check)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text(
+            json.dumps({"correct": score.correct, "answers": score.answers, "loss": score.loss})
+        )
+        os.replace(partial, path)
+        return score

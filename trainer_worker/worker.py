@@ -1,0 +1,136 @@
+"""The loop of a worker process: claim a job, keep its lease alive, run it, say how it ended.
+
+A job leaves this loop in one of three ways: finished (succeeded, failed or cancelled), handed back (the
+process is asked to stop), or lost (another worker holds it now; this one notices and drops it).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from adapter_store.errors import FencedOut, LeaseLost, StrataError, UnavailableError
+from adapter_store.jobs.claim import Claim
+from adapter_store.jobs.queue import JobQueue
+from adapter_store.jobs.record import JobError, JobStatus
+from trainer_worker.pipeline import run_job
+from trainer_worker.progress import Interrupted
+from trainer_worker.workshop import Workshop
+
+log = logging.getLogger("strata.worker")
+
+CLAIM_BLOCK_SECONDS = 1.0
+CANCEL_POLL_SECONDS = 1.0
+RECONNECT_SECONDS = (1.0, 2.0, 5.0)
+CANCELLED, LOST, STOPPING = "cancelled", "lease lost", "stopping"
+
+
+class Worker:
+    """Run jobs of one queue, one at a time, until ``stop`` is set."""
+
+    def __init__(self, shop: Workshop, queue: JobQueue, name: str, stop: threading.Event) -> None:
+        self._shop = shop
+        self._queue = queue
+        self._name = name
+        self._stop = stop
+
+    def run(self) -> None:
+        """Claim and run jobs until asked to stop; wait and try again while Redis is away."""
+        failures = 0
+        while not self._stop.is_set():
+            self._shop.metrics.alive()
+            try:
+                self.run_one(CLAIM_BLOCK_SECONDS)
+                failures = 0
+            except UnavailableError as error:
+                wait = RECONNECT_SECONDS[min(failures, len(RECONNECT_SECONDS) - 1)]
+                failures += 1
+                log.warning("%s; trying again in %.0f s", error.message, wait)
+                self._stop.wait(wait)
+
+    def run_one(self, block_seconds: float) -> bool:
+        """Claim and run at most one job; return whether there was one."""
+        claim = self._queue.claim(self._name, block_seconds)
+        if claim is None:
+            return False
+        metrics = self._shop.metrics
+        metrics.busy.set(1)
+        if claim.job.attempts > 1:
+            metrics.redeliveries.inc()
+        log.info("job %s claimed, attempt %d", claim.job.id, claim.job.attempts)
+        try:
+            with claim.kept_alive() as lost:
+                self._run(claim, lost)
+        finally:
+            metrics.busy.set(0)
+        return True
+
+    def _run(self, claim: Claim, lost: threading.Event) -> None:
+        job_id = claim.job.id
+        try:
+            version = run_job(self._shop, claim, _Watch(self._shop, claim, lost, self._stop).check)
+            self._count(JobStatus.SUCCEEDED)
+            log.info("job %s succeeded: %s", job_id, version)
+        except Interrupted as interruption:
+            self._leave(claim, interruption.reason)
+        except (LeaseLost, FencedOut) as error:
+            log.warning("job %s is another worker's now: %s", job_id, error.message)
+        except UnavailableError:
+            # Redis or the store is away: the lease runs out and the job is delivered again.
+            raise
+        except StrataError as error:
+            self._fail(claim, JobError(code=error.code, message=error.message, param=error.param))
+        except Exception:
+            log.exception("job %s failed unexpectedly", job_id)
+            message = "the trainer failed unexpectedly; the worker's log has the details"
+            self._fail(claim, JobError(code="internal_error", message=message))
+
+    def _leave(self, claim: Claim, reason: str) -> None:
+        log.info("job %s left: %s", claim.job.id, reason)
+        try:
+            if reason == CANCELLED:
+                claim.finish(JobStatus.CANCELLED)
+                self._count(JobStatus.CANCELLED)
+            elif reason == STOPPING:
+                claim.event(
+                    "the worker stops; the job is handed back and starts again elsewhere", level="warn"
+                )
+                claim.release()
+        except LeaseLost as error:
+            log.warning("job %s: %s", claim.job.id, error.message)
+
+    def _fail(self, claim: Claim, error: JobError) -> None:
+        log.warning("job %s failed: %s", claim.job.id, error.message)
+        try:
+            claim.event(error.message, level="error", data={"code": error.code})
+            claim.finish(JobStatus.FAILED, error=error)
+            self._count(JobStatus.FAILED)
+        except LeaseLost as lost:
+            log.warning("job %s: %s", claim.job.id, lost.message)
+
+    def _count(self, status: JobStatus) -> None:
+        self._shop.metrics.jobs.labels(str(status)).inc()
+
+
+class _Watch:
+    """Look between steps for a reason to leave the job."""
+
+    def __init__(self, shop: Workshop, claim: Claim, lost: threading.Event, stop: threading.Event) -> None:
+        self._shop = shop
+        self._claim = claim
+        self._lost = lost
+        self._stop = stop
+        self._asked = float("-inf")
+
+    def check(self) -> None:
+        self._shop.metrics.alive()
+        if self._lost.is_set():
+            raise Interrupted(LOST)
+        if self._stop.is_set():
+            raise Interrupted(STOPPING)
+        now = time.monotonic()
+        if now - self._asked >= CANCEL_POLL_SECONDS:
+            self._asked = now
+            if self._claim.is_cancelled():
+                raise Interrupted(CANCELLED)

@@ -1,0 +1,63 @@
+"""What a worker process holds for all its jobs: the frozen parts, the stores and the rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adapter_store.base.load import Base
+from adapter_store.datasets import DatasetStore
+from adapter_store.increments import Increments
+from adapter_store.queries import QueryEncoder
+from adapter_store.state import AdapterState, RoutingSettings, Span
+from adapter_store.versions import VersionStore
+from trainer_worker.features import Featurizer
+from trainer_worker.gate import Policy
+from trainer_worker.heldout import HeldOut
+from trainer_worker.hyperparameters import Hyperparameters
+from trainer_worker.language import LanguageModel
+from trainer_worker.metrics import WorkerMetrics
+from trainer_worker.retention import RetentionProbe
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """Choices that hold for a whole lineage, taken when its first task is learned (method settings)."""
+
+    rank: int = 8
+    span: Span = "after_image"
+    routing: RoutingSettings = RoutingSettings()  # noqa: RUF009  (frozen)
+    theta: float | None = None
+    context_logit: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """Everything that ``run_job`` works with."""
+
+    base: Base
+    language: LanguageModel
+    increments: Increments
+    featurizer: Featurizer
+    queries: QueryEncoder
+    versions: VersionStore
+    datasets: DatasetStore
+    held_out: HeldOut
+    retention: RetentionProbe
+    metrics: WorkerMetrics
+    policy: Policy
+    defaults: Hyperparameters
+    method: Method
+    prefix_cache_bytes: int
+    end_ids: frozenset[int]
+
+    def untaught(self) -> AdapterState:
+        """Return the state of the plain base."""
+        method = self.method
+        return AdapterState.empty(
+            self.base.digest,
+            self.increments.shapes,
+            self.queries.width(method.routing),
+            method.rank,
+            method.span,
+            method.routing,
+        )
