@@ -35,6 +35,7 @@ class GatewaySettings(SharedSettings):
         default=0, ge=0, description="tokens of prompt and answer; 0: as the base allows"
     )
     banks: int = Field(default=2, ge=2, le=16, description="versions resident at once, the base not counted")
+    targets: str = Field(default="o_proj", description="comma-separated linears that versions may adapt")
     alias_poll_seconds: float = Field(
         default=0.5, gt=0, le=60, description="how often moved aliases are looked for"
     )

@@ -1,0 +1,121 @@
+"""``/v1/adapters``: immutable versions, movable aliases, roll back."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header
+from fastapi.responses import JSONResponse
+
+from server.adapters.protocol import MoveAlias, RollBack
+from server.adapters.service import Adapters, etag, expected_revision
+from server.gateway import GatewayDep
+from server.openapi import example
+
+router = APIRouter(prefix="/v1/adapters", tags=["operate"])
+
+_RECORD = {
+    "alias": "stable",
+    "version": "v3",
+    "revision": 4,
+    "moved_at": 1732280000.0,
+    "reason": "gate passed",
+    "actor": "worker",
+    "served": "v3",
+}
+_VERSION = {
+    "version": "v3",
+    "parent": "v2",
+    "task": "digits",
+    "decision": "expand",
+    "gate": {"passed": True, "reasons": []},
+    "created_at": 1732280000.0,
+    "aliases": ["stable"],
+}
+IfMatch = Annotated[str | None, Header(alias="If-Match", max_length=100)]
+IfNoneMatch = Annotated[str | None, Header(alias="If-None-Match", max_length=100)]
+
+
+@router.get(
+    "",
+    summary="List what is served here",
+    responses=example({"object": "list", "data": [{"name": "strata"}]}),
+)
+async def list_names(gateway: GatewayDep) -> dict[str, Any]:
+    """Return the one lineage of this deployment."""
+    return {"object": "list", "data": [{"name": gateway.model_name, "object": "adapter"}], "has_more": False}
+
+
+@router.get(
+    "/{name}/versions",
+    summary="List versions, oldest first, with the aliases",
+    responses=example({"object": "list", "data": [_VERSION], "aliases": [_RECORD]}),
+)
+async def versions(name: str, gateway: GatewayDep) -> dict[str, Any]:
+    """Return every complete version."""
+    return await Adapters(gateway, name).versions()
+
+
+@router.get(
+    "/{name}/versions/{version}", summary="Show a version's whole manifest", responses=example(_VERSION)
+)
+async def version(name: str, version: str, gateway: GatewayDep) -> dict[str, Any]:
+    """Return where a version came from and what it measured."""
+    return await Adapters(gateway, name).version(version)
+
+
+@router.get(
+    "/{name}/aliases", summary="List aliases", responses=example({"object": "list", "data": [_RECORD]})
+)
+async def aliases(name: str, gateway: GatewayDep) -> dict[str, Any]:
+    """Return what every alias names; ``stable`` names ``base`` until something was learned."""
+    return await Adapters(gateway, name).aliases()
+
+
+@router.get(
+    "/{name}/aliases/{alias}", summary="Show an alias; its ETag is for If-Match", responses=example(_RECORD)
+)
+async def alias(name: str, alias: str, gateway: GatewayDep) -> JSONResponse:
+    """Return one alias."""
+    record = await Adapters(gateway, name).alias(alias)
+    return JSONResponse(record, headers={"etag": etag(record)})
+
+
+@router.get(
+    "/{name}/aliases/{alias}/history",
+    summary="List every move of an alias, oldest first",
+    responses=example({"object": "list", "data": [_RECORD]}),
+)
+async def history(name: str, alias: str, gateway: GatewayDep) -> dict[str, Any]:
+    """Return the history of one alias."""
+    return await Adapters(gateway, name).history(alias)
+
+
+@router.put(
+    "/{name}/aliases/{alias}",
+    summary="Point an alias at a version; If-Match makes it a compare-and-set",
+    responses=example(_RECORD),
+)
+async def move(
+    name: str,
+    alias: str,
+    wanted: MoveAlias,
+    gateway: GatewayDep,
+    if_match: IfMatch = None,
+    if_none_match: IfNoneMatch = None,
+) -> JSONResponse:
+    """Move the alias; 409 if it moved since the ETag was read. ``If-None-Match: *`` only creates."""
+    expected = expected_revision(if_match, if_none_match)
+    record = await Adapters(gateway, name).move(alias, wanted.version, wanted.reason, expected)
+    return JSONResponse(record, headers={"etag": etag(record)})
+
+
+@router.post("/{name}/rollback", summary="Point an alias at the version before", responses=example(_RECORD))
+async def roll_back(
+    name: str, wanted: RollBack, gateway: GatewayDep, if_match: IfMatch = None
+) -> JSONResponse:
+    """Move the alias back one step in its history."""
+    record = await Adapters(gateway, name).roll_back(
+        wanted.alias, wanted.reason, expected_revision(if_match, None)
+    )
+    return JSONResponse(record, headers={"etag": etag(record)})

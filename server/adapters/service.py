@@ -1,0 +1,145 @@
+"""Read versions and move aliases of one lineage."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+from adapter_store.errors import ConflictError, InputError, NotFoundError
+from adapter_store.names import BASE_VERSION, check_alias_name, check_version_id
+from adapter_store.versions import AliasRecord, Manifest
+from server.adaptation import STABLE
+from server.gateway import Gateway
+
+_ETAG = re.compile(r'(?:W/)?"(\d{1,12})"')
+_ACTOR = "http"
+
+
+class Adapters:
+    """The versions and aliases of the lineage ``name``."""
+
+    def __init__(self, gateway: Gateway, name: str) -> None:
+        if name != gateway.model_name:
+            text = f"there are no adapters named {name[:80]!r}; there are those of {gateway.model_name!r}"
+            raise NotFoundError(text, param="name")
+        self._gateway = gateway
+        self._store = gateway.store
+
+    async def versions(self) -> dict[str, Any]:
+        """Return every version, oldest first, with its aliases."""
+        manifests = await asyncio.to_thread(self._store.list)
+        records = (await self.aliases())["data"]
+        named = [self._version_body(manifest, records) for manifest in manifests]
+        return {"object": "list", "data": named, "aliases": records, "has_more": False}
+
+    async def version(self, version: str) -> dict[str, Any]:
+        """Return one manifest; raise NotFoundError."""
+        check_version_id(version)
+        manifest = await asyncio.to_thread(self._store.manifest, version)
+        return self._version_body(manifest, (await self.aliases())["data"])
+
+    async def aliases(self) -> dict[str, Any]:
+        """Return every alias; ``stable`` is always among them."""
+        found = await asyncio.to_thread(self._store.aliases.all)
+        bodies = [self._alias_body(record) for _, record in sorted(found.items())]
+        if STABLE not in found:
+            bodies.insert(0, self._untaught())
+        return {"object": "list", "data": bodies, "has_more": False}
+
+    async def alias(self, alias: str) -> dict[str, Any]:
+        """Return one alias; raise NotFoundError."""
+        check_alias_name(alias)
+        record = await asyncio.to_thread(self._store.aliases.get, alias)
+        if record is not None:
+            return self._alias_body(record)
+        if alias == STABLE:
+            return self._untaught()
+        raise NotFoundError(
+            f"there is no alias {alias!r}; GET /v1/adapters/<name>/aliases lists them", param="alias"
+        )
+
+    async def history(self, alias: str) -> dict[str, Any]:
+        """Return every move of an alias, oldest first."""
+        await self.alias(alias)
+        records = await asyncio.to_thread(self._store.aliases.history, alias)
+        return {"object": "list", "data": [record.model_dump() for record in records], "has_more": False}
+
+    async def move(self, alias: str, version: str, reason: str, expected: int | None) -> dict[str, Any]:
+        """Move an alias by compare-and-set.
+
+        Raises:
+            AliasConflict: it moved since ``expected`` was read.
+            ConflictError: the version is one that this gateway refuses to serve.
+            NotFoundError: no such version.
+        """
+        check_alias_name(alias)
+        check_version_id(version)
+        self._check_servable(version)
+        record = await asyncio.to_thread(
+            self._store.aliases.move, alias, version, expected_revision=expected, reason=reason, actor=_ACTOR
+        )
+        return self._moved(record)
+
+    async def roll_back(self, alias: str, reason: str, expected: int | None) -> dict[str, Any]:
+        """Move an alias to the version before; raises as ``move``."""
+        check_alias_name(alias)
+        record = await asyncio.to_thread(
+            self._store.aliases.rollback, alias, expected_revision=expected, reason=reason, actor=_ACTOR
+        )
+        return self._moved(record)
+
+    def _check_servable(self, version: str) -> None:
+        serving = self._gateway.serving
+        refused = serving.live.refused if serving else {}
+        if version in refused:
+            raise ConflictError(f"version {version} is not served: {refused[version]}", param="version")
+
+    def _moved(self, record: AliasRecord) -> dict[str, Any]:
+        if self._gateway.serving is not None:
+            self._gateway.serving.live.look_now()
+        return self._alias_body(record)
+
+    def _alias_body(self, record: AliasRecord) -> dict[str, Any]:
+        body = record.model_dump()
+        serving = self._gateway.serving
+        if record.alias == STABLE and serving is not None:
+            body["served"] = serving.live.served
+        return body
+
+    def _untaught(self) -> dict[str, Any]:
+        reason = "nothing was learned yet"
+        record = AliasRecord(
+            alias=STABLE, version=BASE_VERSION, revision=0, moved_at=0.0, reason=reason, actor="-"
+        )
+        return self._alias_body(record)
+
+    @staticmethod
+    def _version_body(manifest: Manifest, aliases: list[dict[str, Any]]) -> dict[str, Any]:
+        named = [record["alias"] for record in aliases if record["version"] == manifest.version]
+        return {**manifest.model_dump(mode="json"), "object": "adapter.version", "aliases": named}
+
+
+def etag(record: dict[str, Any]) -> str:
+    """Return the ETag of an alias: its revision."""
+    return f'"{record["revision"]}"'
+
+
+def expected_revision(if_match: str | None, if_none_match: str | None) -> int | None:
+    """Return the revision that the headers ask for: None for any, 0 for an alias that must not exist.
+
+    Raises:
+        InputError: a header is no ETag of an alias.
+    """
+    if if_none_match is not None:
+        if if_none_match.strip() != "*" or if_match is not None:
+            raise InputError(
+                "If-None-Match takes * here, and not together with If-Match", param="If-None-Match"
+            )
+        return 0
+    if if_match is None or if_match.strip() == "*":
+        return None
+    found = _ETAG.fullmatch(if_match.strip())
+    if found is None:
+        raise InputError('If-Match takes the ETag of the alias, as in If-Match: "3"', param="If-Match")
+    return int(found.group(1))

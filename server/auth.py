@@ -1,0 +1,104 @@
+"""Optional API keys, compared in constant time; every path needs one unless it is listed as open.
+
+A key is ``secret`` or ``secret:scope+scope``. The scopes: ``ask`` (answers), ``teach`` (data and jobs) and
+``operate`` (aliases, everything). Paths are matched exactly and unlisted ones need ``operate``, so a path in
+another case or with doubled slashes opens nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from adapter_store.errors import InputError
+from server.errors import AuthenticationError, response_for
+
+SCOPES = frozenset({"ask", "teach", "operate"})
+OPEN_PATHS = frozenset({"/", "/health", "/ready", "/version", "/metrics", "/docs", "/openapi.json"})
+_ASK_PREFIXES = ("/v1/chat/", "/v1/vqa", "/v1/models", "/v1/evaluations/")
+_TEACH_PREFIXES = ("/v1/tasks/", "/v1/files", "/v1/fine_tuning/", "/v1/datasets", "/v1/jobs")
+_READ_PREFIXES = ("/v1/adapters",)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Hold the digest of one key and what it may do."""
+
+    digest: bytes
+    scopes: frozenset[str]
+
+
+def parse_keys(text: str) -> tuple[Key, ...]:
+    """Read comma-separated keys; raise InputError for an unknown scope or a short key (never showing it)."""
+    keys = []
+    for position, item in enumerate(filter(None, (part.strip() for part in text.split(","))), start=1):
+        secret, _, scopes = item.partition(":")
+        wanted = frozenset(filter(None, scopes.split("+"))) or SCOPES
+        if wanted - SCOPES:
+            raise InputError(
+                f"key {position} has an unknown scope; use ask, teach or operate", param="api_keys"
+            )
+        if len(secret) < 8:
+            raise InputError(f"key {position} is shorter than 8 characters", param="api_keys")
+        keys.append(Key(_digest(secret), wanted))
+    return tuple(keys)
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+
+
+def needed_scope(method: str, path: str) -> str:
+    """Return the scope that ``method path`` needs."""
+    if path.startswith(_ASK_PREFIXES):
+        return "ask"
+    if path.startswith(_TEACH_PREFIXES):
+        return "teach"
+    if method in ("GET", "HEAD") and path.startswith(_READ_PREFIXES):
+        return "ask"
+    return "operate"
+
+
+def check(authorization: str, keys: Iterable[Key], scope: str) -> None:
+    """Raise AuthenticationError unless ``authorization`` carries a key with ``scope``.
+
+    Every key is compared, so the time does not tell which one was close.
+    """
+    kind, _, secret = authorization.partition(" ")
+    if kind.lower() != "bearer" or not secret.strip():
+        raise AuthenticationError(
+            "an API key is needed: send the header 'Authorization: Bearer <key>'", status=401
+        )
+    given = _digest(secret.strip())
+    scopes: frozenset[str] | None = None
+    for key in keys:
+        if hmac.compare_digest(key.digest, given):
+            scopes = key.scopes
+    if scopes is None:
+        raise AuthenticationError("this API key is not known here", status=401)
+    if scope not in scopes and "operate" not in scopes:
+        raise AuthenticationError(f"this API key may not do that: it lacks the scope {scope!r}", status=403)
+
+
+class KeyCheck:
+    """Refuse requests without a fitting key, before their bodies are read."""
+
+    def __init__(self, app: ASGIApp, keys: tuple[Key, ...]) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on if it is open or its key fits."""
+        if scope["type"] == "http" and self._keys and scope["path"] not in OPEN_PATHS:
+            headers = [value for name, value in scope["headers"] if name == b"authorization"]
+            text = headers[0].decode("latin-1") if len(headers) == 1 else ""
+            try:
+                check(text, self._keys, needed_scope(scope["method"], scope["path"]))
+            except AuthenticationError as error:
+                await response_for(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)

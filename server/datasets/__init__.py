@@ -1,0 +1,1 @@
+"""Data sets: validate without training, keep, look at."""

@@ -1,0 +1,128 @@
+"""``/v1/datasets``: validate without training, keep for later jobs, look at."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from adapter_store.datasets import DatasetRef
+from adapter_store.errors import InputError
+from server.gateway import Gateway, GatewayDep
+from server.openapi import body_example, example, form_example, merged
+from server.tasks.service import read_json
+from server.uploads import is_multipart, received_form
+
+router = APIRouter(prefix="/v1", tags=["teach"])
+
+_REF = {
+    "id": "ds-0123456789abcdef",
+    "object": "dataset",
+    "examples": 400,
+    "images": 400,
+    "digest": "9f86d0...",
+}
+_REPORT = {
+    "ok": False,
+    "summary": "the data set has 1 fault: line 3, answer: the answer is missing",
+    "format": "examples",
+    "faults": [{"line": 3, "field": "answer", "reason": "the answer is missing", "file": None}],
+    "truncated_faults": 0,
+}
+_BODIES = merged(
+    body_example({"examples": [{"question": "Which digit is it?", "answer": "seven"}]}),
+    form_example(file="binary"),
+)
+
+
+@router.post(
+    "/datasets:validate",
+    summary="Check a data set and store nothing: every fault with line, field and reason",
+    responses=example(_REPORT),
+    openapi_extra=_BODIES,
+)
+async def validate(request: Request, gateway: GatewayDep) -> dict[str, Any]:
+    """Return the full report; 200 whether or not there are faults."""
+    async with _sent(request, gateway) as (path, _):
+        report = await asyncio.to_thread(gateway.datasets.validate, path)
+    return report.to_dict()
+
+
+@router.post(
+    "/datasets",
+    status_code=201,
+    summary="Keep a data set for later jobs; the same content gets the same id",
+    responses=example(_REF, status=201),
+    openapi_extra=_BODIES,
+)
+async def create(request: Request, gateway: GatewayDep) -> dict[str, Any]:
+    """Validate and store; faults are a 400 whose ``error.report`` lists all."""
+    async with _sent(request, gateway) as (path, filename):
+        ref = await asyncio.to_thread(gateway.datasets.put, path, filename=filename)
+    return _body(ref)
+
+
+@router.get(
+    "/datasets", summary="List stored data sets", responses=example({"object": "list", "data": [_REF]})
+)
+async def list_all(gateway: GatewayDep) -> dict[str, Any]:
+    """Return every stored data set."""
+
+    def read() -> list[dict[str, Any]]:
+        return [_body(gateway.datasets.ref(name)) for name in gateway.datasets.ids()]
+
+    return {"object": "list", "data": await asyncio.to_thread(read), "has_more": False}
+
+
+@router.get(
+    "/datasets/{dataset_id}", summary="Show a stored data set with its report", responses=example(_REF)
+)
+async def show(dataset_id: str, gateway: GatewayDep) -> dict[str, Any]:
+    """Return one data set and what validation found."""
+
+    def read() -> dict[str, Any]:
+        dataset = gateway.datasets.open(dataset_id)
+        return {**_body(dataset.ref), "report": dataset.report()}
+
+    return await asyncio.to_thread(read)
+
+
+def _body(ref: DatasetRef) -> dict[str, Any]:
+    return {"object": "dataset", **asdict(ref)}
+
+
+@asynccontextmanager
+async def _sent(request: Request, gateway: Gateway) -> AsyncIterator[tuple[Path, str]]:
+    """Yield the sent data as a file: the form's ``file``, or the JSON body's ``examples`` as lines."""
+    if is_multipart(request):
+        async with received_form(request, gateway.uploads) as form:
+            sent = form.file("file")
+            yield sent.path, sent.filename
+        return
+    body = await read_json(request)
+    examples = body.get("examples")
+    if not isinstance(examples, list):
+        raise InputError("give 'examples' (a list), or send a file as multipart/form-data", param="examples")
+    path = await asyncio.to_thread(_write_lines, gateway.uploads, examples)
+    try:
+        yield path, "examples.jsonl"
+    finally:
+        await asyncio.to_thread(path.unlink, missing_ok=True)
+
+
+def _write_lines(folder: Path, examples: list[Any]) -> Path:
+    import tempfile
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=folder, prefix="examples-", suffix=".jsonl", delete=False
+    ) as stream:
+        for item in examples:
+            stream.write(json.dumps(item) + "\n")
+    return Path(stream.name)

@@ -1,0 +1,97 @@
+"""Keep uploaded files: content first, its record last, so that a record means a complete file."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from adapter_store.errors import InputError, NotFoundError
+
+_ID = re.compile(r"file-[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """The record of one uploaded file; ``created_at`` in seconds since 1970."""
+
+    id: str
+    filename: str
+    purpose: str
+    bytes: int
+    created_at: int
+
+
+class FileStore:
+    """Keep files below one folder, one folder each."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def put(self, path: Path, filename: str, purpose: str) -> StoredFile:
+        """Move the file at ``path`` in (same disk) and make it durable."""
+        number = f"{time.time_ns() // 1_000_000:012x}{uuid.uuid4().hex[:20]}"
+        record = StoredFile(f"file-{number}", filename, purpose, path.stat().st_size, int(time.time()))
+        folder = self._root / record.id
+        folder.mkdir(parents=True)
+        shutil.move(path, folder / "content")
+        _sync(folder / "content")
+        scratch = folder / "record.tmp"
+        scratch.write_text(json.dumps(asdict(record)))
+        _sync(scratch)
+        os.replace(scratch, folder / "record.json")
+        _sync(folder)
+        _sync(self._root)
+        return record
+
+    def get(self, file_id: str) -> StoredFile:
+        """Return a file's record; raise NotFoundError."""
+        if not _ID.fullmatch(file_id):
+            raise _no_file(file_id)
+        try:
+            return StoredFile(**json.loads((self._root / file_id / "record.json").read_text()))
+        except FileNotFoundError:
+            raise _no_file(file_id) from None
+
+    def content(self, file_id: str) -> Path:
+        """Return the path of a file's content; raise NotFoundError."""
+        return self._root / self.get(file_id).id / "content"
+
+    def list(self) -> list[StoredFile]:
+        """Return every file, newest first."""
+        if not self._root.is_dir():
+            return []
+        ids = sorted(
+            (entry.name for entry in os.scandir(self._root) if _ID.fullmatch(entry.name)), reverse=True
+        )
+        return [self.get(name) for name in ids if (self._root / name / "record.json").is_file()]
+
+    def delete(self, file_id: str) -> None:
+        """Remove a file; raise NotFoundError. Data sets made from it stay."""
+        record = self.get(file_id)
+        (self._root / record.id / "record.json").unlink(missing_ok=True)
+        shutil.rmtree(self._root / record.id, ignore_errors=True)
+
+
+def check_purpose(purpose: str) -> str:
+    """Return ``purpose`` if files may be kept for it; raise InputError otherwise."""
+    if purpose != "fine-tune":
+        raise InputError(f"purpose {purpose[:40]!r} is not supported: use 'fine-tune'", param="purpose")
+    return purpose
+
+
+def _no_file(file_id: str) -> NotFoundError:
+    return NotFoundError(f"there is no file {file_id[:80]!r}; GET /v1/files lists them", param="file")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Training jobs, as the ``openai`` client creates and watches them."""

@@ -1,0 +1,30 @@
+"""``/v1/fine_tuning/jobs``: create, list, show, cancel, events, checkpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Header
+
+from server.fine_tuning.protocol import CreateJob
+from server.fine_tuning.service import create_job
+from server.gateway import GatewayDep
+from server.jobs.protocol import job_body
+from server.jobs.router import JOB_EXAMPLE, job_routes
+from server.openapi import example
+
+router = job_routes("/v1/fine_tuning/jobs", "fine-tuning")
+
+
+@router.post("", summary="Create a job that learns an uploaded file", responses=example(JOB_EXAMPLE))
+async def create(
+    wanted: CreateJob,
+    gateway: GatewayDep,
+    idempotency_key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+) -> dict[str, Any]:
+    """Validate the file (every fault at once), keep its data and queue the job.
+
+    ``metadata.task`` may name the task; without it the service decides between retraining and expanding.
+    """
+    job = await create_job(gateway, wanted, idempotency_key)
+    return job_body(job, gateway.model_name)

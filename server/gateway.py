@@ -1,0 +1,73 @@
+"""What a running gateway consists of, and how endpoints get at it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Depends, Request
+
+from adapter_store.datasets import DatasetStore
+from adapter_store.errors import StrataError, UnavailableError
+from adapter_store.versions import VersionStore
+from server.files.store import FileStore
+from server.jobs.link import QueueLink
+from server.jobs.submission import Submissions
+from server.metrics import Metrics
+from server.pictures import PictureLoader
+
+if TYPE_CHECKING:
+    from server.serving import Serving
+
+
+class NotReady(UnavailableError):
+    """Report that the base or the first version is still being loaded."""
+
+    code = "not_ready"
+    retry_after_seconds = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on one request."""
+
+    max_images: int = 16
+    max_messages: int = 256
+    max_choices: int = 8
+    max_stop: int = 4
+    max_logprobs: int = 20
+    default_max_tokens: int = 256
+
+
+@dataclass(slots=True)
+class Gateway:
+    """Hold the parts of one gateway; ``serving`` is there once the base is loaded and ``stable`` probed."""
+
+    model_name: str
+    uploads: Path
+    limits: Limits
+    metrics: Metrics
+    store: VersionStore
+    datasets: DatasetStore
+    files: FileStore
+    link: QueueLink
+    submissions: Submissions
+    pictures: PictureLoader
+    serving: Serving | None = None
+    progress: str = "the base is being loaded"
+    failure: StrataError | None = field(default=None)
+
+    def ready(self) -> Serving:
+        """Return the serving half; raise NotReady, saying what is missing, before it is there."""
+        if self.serving is None:
+            reason = self.failure.message if self.failure else self.progress
+            raise NotReady(f"the server is not ready: {reason}")
+        return self.serving
+
+
+def _gateway_of(request: Request) -> Gateway:
+    return request.app.state.gateway
+
+
+GatewayDep = Annotated[Gateway, Depends(_gateway_of)]

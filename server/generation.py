@@ -1,0 +1,219 @@
+"""One question, leased to one version and answered by the engine: shared by every way of asking."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+from PIL import Image
+
+from adapter_store.errors import InputError, StrataError, UnavailableError
+from adapter_store.rendering import Message
+from server.adaptation import Leased
+from server.engine import Chunk, GenerationRequest, Sampling
+from server.metrics import Metrics
+from server.retrieval import Prepared, Question
+from server.serving import Serving
+
+
+class GenerationFailed(UnavailableError):
+    """Report an answer that the engine broke off."""
+
+    code = "generation_failed"
+
+
+@dataclass(slots=True)
+class Answer:
+    """Collect one choice as it grows."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """Return the text so far."""
+        return "".join(chunk.text for chunk in self.chunks)
+
+    @property
+    def finish_reason(self) -> str:
+        """Return why it ended, ``stop`` or ``length``."""
+        return next((chunk.finish_reason for chunk in reversed(self.chunks) if chunk.finish_reason), "stop")
+
+    @property
+    def completion_tokens(self) -> int:
+        """Return how many tokens were produced."""
+        return self.chunks[-1].completion_tokens if self.chunks else 0
+
+
+class Generation:
+    """Hold a leased version and the running answers of one request."""
+
+    def __init__(
+        self,
+        serving: Serving,
+        leased: Leased,
+        prepared: Prepared,
+        sampling: Sampling,
+        choices: int,
+        metrics: Metrics,
+    ) -> None:
+        self.leased = leased
+        self.prepared = prepared
+        self._metrics = metrics
+        self._started = time.perf_counter()
+        self._streams = [
+            serving.engine.generate(self._request(leased, prepared, _seeded(sampling, choice)))
+            for choice in range(choices)
+        ]
+
+    @staticmethod
+    def _request(leased: Leased, prepared: Prepared, sampling: Sampling) -> GenerationRequest:
+        return GenerationRequest(
+            request_id=f"gen-{uuid.uuid4().hex}",
+            input_ids=prepared.input_ids,
+            images=prepared.images,
+            gate_start=prepared.gate_start,
+            version=leased.version,
+            coefficients=prepared.coefficients,
+            sampling=sampling,
+        )
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Return the prompt's length, pictures included."""
+        return len(self.prepared.input_ids)
+
+    async def chunks(self) -> AsyncIterator[tuple[int, Chunk]]:
+        """Yield (choice, chunk) as they come; every choice ends with a chunk that has a finish reason.
+
+        Raises:
+            GenerationFailed: the engine broke an answer off.
+            StrataError: as ``Engine.generate`` raises.
+        """
+        outbox: asyncio.Queue[tuple[int, Chunk | BaseException | None]] = asyncio.Queue()
+        tasks = [asyncio.create_task(self._pump(choice, outbox)) for choice in range(len(self._streams))]
+        left, last = len(tasks), None
+        try:
+            while left:
+                choice, item = await outbox.get()
+                if item is None:
+                    left -= 1
+                elif isinstance(item, BaseException):
+                    self._metrics.generations.labels(
+                        "refused" if isinstance(item, StrataError) else "error"
+                    ).inc()
+                    raise item
+                else:
+                    last = self._note(item, last)
+                    yield choice, item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _pump(
+        self, choice: int, outbox: asyncio.Queue[tuple[int, Chunk | BaseException | None]]
+    ) -> None:
+        stream = self._streams[choice]
+        try:
+            async for chunk in stream:
+                outbox.put_nowait((choice, chunk))
+        except Exception as error:  # noqa: BLE001  handed to the one who reads the chunks
+            outbox.put_nowait((choice, error))
+        else:
+            outbox.put_nowait((choice, None))
+        finally:
+            close = getattr(stream, "aclose", None)
+            if close is not None:
+                await close()
+
+    def _note(self, chunk: Chunk, last: float | None) -> float:
+        now = time.perf_counter()
+        if last is None:
+            self._metrics.first_token_seconds.observe(now - self._started)
+        else:
+            self._metrics.token_gap_seconds.observe(now - last)
+        if chunk.finish_reason:
+            self._metrics.generations.labels(chunk.finish_reason).inc()
+            self._metrics.tokens.labels("prompt").inc(self.prompt_tokens)
+            self._metrics.tokens.labels("completion").inc(chunk.completion_tokens)
+        if chunk.finish_reason in ("error", "abort"):
+            why = chunk.error if chunk.finish_reason == "error" and chunk.error else "the server is stopping"
+            raise GenerationFailed(f"the answer was broken off: {why}")
+        return now
+
+    async def finish(self) -> list[Answer]:
+        """Collect every choice to its end."""
+        answers = [Answer() for _ in self._streams]
+        async for choice, chunk in self.chunks():
+            answers[choice].chunks.append(chunk)
+        return answers
+
+
+@asynccontextmanager
+async def generation(
+    serving: Serving,
+    metrics: Metrics,
+    *,
+    model: str,
+    messages: tuple[Message, ...],
+    images: tuple[Image.Image, ...],
+    sampling: Sampling,
+    choices: int = 1,
+) -> AsyncIterator[Generation]:
+    """Lease the version that ``model`` names and prepare the question for it.
+
+    Raises:
+        UnknownModel: no such model or version.
+        InputError: the prompt is empty or leaves no room for an answer.
+    """
+    async with AsyncExitStack() as stack:
+        leased = await stack.enter_async_context(serving.live.lease(model))
+        _check_size(messages, serving.max_model_len)
+        state = leased.resident.state if leased.resident else None
+        prepared = await serving.retriever.prepare(Question(messages, images, state))
+        _check_room(len(prepared.input_ids), sampling.max_tokens, serving.max_model_len)
+        if state is not None:
+            if prepared.task is None:
+                metrics.unrouted.inc()
+            else:
+                metrics.routed.labels(prepared.task).inc()
+        yield Generation(serving, leased, prepared, sampling, choices, metrics)
+
+
+class TooLong(InputError):
+    """Refuse a prompt that leaves no room for an answer."""
+
+    code = "context_length_exceeded"
+
+
+_MAX_CHARS_PER_TOKEN = 64
+
+
+def _check_size(messages: tuple[Message, ...], max_model_len: int) -> None:
+    """Refuse absurdly long text before the tokenizer spends seconds on it."""
+    chars = sum(len(message.text) for message in messages)
+    if chars > _MAX_CHARS_PER_TOKEN * max_model_len:
+        text = (
+            f"the messages have {chars} characters, far more than the context of {max_model_len} tokens holds"
+        )
+        raise TooLong(f"{text}; shorten them", param="messages")
+
+
+def _check_room(prompt_tokens: int, max_tokens: int | None, max_model_len: int) -> None:
+    if prompt_tokens >= max_model_len:
+        text = f"the prompt has {prompt_tokens} tokens; the context holds {max_model_len}, answer included"
+        raise TooLong(f"{text}; shorten the messages or send fewer pictures", param="messages")
+    if max_tokens is not None and max_tokens > max_model_len:
+        text = f"max_tokens is {max_tokens}; the context holds {max_model_len} tokens, prompt included"
+        raise InputError(text, param="max_tokens")
+
+
+def _seeded(sampling: Sampling, choice: int) -> Sampling:
+    """Give every choice a seed of its own, so that n choices with a seed differ yet repeat."""
+    if sampling.seed is None or choice == 0:
+        return sampling
+    return replace(sampling, seed=(sampling.seed + choice) % 2**63)

@@ -1,0 +1,1 @@
+"""Jobs: taken on only when they cannot be lost, listed, watched and cancelled."""

@@ -1,0 +1,106 @@
+"""Jobs and events as HTTP shows them: OpenAI's fine-tuning shape, with what it lacks beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adapter_store.jobs import Job, JobEvent, JobStatus
+
+TRAINING_FILE = "training_file"
+SUFFIX = "suffix"
+_OWN_METADATA = frozenset({TRAINING_FILE, "validation_file", SUFFIX, "seed"})
+"""Keys under which a job keeps what the OpenAI request carries beside its metadata."""
+
+
+def job_body(job: Job, model_name: str) -> dict[str, Any]:
+    """Return one job; times are whole seconds since 1970 as in the OpenAI API."""
+    own = {key: job.metadata[key] for key in _OWN_METADATA if key in job.metadata}
+    metadata = {key: value for key, value in job.metadata.items() if key not in _OWN_METADATA}
+    served = f"{model_name}@{job.result_version}" if job.result_version else None
+    shown = {
+        "n_epochs": "auto",
+        "batch_size": "auto",
+        "learning_rate_multiplier": "auto",
+        **job.hyperparameters,
+    }
+    return {
+        "id": job.id,
+        "object": "fine_tuning.job",
+        "created_at": int(job.created_at),
+        "started_at": _whole(job.started_at),
+        "finished_at": _whole(job.finished_at),
+        "estimated_finish": _whole(job.estimated_finish),
+        "status": job.status.value,
+        "error": job.error.model_dump() if job.error else None,
+        "model": model_name,
+        "fine_tuned_model": served,
+        "organization_id": "strata",
+        "result_files": [],
+        "trained_tokens": None,
+        "training_file": own.get(TRAINING_FILE, job.dataset.id),
+        "validation_file": own.get("validation_file"),
+        "seed": int(own.get("seed", "0")),
+        "hyperparameters": shown,
+        "method": {"type": "supervised", "supervised": {"hyperparameters": shown}},
+        "metadata": metadata or None,
+        "task": job.task,
+        "phase": job.phase,
+        "decision": job.decision,
+        "result_version": job.result_version,
+        "gate": job.gate,
+        "dataset": {
+            "id": job.dataset.id,
+            "examples": job.dataset.examples,
+            "images": job.dataset.images,
+            "digest": job.dataset.digest,
+        },
+        "seconds": job.seconds,
+        "attempts": job.attempts,
+    }
+
+
+def event_body(event: JobEvent) -> dict[str, Any]:
+    """Return one event in OpenAI's shape."""
+    return {
+        "id": event.id,
+        "object": "fine_tuning.job.event",
+        "created_at": int(event.created_at),
+        "level": event.level,
+        "type": event.type,
+        "message": event.message,
+        "data": event.data,
+    }
+
+
+def checkpoints_body(job: Job, model_name: str) -> dict[str, Any]:
+    """Return the version a job made as its one checkpoint, or none yet."""
+    data = []
+    if job.result_version and job.status is JobStatus.SUCCEEDED:
+        data.append(
+            {
+                "id": f"ckpt-{job.id.removeprefix('job-')}",
+                "object": "fine_tuning.job.checkpoint",
+                "created_at": int(job.finished_at or job.created_at),
+                "fine_tuned_model_checkpoint": f"{model_name}@{job.result_version}",
+                "fine_tuning_job_id": job.id,
+                "metrics": {},
+                "step_number": 1,
+            }
+        )
+    return list_body(data)
+
+
+def list_body(data: list[dict[str, Any]], *, has_more: bool = False) -> dict[str, Any]:
+    """Return OpenAI's list shape."""
+    ids = [item.get("id") for item in data]
+    return {
+        "object": "list",
+        "data": data,
+        "has_more": has_more,
+        "first_id": ids[0] if ids else None,
+        "last_id": ids[-1] if ids else None,
+    }
+
+
+def _whole(moment: float | None) -> int | None:
+    return None if moment is None else int(moment)

@@ -1,0 +1,98 @@
+"""``/v1/jobs``: the same jobs as under ``/v1/fine_tuning/jobs``, by a shorter name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import StreamingResponse
+
+from server.gateway import GatewayDep
+from server.jobs.protocol import checkpoints_body, event_body, job_body, list_body
+from server.jobs.service import cancel_job, checked_event_id, follow_events, get_job, list_events, list_jobs
+from server.openapi import example
+
+Limit = Annotated[int, Query(ge=1, le=1000)]
+After = Annotated[str | None, Query(max_length=100)]
+LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", max_length=100)]
+
+JOB_EXAMPLE = {
+    "id": "job-0193f2a4c0de1f2e3d4c5b6a7980",
+    "object": "fine_tuning.job",
+    "status": "running",
+    "task": "digits",
+    "phase": "train",
+    "decision": "expand",
+    "model": "strata",
+    "fine_tuned_model": None,
+    "created_at": 1732280000,
+}
+EVENT_EXAMPLE = {
+    "id": "1732280001000-0",
+    "object": "fine_tuning.job.event",
+    "created_at": 1732280001,
+    "level": "info",
+    "type": "metrics",
+    "message": "step 40/200, loss 0.412",
+    "data": {"step": 40, "total_steps": 200, "loss": 0.412, "eta_seconds": 21.0},
+}
+
+
+def job_routes(prefix: str, tag: str) -> APIRouter:
+    """Return the routes that look at jobs, under ``prefix``."""
+    router = APIRouter(prefix=prefix, tags=[tag])
+
+    @router.get("", summary="List jobs, newest first", responses=example(list_body([JOB_EXAMPLE])))
+    async def list_all(gateway: GatewayDep, limit: Limit = 20, after: After = None) -> dict[str, Any]:
+        jobs, more = await list_jobs(gateway.link, limit, after)
+        return list_body([job_body(job, gateway.model_name) for job in jobs], has_more=more)
+
+    @router.get("/{job_id}", summary="Show a job", responses=example(JOB_EXAMPLE))
+    async def show(job_id: str, gateway: GatewayDep) -> dict[str, Any]:
+        return job_body(await get_job(gateway.link, job_id), gateway.model_name)
+
+    @router.post(
+        "/{job_id}/cancel",
+        summary="Cancel a job: at once if it waits, at the next step if it runs",
+        responses=example({**JOB_EXAMPLE, "status": "cancelled"}),
+    )
+    async def cancel(job_id: str, gateway: GatewayDep) -> dict[str, Any]:
+        return job_body(await cancel_job(gateway.link, job_id), gateway.model_name)
+
+    @router.get(
+        "/{job_id}/events",
+        summary="List a job's events, oldest first; follow them with Accept: text/event-stream",
+        responses=example(list_body([EVENT_EXAMPLE])),
+        response_model=None,
+    )
+    async def events(
+        job_id: str,
+        request: Request,
+        gateway: GatewayDep,
+        limit: Limit = 100,
+        after: After = None,
+        stream: Annotated[bool, Query()] = False,
+        last_event_id: LastEventId = None,
+    ) -> dict[str, Any] | StreamingResponse:
+        if stream or "text/event-stream" in request.headers.get("accept", ""):
+            start = checked_event_id(last_event_id or after)
+            await get_job(gateway.link, job_id)  # an unknown job is a 404, not an empty stream
+            body = follow_events(gateway.link, job_id, start)
+            return StreamingResponse(
+                body, media_type="text/event-stream", headers={"cache-control": "no-store"}
+            )
+        found, more = await list_events(gateway.link, job_id, limit, after)
+        return list_body([event_body(event) for event in found], has_more=more)
+
+    @router.get(
+        "/{job_id}/checkpoints",
+        summary="List what a job made: its version, once it succeeded",
+        responses=example(list_body([])),
+    )
+    async def checkpoints(job_id: str, gateway: GatewayDep) -> dict[str, Any]:
+        return checkpoints_body(await get_job(gateway.link, job_id), gateway.model_name)
+
+    return router
+
+
+router = job_routes("/v1/jobs", "jobs")

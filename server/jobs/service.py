@@ -1,0 +1,111 @@
+"""Look at jobs, cancel them and follow their events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+
+from adapter_store.errors import InputError, NotFoundError, QueueUnavailable, StrataError
+from adapter_store.jobs import Job, JobEvent, check_job_id
+from server.errors import describe
+from server.jobs.link import QueueLink
+from server.jobs.protocol import event_body
+
+_EVENT_ID = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
+_POLL_SECONDS = 0.25
+_KEEP_ALIVE_SECONDS = 15.0
+
+
+async def get_job(link: QueueLink, job_id: str) -> Job:
+    """Return a job; from the journal while Redis is away."""
+    _check(job_id)
+    try:
+        return await asyncio.to_thread(lambda: link.queue().get(job_id))
+    except QueueUnavailable:
+        kept = await asyncio.to_thread(link.journal.get, job_id)
+        if kept is None:
+            raise
+        return kept
+
+
+async def list_jobs(link: QueueLink, limit: int, after: str | None) -> tuple[list[Job], bool]:
+    """Return jobs, newest first, and whether there are more."""
+    if after is not None:
+        _check(after)
+    found = await asyncio.to_thread(lambda: link.queue().list(limit + 1, after))
+    return found[:limit], len(found) > limit
+
+
+async def cancel_job(link: QueueLink, job_id: str) -> Job:
+    """Cancel a job; raise ConflictError if it has ended otherwise."""
+    _check(job_id)
+    return await asyncio.to_thread(lambda: link.queue().cancel(job_id))
+
+
+async def list_events(
+    link: QueueLink, job_id: str, limit: int, after: str | None
+) -> tuple[list[JobEvent], bool]:
+    """Return events behind ``after``, oldest first, and whether there are more."""
+    _check(job_id)
+    start = checked_event_id(after)
+
+    def read() -> list[JobEvent]:
+        link.queue().get(job_id)
+        return link.queue().events(job_id, start, limit + 1)
+
+    found = await asyncio.to_thread(read)
+    return found[:limit], len(found) > limit
+
+
+def checked_event_id(value: str | None) -> str:
+    """Return the event id to continue behind, ``0`` for None; raise InputError if it is none."""
+    if not value:
+        return "0"
+    if not _EVENT_ID.fullmatch(value):
+        raise InputError(
+            "after / Last-Event-ID must be the id of an event, as in the list of events", param="after"
+        )
+    return value
+
+
+async def follow_events(link: QueueLink, job_id: str, after: str) -> AsyncIterator[bytes]:
+    """Yield server-sent events from ``after`` on until the job has ended, with a last event ``done``."""
+    told = time.monotonic()
+    try:
+        while True:
+            job = await get_job(link, job_id)
+            events = await asyncio.to_thread(_read_events, link, job_id, after)
+            for event in events:
+                after = event.id
+                yield sse(event_body(event), event=event.type, event_id=event.id)
+                told = time.monotonic()
+            if job.status.terminal and not events:
+                yield sse({"id": job.id, "status": job.status.value}, event="done")
+                return
+            if time.monotonic() - told > _KEEP_ALIVE_SECONDS:
+                yield b": still here\n\n"
+                told = time.monotonic()
+            if not events:
+                await asyncio.sleep(_POLL_SECONDS)
+    except StrataError as error:
+        yield sse(describe(error)[1], event="error")
+
+
+def _read_events(link: QueueLink, job_id: str, after: str) -> list[JobEvent]:
+    return link.queue().events(job_id, after, 100)
+
+
+def sse(body: object, *, event: str | None = None, event_id: str | None = None) -> bytes:
+    """Return one server-sent event."""
+    head = (f"id: {event_id}\n" if event_id else "") + (f"event: {event}\n" if event else "")
+    return f"{head}data: {json.dumps(body, separators=(',', ':'))}\n\n".encode()
+
+
+def _check(job_id: str) -> None:
+    try:
+        check_job_id(job_id)
+    except InputError as error:
+        raise NotFoundError(error.message, param="job") from None

@@ -1,0 +1,133 @@
+"""Take a job on: the data set on disk, the job in the journal, then in the stream; only then say yes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adapter_store.datasets import DatasetRef, DatasetStore
+from adapter_store.errors import DatasetError, InputError, StrataError
+from adapter_store.jobs import Job
+from adapter_store.jobs.record import Setting
+from server.jobs.link import QueueLink
+from server.metrics import Metrics
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_MAX_METADATA = 16
+
+
+class Submissions:
+    """Accept training jobs of one lineage."""
+
+    def __init__(self, *, lineage: str, datasets: DatasetStore, link: QueueLink, metrics: Metrics) -> None:
+        self._lineage = lineage
+        self._datasets = datasets
+        self._link = link
+        self._metrics = metrics
+
+    async def submit_file(
+        self,
+        path: Path,
+        filename: str,
+        *,
+        task: str | None,
+        hyperparameters: Mapping[str, Setting],
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Validate and keep the data of ``path``, then queue a job that learns it.
+
+        Raises:
+            DatasetError: with the report of every fault.
+            QueueUnavailable: Redis cannot be reached; nothing was accepted.
+            ConflictError: the Idempotency-Key was used for another request.
+        """
+        await asyncio.to_thread(
+            self._link.queue
+        )  # refuse before the long validation if nothing can be queued
+        try:
+            ref = await asyncio.to_thread(self._datasets.put, path, filename=filename)
+        except DatasetError:
+            self._metrics.submissions.labels("invalid").inc()
+            raise
+        return await self.submit(
+            ref,
+            task=task,
+            hyperparameters=hyperparameters,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+        )
+
+    async def submit(
+        self,
+        dataset: DatasetRef,
+        *,
+        task: str | None,
+        hyperparameters: Mapping[str, Setting],
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Queue a job for a stored data set; raises as ``submit_file``."""
+        job = Job(
+            lineage=self._lineage,
+            task=task,
+            dataset=dataset,
+            hyperparameters=dict(hyperparameters),
+            metadata=dict(metadata or {}),
+            idempotency_key=scoped_key(idempotency_key, task),
+        )
+        try:
+            accepted = await asyncio.to_thread(self._hand_in, job)
+        except StrataError as error:
+            self._metrics.submissions.labels(error.code).inc()
+            raise
+        self._metrics.submissions.labels("accepted" if accepted.id == job.id else "repeated").inc()
+        return accepted
+
+    def _hand_in(self, job: Job) -> Job:
+        queue = self._link.queue()
+        journal = self._link.journal
+        journal.record(job)
+        try:
+            accepted = queue.submit(job)
+        except Exception:
+            # The client hears a refusal, so the journal must not hand the job in later.
+            journal.forget(job.id)
+            raise
+        if accepted.id != job.id:
+            journal.forget(job.id)
+        return accepted
+
+
+def scoped_key(key: str | None, task: str | None) -> str | None:
+    """Return the Idempotency-Key as the queue keeps it: hashed, and apart for each task.
+
+    Raises:
+        InputError: longer than 255 characters or not printable ASCII.
+    """
+    if key is None:
+        return None
+    if not _KEY.fullmatch(key):
+        raise InputError(
+            "Idempotency-Key must be 1 to 255 printable ASCII characters", param="Idempotency-Key"
+        )
+    return hashlib.sha256(f"{task or ''}\n{key}".encode()).hexdigest()
+
+
+def checked_metadata(given: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return metadata as the OpenAI API bounds it: 16 pairs, keys to 64 and values to 512 characters."""
+    pairs = dict(given or {})
+    if len(pairs) > _MAX_METADATA:
+        raise InputError(
+            f"metadata has {len(pairs)} pairs; at most {_MAX_METADATA} are kept", param="metadata"
+        )
+    for key, value in pairs.items():
+        if len(key) > 64 or not isinstance(value, str) or len(value) > 512:
+            raise InputError(
+                "metadata keys have at most 64, text values at most 512 characters", param="metadata"
+            )
+    return pairs

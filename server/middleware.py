@@ -1,0 +1,156 @@
+"""What surrounds every request: its id, its log line and metrics, the limits of its body, the last resort."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import BodyTooLarge, BodyTooSlow, error_body, response_for
+from server.logs import log
+from server.metrics import Metrics
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_QUIET = frozenset({"/health", "/ready", "/metrics"})
+_UPLOAD_PREFIXES = ("/v1/files", "/v1/tasks/", "/v1/datasets")
+_MIN_BYTES_PER_SECOND = 8192
+
+
+class RequestFrame:
+    """Give every request an id, measure and log it, and turn what nobody caught into a plain 500."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the request inside its frame."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+        started = time.perf_counter()
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_marked)
+        except Exception as error:  # noqa: BLE001  the last resort: nothing may escape to the client
+            log("unhandled error", logging.ERROR, error=error, request_id=request_id)
+            if status == 0:
+                await response_for(error)(scope, receive, send_marked)
+        finally:
+            self._note(scope, request_id, status or 499, time.perf_counter() - started)
+
+    def _note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        route = route_template(scope)
+        self._metrics.observe_http(route, scope["method"], status, seconds)
+        level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
+        log(
+            "request",
+            level,
+            request_id=request_id,
+            method=scope["method"],
+            route=route,
+            status=status,
+            seconds=round(seconds, 4),
+        )
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            text = value.decode("latin-1")
+            if _REQUEST_ID.fullmatch(text):
+                return text
+    return f"req-{uuid.uuid4().hex}"
+
+
+def route_template(scope: Scope) -> str:
+    """Return the matched route's path template: a bounded label, never the path a client chose."""
+    return getattr(scope.get("route"), "path", None) or "unmatched"
+
+
+class BodyGuard:
+    """Bound a body's size and slowness while it streams in, whatever Content-Length says."""
+
+    def __init__(
+        self, app: ASGIApp, *, max_request_bytes: int, max_upload_bytes: int, pause_seconds: float
+    ) -> None:
+        self._app = app
+        self._max_request_bytes = max_request_bytes
+        self._max_upload_bytes = max_upload_bytes
+        self._pause_seconds = pause_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on with a guarded ``receive``."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {
+            name: value for name, value in scope["headers"] if name in (b"content-length", b"content-type")
+        }
+        limit = self._limit(scope["path"], headers.get(b"content-type", b""))
+        length = headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) > limit:
+            await self._refuse(BodyTooLarge(limit), scope, receive, send)
+            return
+        started = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, self._guarded(receive, limit), send_noted)
+        except (BodyTooLarge, BodyTooSlow) as error:
+            if not started:
+                await self._refuse(error, scope, receive, send)
+
+    def _limit(self, path: str, content_type: bytes) -> int:
+        is_form = content_type.strip().lower().startswith(b"multipart/form-data")
+        is_upload = is_form and path.startswith(_UPLOAD_PREFIXES)
+        return self._max_upload_bytes if is_upload else self._max_request_bytes
+
+    def _guarded(self, receive: Receive, limit: int) -> Receive:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        received = 0
+        complete = False
+
+        async def guarded() -> Message:
+            nonlocal received, complete
+            if complete:
+                return await receive()  # now waits for the client to leave, which may take any time
+            patience = began + 2 * self._pause_seconds + received / _MIN_BYTES_PER_SECOND - loop.time()
+            try:
+                async with asyncio.timeout(min(self._pause_seconds, max(patience, 0.0))):
+                    message = await receive()
+            except TimeoutError:
+                raise BodyTooSlow from None
+            received += len(message.get("body", b""))
+            if received > limit:
+                raise BodyTooLarge(limit)
+            complete = message["type"] != "http.request" or not message.get("more_body", False)
+            return message
+
+        return guarded
+
+    @staticmethod
+    async def _refuse(error: HTTPException, scope: Scope, receive: Receive, send: Send) -> None:
+        body = error_body(str(error.detail), status=error.status_code)
+        await JSONResponse(body, error.status_code, {"connection": "close"})(scope, receive, send)

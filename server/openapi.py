@@ -1,0 +1,47 @@
+"""Small builders for what the OpenAPI page shows: examples and the one error shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ERROR_EXAMPLE = {
+    "error": {
+        "message": "the model 'strata@v9' does not exist; there are: strata, strata@base, strata@v1",
+        "type": "invalid_request_error",
+        "param": "model",
+        "code": "model_not_found",
+    }
+}
+_ERROR = {"description": "Error", "content": {"application/json": {"example": ERROR_EXAMPLE}}}
+
+
+def example(
+    body: Any, *, status: int = 200, media_type: str = "application/json"
+) -> dict[int | str, dict[str, Any]]:
+    """Return the ``responses`` of a route: one example answer and the error shape."""
+    return {status: {"content": {media_type: {"example": body}}}, "4XX": _ERROR, "5XX": _ERROR}
+
+
+def body_example(value: Any) -> dict[str, Any]:
+    """Return ``openapi_extra`` of a route that reads a JSON body itself."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"example": value}}}}
+
+
+def form_example(**parts: str) -> dict[str, Any]:
+    """Return ``openapi_extra`` of a route that reads a multipart form itself; value ``binary`` is a file."""
+    properties = {
+        name: {"type": "string", "format": "binary"}
+        if text == "binary"
+        else {"type": "string", "example": text}
+        for name, text in parts.items()
+    }
+    schema = {"type": "object", "properties": properties}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+def merged(*extras: dict[str, Any]) -> dict[str, Any]:
+    """Join the content types of several request bodies."""
+    content: dict[str, Any] = {}
+    for extra in extras:
+        content.update(extra["requestBody"]["content"])
+    return {"requestBody": {"required": True, "content": content}}

@@ -1,0 +1,1 @@
+"""Health, readiness, version, metrics and the front door."""

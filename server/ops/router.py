@@ -1,0 +1,101 @@
+"""``/``, ``/health``, ``/ready``, ``/version`` and ``/metrics``."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+
+from adapter_store.errors import UnavailableError
+from server.errors import describe
+from server.gateway import GatewayDep
+from server.metrics import CONTENT_TYPE
+from server.openapi import example
+
+router = APIRouter(tags=["operate"])
+
+_DISTRIBUTION = "strata-llava"
+
+
+def program_version() -> str:
+    """Return the installed version of the project."""
+    try:
+        return importlib.metadata.version(_DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return "0+source"
+
+
+@router.get("/", summary="What this server is and where to go", responses=example({"name": "strata"}))
+async def front_door(gateway: GatewayDep) -> dict[str, Any]:
+    """Point newcomers to the pages that help."""
+    return {
+        "name": "Strata",
+        "what": "a LLaVA server that keeps learning",
+        "model": gateway.model_name,
+        "ready": gateway.serving is not None,
+        "ask": ["POST /v1/chat/completions", "POST /v1/vqa"],
+        "teach": ["POST /v1/tasks/{task}/batches", "POST /v1/fine_tuning/jobs"],
+        "look": ["/docs", "/v1/models", "/v1/evaluations/matrix", "/ready", "/metrics"],
+    }
+
+
+@router.get(
+    "/health", summary="200 while the process and its engine work", responses=example({"status": "ok"})
+)
+async def health(gateway: GatewayDep) -> dict[str, Any]:
+    """Tell whether a restart is called for: 503 once the engine's thread has died."""
+    if gateway.serving is not None:
+        stats = gateway.serving.engine.stats()
+        if not stats.alive or stats.error:
+            raise UnavailableError("the engine has stopped; restart the server")
+    return {"status": "ok"}
+
+
+@router.get(
+    "/ready",
+    summary="200 once the base is loaded and the stable version probed",
+    responses=example({"status": "ready", "version": "v3", "base": "strata-base-135m"}),
+    response_model=None,
+)
+async def ready(gateway: GatewayDep) -> JSONResponse | dict[str, Any]:
+    """Tell whether questions are answered; 503 says what is missing."""
+    try:
+        serving = gateway.ready()
+    except UnavailableError as error:
+        status, body, headers = describe(error)
+        return JSONResponse({**body, "status": "starting", "reason": gateway.progress}, status, headers)
+    return {
+        "status": "ready",
+        "version": serving.live.served,
+        "base": serving.base_id,
+        "model": gateway.model_name,
+        "loaded": sorted(serving.engine.loaded()),
+        "refused": serving.live.refused,
+    }
+
+
+@router.get("/version", summary="Versions of program and base", responses=example({"version": "0.1.0"}))
+async def version(gateway: GatewayDep) -> dict[str, Any]:
+    """Return what runs here."""
+    serving = gateway.serving
+    return {
+        "version": program_version(),
+        "base": serving.base_id if serving else None,
+        "base_digest": serving.base_digest if serving else None,
+        "adapter_version": serving.live.served if serving else None,
+    }
+
+
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    responses=example("strata_queue_depth 0", media_type="text/plain"),
+)
+async def metrics(gateway: GatewayDep) -> Response:
+    """Return every series in the text format."""
+    if gateway.serving is not None:
+        gateway.metrics.show_inflight(gateway.serving.live.inflight())
+    return Response(await asyncio.to_thread(gateway.metrics.render), media_type=CONTENT_TYPE)

@@ -1,0 +1,160 @@
+"""The half of the gateway that answers: base, encoders, engine, live versions; loaded in the background."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapter_store.errors import BaseModelError
+from adapter_store.settings import EMBEDDED_BASE
+from adapter_store.versions import VersionStore
+from server.adaptation import LiveVersions, LoadState
+from server.engine import Engine
+from server.logs import log
+from server.metrics import Metrics
+from server.probing import Prober
+from server.retrieval import Retriever
+
+if TYPE_CHECKING:
+    from adapter_store.base.load import Base
+    from adapter_store.state import AdapterState
+
+_DEFAULT_LENGTH = 2048
+_LONGEST_DEFAULT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """Say which base to load and how to run it.
+
+    ``max_model_len`` 0 takes what the base allows, at most 4096; ``threads`` 0 what torch decides.
+    """
+
+    base: str = EMBEDDED_BASE
+    cache: Path | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 0
+    max_batch: int = 32
+    max_waiting: int = 256
+    max_model_len: int = 0
+    banks: int = 2
+    targets: tuple[str, ...] = ("o_proj",)
+    alias_poll_seconds: float = 0.5
+    probe_tolerance: float = 0.02
+
+
+@dataclass(slots=True)
+class Serving:
+    """Hold what answers questions."""
+
+    base_id: str
+    base_digest: str
+    engine: Engine
+    retriever: Retriever
+    live: LiveVersions
+
+    @property
+    def max_model_len(self) -> int:
+        """Return the largest prompt + answer length, in tokens."""
+        return self.engine.max_model_len
+
+    async def close(self) -> None:
+        """Stop following aliases, then the engine: running answers end as aborted."""
+        await self.live.stop()
+        await asyncio.to_thread(self.engine.shutdown)
+        await asyncio.to_thread(self.retriever.close)
+
+
+async def open_serving(choice: ModelChoice, name: str, store: VersionStore, metrics: Metrics) -> Serving:
+    """Load the base, start the engine and serve the version that ``stable`` names.
+
+    Raises:
+        BaseModelError: the base cannot be used.
+    """
+    base = await asyncio.to_thread(_load_base, choice)
+    engine, retriever, end_ids = await asyncio.to_thread(_build, base, choice)
+    engine.start()
+    metrics.watch_engine(engine.stats)
+    live = LiveVersions(
+        name=name,
+        engine=engine,
+        store=store,
+        load_state=_state_loader(base.digest),
+        probe=Prober(retriever, engine, end_ids=end_ids, tolerance=choice.probe_tolerance),
+        metrics=metrics,
+        banks=choice.banks,
+        poll_seconds=choice.alias_poll_seconds,
+    )
+    serving = Serving(base.base_id, base.digest, engine, retriever, live)
+    try:
+        await live.start()
+    except BaseException:
+        await serving.close()
+        raise
+    log(
+        "ready",
+        base=base.base_id,
+        digest=base.digest[:12],
+        version=live.served,
+        context=serving.max_model_len,
+    )
+    return serving
+
+
+def _load_base(choice: ModelChoice) -> Base:
+    import torch
+
+    from adapter_store.base import ensure_embedded_base, load_base
+
+    if choice.threads:
+        torch.set_num_threads(choice.threads)
+    device = choice.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device.startswith("cuda") and not torch.cuda.is_available():
+        raise BaseModelError("STRATA_DEVICE names a CUDA device, but torch sees none; use STRATA_DEVICE=cpu")
+    folder = choice.base
+    if folder == EMBEDDED_BASE:
+        folder = str(ensure_embedded_base(choice.cache, progress=False))
+    return load_base(folder, dtype=choice.dtype, device=device)
+
+
+def _build(base: Base, choice: ModelChoice) -> tuple[Engine, Retriever, frozenset[int]]:
+    from adapter_store.encoder import SentenceEncoder
+    from adapter_store.rendering import Renderer
+    from adapter_store.vision import VisionEncoder
+    from server.engine.transformers_engine import TransformersEngine
+
+    if base.sentence_encoder is None:
+        text = (
+            f"the base {base.base_id} has no sentence encoder; put one into its folder as sentence_encoder/"
+        )
+        raise BaseModelError(text)
+    renderer = Renderer(base)
+    engine = TransformersEngine(
+        base,
+        targets=choice.targets,
+        banks=choice.banks,
+        max_batch=choice.max_batch,
+        max_waiting=choice.max_waiting,
+        max_model_len=choice.max_model_len or _length_of(base),
+    )
+    retriever = Retriever(base, renderer, VisionEncoder(base), SentenceEncoder(base.sentence_encoder))
+    return engine, retriever, frozenset(renderer.stop_ids)
+
+
+def _length_of(base: Base) -> int:
+    text = getattr(base.model.config, "text_config", None)
+    return min(int(getattr(text, "max_position_embeddings", _DEFAULT_LENGTH)), _LONGEST_DEFAULT)
+
+
+def _state_loader(digest: str) -> LoadState:
+    def load(folder: Path) -> AdapterState:
+        from adapter_store.state import AdapterState
+
+        return AdapterState.load(folder, base_digest=digest)
+
+    return load

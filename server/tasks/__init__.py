@@ -1,0 +1,1 @@
+"""Teach a task with one call: examples or a data set file."""

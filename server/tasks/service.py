@@ -1,0 +1,129 @@
+"""Turn a batch for a task, in any of its forms, into a submitted job."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import Request
+
+from adapter_store.datasets import DatasetRef
+from adapter_store.errors import InputError
+from adapter_store.jobs import Job
+from adapter_store.jobs.record import Setting
+from adapter_store.names import check_task_name
+from server.gateway import Gateway
+from server.jobs.hyperparameters import checked_hyperparameters, from_text
+from server.jobs.submission import checked_metadata
+from server.uploads import Form, is_multipart, received_form
+
+_KNOWN = frozenset({"examples", "dataset", "hyperparameters", "metadata"})
+_FORM_DATA = frozenset({"question", "answer", "hyperparameters", "dataset"})
+
+
+async def submit_batch(gateway: Gateway, task: str, request: Request, idempotency_key: str | None) -> Job:
+    """Read the body as JSON or form and queue a job for ``task``.
+
+    Raises:
+        InputError: the body has no data, or a setting cannot be one.
+        DatasetError: the data has faults; all of them are in the report.
+    """
+    check_task_name(task)
+    await asyncio.to_thread(gateway.link.queue)  # while Redis is away nothing can be accepted
+    if is_multipart(request):
+        async with received_form(request, gateway.uploads) as form:
+            return await _submit_form(gateway, task, form, idempotency_key)
+    body = await read_json(request)
+    settings = checked_hyperparameters(_mapping(body, "hyperparameters"))
+    metadata = checked_metadata(_mapping(body, "metadata"))
+    unknown = sorted(set(body) - _KNOWN)
+    if unknown:
+        names = ", ".join(name[:40] for name in unknown[:8])
+        raise InputError(
+            f"unknown fields: {names}; known: {', '.join(sorted(_KNOWN))}", param=unknown[0][:40]
+        )
+    ref = await _dataset_of(gateway, body)
+    return await gateway.submissions.submit(
+        ref, task=task, hyperparameters=settings, metadata=metadata, idempotency_key=idempotency_key
+    )
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    """Return the body as a JSON object; raise InputError if it is none."""
+    raw = await request.body()
+    try:
+        body = await asyncio.to_thread(json.loads, raw)
+    except (ValueError, RecursionError):
+        raise InputError(
+            "the body is not JSON; send application/json, or a file as multipart/form-data"
+        ) from None
+    if not isinstance(body, dict):
+        raise InputError('the body must be a JSON object such as {"examples": [...]}')
+    return body
+
+
+async def _dataset_of(gateway: Gateway, body: Mapping[str, Any]) -> DatasetRef:
+    examples, dataset = body.get("examples"), body.get("dataset")
+    if (examples is None) == (dataset is None):
+        raise InputError(
+            "give either 'examples' (a list) or 'dataset' (the id of a stored one)", param="examples"
+        )
+    if dataset is not None:
+        return await asyncio.to_thread(gateway.datasets.ref, str(dataset)[:80])
+    if not isinstance(examples, list):
+        raise InputError("'examples' must be a list", param="examples")
+    return await asyncio.to_thread(gateway.datasets.put_examples, examples)
+
+
+async def _submit_form(gateway: Gateway, task: str, form: Form, idempotency_key: str | None) -> Job:
+    settings = checked_hyperparameters(_form_settings(form))
+    if "question" in form.fields or "answer" in form.fields:
+        ref = await asyncio.to_thread(_put_single, gateway, form)
+    elif "dataset" in form.fields:
+        ref = await asyncio.to_thread(gateway.datasets.ref, form.fields["dataset"])
+    else:
+        sent = form.file("file", "dataset_file")
+        return await gateway.submissions.submit_file(
+            sent.path, sent.filename, task=task, hyperparameters=settings, idempotency_key=idempotency_key
+        )
+    return await gateway.submissions.submit(
+        ref, task=task, hyperparameters=settings, idempotency_key=idempotency_key
+    )
+
+
+def _put_single(gateway: Gateway, form: Form) -> DatasetRef:
+    """Keep the one example of a form with ``question``, ``answer`` and perhaps ``image``."""
+    example: dict[str, Any] = {
+        name: form.fields[name] for name in ("question", "answer") if name in form.fields
+    }
+    images = {}
+    if "image" in form.files:
+        example["image"] = "image"
+        images["image"] = form.files["image"].read_picture()
+    return gateway.datasets.put_examples([example], images)
+
+
+def _form_settings(form: Form) -> dict[str, Setting]:
+    """Return the settings of a form: the JSON field ``hyperparameters``, and every other plain field."""
+    settings: dict[str, Any] = {}
+    if "hyperparameters" in form.fields:
+        try:
+            settings = dict(json.loads(form.fields["hyperparameters"]))
+        except (ValueError, TypeError):
+            text = "the field hyperparameters must be a JSON object"
+            raise InputError(text, param="hyperparameters") from None
+    for name, text in form.fields.items():
+        if name not in _FORM_DATA:
+            settings[name] = from_text(text)
+    return settings
+
+
+def _mapping(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = body.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InputError(f"{name} must be an object", param=name)
+    return value

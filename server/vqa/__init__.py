@@ -1,0 +1,1 @@
+"""Ask one question about one picture."""

@@ -1,0 +1,91 @@
+"""Read a question from a form or JSON and answer it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from PIL import Image
+
+from adapter_store.errors import InputError
+from adapter_store.images import decode_image
+from adapter_store.rendering import Message
+from server.chat.protocol import usage_body
+from server.engine import Sampling
+from server.gateway import Gateway
+from server.generation import generation
+from server.tasks.service import read_json
+from server.uploads import form_number, is_multipart, received_form
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One question, its picture if it has one, and who shall answer."""
+
+    question: str
+    image: Image.Image | None
+    model: str
+    max_tokens: int | None
+
+
+async def read_question(gateway: Gateway, request: Request) -> Asked:
+    """Read the request; raise InputError if the question or picture cannot be used."""
+    if is_multipart(request):
+        async with received_form(request, gateway.uploads) as form:
+            image = None
+            if "image" in form.files:
+                data = await asyncio.to_thread(form.files["image"].read_picture)
+                image = await asyncio.to_thread(decode_image, data)
+            elif form.fields.get("image"):
+                image = await gateway.pictures.load(form.fields["image"])
+            tokens = form_number(form.fields, "max_tokens", int)
+            return _checked(gateway, form.fields.get("question"), image, form.fields.get("model"), tokens)
+    body = await read_json(request)
+    url = body.get("image")
+    if url is not None and not isinstance(url, str):
+        raise InputError("image must be a data: URL", param="image")
+    image = await gateway.pictures.load(url) if url else None
+    return _checked(gateway, body.get("question"), image, body.get("model"), body.get("max_tokens"))
+
+
+def _checked(
+    gateway: Gateway, question: Any, image: Image.Image | None, model: Any, max_tokens: Any
+) -> Asked:
+    if not isinstance(question, str) or not question.strip():
+        raise InputError("the question is missing; send it as the field 'question'", param="question")
+    if model is not None and not isinstance(model, str):
+        raise InputError("model must be text", param="model")
+    if max_tokens is not None and (
+        isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1
+    ):
+        raise InputError("max_tokens must be a whole number of at least 1", param="max_tokens")
+    return Asked(question, image, model or gateway.model_name, max_tokens)
+
+
+async def answer(gateway: Gateway, asked: Asked) -> dict[str, Any]:
+    """Return the answer with the version that gave it."""
+    serving = gateway.ready()
+    started = time.perf_counter()
+    images = () if asked.image is None else (asked.image,)
+    wanted = asked.max_tokens or min(gateway.limits.default_max_tokens, serving.max_model_len)
+    async with generation(
+        serving,
+        gateway.metrics,
+        model=asked.model,
+        messages=(Message(role="user", text=asked.question, images=len(images)),),
+        images=images,
+        sampling=Sampling(max_tokens=wanted),
+    ) as running:
+        given = (await running.finish())[0]
+        return {
+            "answer": given.text.strip(),
+            "version": running.leased.version,
+            "model": asked.model,
+            "task": running.prepared.task,
+            "finish_reason": given.finish_reason,
+            "seconds": round(time.perf_counter() - started, 4),
+            "usage": usage_body(running.prompt_tokens, given.completion_tokens),
+        }
