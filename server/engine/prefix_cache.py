@@ -31,7 +31,7 @@ class Segment:
 def cut_prompt(
     input_ids: Sequence[int],
     images: Sequence[tuple[int, str]],
-    gate_start: int,
+    boundary: tuple[int, int],
     turn_end_ids: frozenset[int],
     salt: bytes,
 ) -> tuple[Segment, ...]:
@@ -40,13 +40,16 @@ def cut_prompt(
     Args:
         input_ids: the prompt.
         images: for every picture the index of its first placeholder and its digest, in order.
-        gate_start: first adapted token.
+        boundary: where a cut is forced, and from where on ``salt`` counts: the first adapted token both
+        times,
+            or the prompt's length as the second if nothing is adapted.
         turn_end_ids: tokens that end a chat turn.
-        salt: digest of version and coefficients; empty for the base.
+        salt: digest of version and coefficients.
     """
+    forced, gate_start = boundary
     segments: list[Segment] = []
     key, start = b"", 0
-    for stop in _cuts(input_ids, gate_start, turn_end_ids):
+    for stop in _cuts(input_ids, forced, gate_start, turn_end_ids):
         digest = hashlib.blake2b(key, digest_size=20)
         digest.update(array("q", input_ids[start:stop]).tobytes())
         for position, image in images:
@@ -60,12 +63,14 @@ def cut_prompt(
     return tuple(segments)
 
 
-def _cuts(input_ids: Sequence[int], gate_start: int, turn_end_ids: frozenset[int]) -> Iterator[int]:
+def _cuts(
+    input_ids: Sequence[int], forced: int, gate_start: int, turn_end_ids: frozenset[int]
+) -> Iterator[int]:
     last = 0
     for stop in range(1, len(input_ids)):
         gated = stop > gate_start
         enough = stop - last >= (_MIN_GATED_TOKENS if gated else _MIN_SHARED_TOKENS)
-        if stop == gate_start or (input_ids[stop - 1] in turn_end_ids and enough):
+        if stop == forced or (input_ids[stop - 1] in turn_end_ids and enough):
             yield stop
             last = stop
 
@@ -100,3 +105,8 @@ class PrefixCache:
         while self.nbytes > self.max_bytes:
             _, dropped = self._entries.popitem(last=False)
             self.nbytes -= dropped.nbytes
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+        self.nbytes = 0

@@ -1,32 +1,32 @@
 """The ``transformers`` engine: continuous batching over one frozen LLaVA with coefficients per request.
 
-One thread steps: schedule, run, postprocess. Callers live in asyncio loops; chunks reach them in one hand-over
-per loop and step. The library's own continuous batching takes token ids only: pictures and coefficients have no
-way in, and its prefix sharing would mix up pictures.
+One thread steps: schedule, run, postprocess. Callers live in asyncio loops; chunks reach them in one
+hand-over per loop and step. The library's own continuous batching takes token ids only: pictures and
+coefficients have no way in, and its prefix sharing would mix up pictures.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from collections.abc import Sequence as Rows
 from typing import TYPE_CHECKING
 
 import torch
 
-from adapter_store.errors import EngineBusy, UnavailableError
-from server.engine.banks import Banks, spread
-from server.engine.detokenizer import TextStream, TokenTexts
+from adapter_store.errors import EngineBusy, StateInvalid, UnavailableError
+from server.engine.banks import Banks
+from server.engine.detokenizer import TokenTexts
+from server.engine.intake import Intake
 from server.engine.outbox import Outbox
-from server.engine.prefix_cache import PrefixCache, Segment, cut_prompt
+from server.engine.prefix_cache import PrefixCache
 from server.engine.protocol import Chunk, EngineStats, FinishReason, GenerationRequest
-from server.engine.requests import answer_limit, check_request, end_tokens, turn_end_tokens
+from server.engine.requests import end_tokens, turn_end_tokens
 from server.engine.runner import Runner
-from server.engine.sampler import Picked, Sampler, make_generator
+from server.engine.sampler import Picked, Sampler
 from server.engine.scheduler import Piece, Plan, Scheduler
 from server.engine.sequence import Sequence
 
@@ -76,8 +76,6 @@ class TransformersEngine:
         """
         from adapter_store.increments import attach
 
-        self._tokenizer = base.tokenizer
-        self._image_token_id = base.image_token_id
         base.model.eval()
         self._runner = Runner(
             base.model,
@@ -97,10 +95,17 @@ class TransformersEngine:
             prefill_tokens=prefill_tokens,
             mixed_prefill_tokens=mixed_prefill_tokens,
         )
-        self._texts = TokenTexts(base.tokenizer)
-        self._sampler = Sampler(self._texts)
+        texts = TokenTexts(base.tokenizer)
+        self._sampler = Sampler(texts)
+        self._intake = Intake(
+            self._banks,
+            texts,
+            vocab_size=self._runner.embed_tokens.weight.shape[0],
+            image_token_id=base.image_token_id,
+            turn_end_ids=turn_end_tokens(base.tokenizer),
+            max_model_len=max_model_len,
+        )
         self._end_ids = end_tokens(base.model, base.tokenizer)
-        self._turn_end_ids = turn_end_tokens(base.tokenizer)
         self._max_model_len = max_model_len
         self._max_waiting = max_waiting
         self._idle_seconds = idle_seconds
@@ -108,7 +113,7 @@ class TransformersEngine:
         self._arrivals: list[Sequence] = []
         self._outbox = Outbox()
         self._thread: threading.Thread | None = None
-        self._stopping = False
+        self._stopping = self._forget = False
         self._died: str | None = None
         self._counts = {"prompt": 0, "generated": 0, "steps": 0, "failed": 0}
         self._step_seconds = self._last_step_seconds = 0.0
@@ -117,6 +122,11 @@ class TransformersEngine:
     def max_model_len(self) -> int:
         """Give the largest prompt + answer length, in tokens."""
         return self._max_model_len
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int, int]]:
+        """Give ``(layers, d_in, d_out)`` of every linear that versions may adapt."""
+        return self._runner.increments.shapes
 
     def start(self) -> None:
         """Start the engine's thread; calling it again does nothing."""
@@ -136,7 +146,9 @@ class TransformersEngine:
         """Stream the answer; see ``Engine.generate``."""
         queue: asyncio.Queue[Chunk] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        sequence = self._submit(request, lambda chunk: self._outbox.add(loop, queue, chunk))
+        sequence = self._intake.take(
+            request, lambda chunk: self._outbox.add(loop, queue, chunk), self._enqueue
+        )
         try:
             while True:
                 chunk = await queue.get()
@@ -168,6 +180,11 @@ class TransformersEngine:
         """Let ``version``'s bank be refilled when drained."""
         self._banks.release(version)
 
+    def forget_prefixes(self) -> None:
+        """Empty the prefix cache at the next step."""
+        with self._wake:
+            self._forget = True
+
     def stats(self) -> EngineStats:
         """Read the counters; safe from any thread."""
         scheduler, memory = self._scheduler, self._runner.memory
@@ -194,36 +211,15 @@ class TransformersEngine:
         """Fill the old bank in place if ``state`` fits it, else allocate another."""
         from adapter_store.bank import Bank
 
+        if state.shapes != self._runner.increments.shapes:
+            raise StateInvalid(
+                f"the state adapts {state.shapes}, this engine's model {self._runner.increments.shapes}; "
+                "name the state's linears as the engine's targets"
+            )
         if old is not None and state.rank == old.rank and state.rows <= old.capacity:
             old.fill(state)
             return old
         return Bank.from_state(state, dtype=self._runner.dtype, device=self._runner.device)
-
-    def _submit(self, request: GenerationRequest, emit: Callable[[Chunk], None]) -> Sequence:
-        check_request(
-            request,
-            vocab_size=self._runner.embed_tokens.weight.shape[0],
-            image_token_id=self._image_token_id,
-            max_model_len=self._max_model_len,
-        )
-        lease = self._banks.acquire(request.version)
-        try:
-            gate = spread(lease, request.coefficients)
-            sequence = Sequence(
-                request=request,
-                emit=emit,
-                stream=TextStream(self._texts, request.sampling.stop),
-                max_tokens=answer_limit(request, self._max_model_len),
-                lease=lease,
-                gate=gate,
-                segments=self._segments(request, gate),
-                generator=make_generator(request.sampling),
-            )
-            self._enqueue(sequence)
-        except BaseException:
-            self._banks.leave(lease)
-            raise
-        return sequence
 
     def _enqueue(self, sequence: Sequence) -> None:
         with self._wake:
@@ -234,19 +230,6 @@ class TransformersEngine:
                 raise EngineBusy(f"{waiting} requests are waiting already; try again later")
             self._arrivals.append(sequence)
             self._wake.notify()
-
-    def _segments(self, request: GenerationRequest, gate: torch.Tensor | None) -> tuple[Segment, ...]:
-        salt = b""
-        if gate is not None:
-            salt = hashlib.sha256(request.version.encode() + b"|" + gate.numpy().tobytes()).digest()
-        places = [i for i, token in enumerate(request.input_ids) if token == self._image_token_id]
-        images: list[tuple[int, str]] = []
-        used = 0
-        for image in request.images:
-            images.append((places[used], image.digest))
-            used += image.embeds.shape[-2]
-        gate_start = request.gate_start if gate is not None else len(request.input_ids)
-        return cut_prompt(request.input_ids, images, gate_start, self._turn_end_ids, salt)
 
     def _abort(self, sequence: Sequence) -> None:
         if not sequence.done:
@@ -275,6 +258,9 @@ class TransformersEngine:
                     self._runner.memory.shrink()
             self._scheduler.waiting.extend(self._arrivals)
             self._arrivals.clear()
+            if self._forget:
+                self._prefixes.clear()
+                self._forget = False
             return not self._stopping
 
     def _step(self) -> None:

@@ -33,7 +33,8 @@ def make_engine(world: World) -> Iterator[Callable[..., TransformersEngine]]:
     engines: list[TransformersEngine] = []
 
     def make(**settings: object) -> TransformersEngine:
-        engine = TransformersEngine(world.base, **{"max_model_len": 512, **settings})  # type: ignore[arg-type]
+        merged = {"max_model_len": 512, **settings}
+        engine = TransformersEngine(world.base, **merged)  # type: ignore[arg-type]
         engine.start()
         engines.append(engine)
         return engine

@@ -83,9 +83,7 @@ async def test_sixteen_mixes_in_one_batch_equal_one_at_a_time(
             adapted = world.oracle.adapted(states[request.version], request.coefficients)
         tokens, logprobs = world.oracle.answer(request, request.sampling.max_tokens or 0, adapted)
         assert answer.tokens == tokens, request.request_id
-        torch.testing.assert_close(
-            torch.tensor(answer.logprobs), torch.tensor(logprobs), atol=1e-4, rtol=0
-        )
+        torch.testing.assert_close(torch.tensor(answer.logprobs), torch.tensor(logprobs), atol=1e-4, rtol=0)
     assert engine.stats().failed_requests_total == 0
     assert set(engine.loaded().values()) == {0}
 
@@ -177,7 +175,9 @@ async def test_a_larger_state_takes_over_a_smaller_bank(world: World, engine: Tr
     assert set(engine.loaded()) == {"base", "v2", "v3"}
     request = world.request("big", version="v3", c=world.coefficients(1, 24))
     answer = await collect(engine.generate(request))
-    assert answer.tokens == world.oracle.answer(request, 8, world.oracle.adapted(state, request.coefficients))[0]
+    assert (
+        answer.tokens == world.oracle.answer(request, 8, world.oracle.adapted(state, request.coefficients))[0]
+    )
 
 
 async def test_staging_a_loaded_version_again_keeps_it(world: World, engine: TransformersEngine) -> None:
@@ -302,13 +302,15 @@ async def test_not_finite_output_fails_one_row_only(world: World, engine: Transf
     await engine.stage("v1", world.state(1, scale=1e30))
     bad = world.request("bad", version="v1", c=torch.full((16,), 1e30), max_tokens=40)
     good = [world.request(str(i), picture=i, max_tokens=40) for i in range(3)]
-    answers = await asyncio.gather(*(collect(engine.generate(request)) for request in [good[0], bad, *good[1:]]))
+    mixed = [good[0], bad, *good[1:]]
+    answers = await asyncio.gather(*(collect(engine.generate(request)) for request in mixed))
     assert answers[1].last.finish_reason == "error"
     assert "not finite" in (answers[1].last.error or "")
     for request, answer in zip(good, [answers[0], *answers[2:]], strict=True):
         assert answer.tokens == world.oracle.answer(request, 40)[0]
-    again = await asyncio.gather(*(collect(engine.generate(world.request(str(i), picture=i))) for i in range(4)))
-    assert {answer.last.finish_reason for answer in again} == {"length"}
+    again = [world.request(str(i), picture=i) for i in range(4)]
+    answers = await asyncio.gather(*(collect(engine.generate(request)) for request in again))
+    assert {answer.last.finish_reason for answer in answers} == {"length"}
 
 
 async def test_a_failing_step_ends_its_rows_and_the_engine_lives(
@@ -353,7 +355,8 @@ async def test_a_dead_thread_is_seen(world: World, engine: TransformersEngine) -
 
 
 async def test_shutdown_ends_running_requests(world: World, engine: TransformersEngine) -> None:
-    tasks = [asyncio.create_task(collect(engine.generate(world.request(str(i), max_tokens=400)))) for i in range(3)]
+    requests = [world.request(str(i), max_tokens=400) for i in range(3)]
+    tasks = [asyncio.create_task(collect(engine.generate(request))) for request in requests]
     await asyncio.sleep(0.05)
     await asyncio.to_thread(engine.shutdown)
     answers = await asyncio.gather(*tasks)

@@ -16,6 +16,7 @@ from adapter_store.state import AdapterState
 from adapter_store.vision import ImageFeatures
 from server.engine.protocol import Chunk, GenerationRequest, Sampling
 
+
 @dataclass(frozen=True)
 class Oracle:
     """Compute answers one at a time with ``W0 + sum c_n B_n A_n`` as plain weights in an untouched copy."""
@@ -41,7 +42,7 @@ class Oracle:
     def answer(
         self, request: GenerationRequest, count: int, adapted: torch.nn.Module | None = None
     ) -> tuple[list[int], list[float]]:
-        """Give ``count`` greedy tokens and their log probabilities; the prompt before ``gate_start`` is the base's."""
+        """Give ``count`` greedy tokens and their log probabilities; before ``gate_start`` acts the base."""
         ids = torch.tensor([list(request.input_ids)])
         embeds = self.model.get_input_embeddings()(ids).clone()
         if request.images:
