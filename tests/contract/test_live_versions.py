@@ -1,0 +1,254 @@
+"""Versions come and go while requests run: probe, swap, pin, refuse, roll back."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from adapter_store.base.load import Base
+from adapter_store.versions import Manifest, Probe
+from tests.contract.conftest import RunningGateway, chat_body, wait_for
+from tests.contract.publishing import PICTURE, QUESTION, Publisher
+
+
+@pytest.fixture(scope="module")
+def publisher(running: RunningGateway, loaded_tiny_base: Base) -> Publisher:
+    return Publisher(loaded_tiny_base, running.gateway.store)
+
+
+@pytest.fixture(scope="module")
+def first(publisher: Publisher) -> Manifest:
+    return publisher.publish(publisher.state(1))
+
+
+@pytest.fixture(autouse=True)
+def back_to_base(running: RunningGateway) -> Iterator[None]:
+    yield
+    move(running, "base")
+
+
+def ask(running: RunningGateway, model: str = "strata", **more: Any) -> httpx.Response:
+    answer = running.http.post(
+        "/v1/chat/completions", json={**chat_body(image=PICTURE, **more), "model": model}
+    )
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def text_of(answer: httpx.Response) -> str:
+    return answer.json()["choices"][0]["message"]["content"]
+
+
+def move(running: RunningGateway, version: str, alias: str = "stable") -> None:
+    answer = running.http.put(f"/v1/adapters/strata/aliases/{alias}", json={"version": version})
+    assert answer.status_code == 200, answer.text
+    if alias == "stable":
+        wait_for(lambda: running.http.get("/ready").json()["version"] == version)
+
+
+def test_a_promoted_version_answers_as_its_state_says(
+    running: RunningGateway, publisher: Publisher, first: Manifest
+):
+    assert text_of(ask(running)) == publisher.text(None)
+    move(running, first.version)
+    answer = ask(running)
+    assert answer.headers["x-adapter-version"] == first.version
+    assert answer.json()["system_fingerprint"] == first.version
+    assert text_of(answer) == publisher.text(publisher.state(1)) != publisher.text(None)
+    assert text_of(ask(running, "strata@base")) == publisher.text(None)
+    assert running.metric("strata_routed_requests_total", task="digits")
+    assert running.metric("strata_adapter_alias_info", alias="stable", version=first.version) == 1
+    assert running.metric("strata_task_accuracy_ratio", task="digits") == 0.75
+    assert running.metric("strata_routing_leak_ratio", task="digits") == 0.125
+    assert running.metric("strata_adapter_swap_seconds_count")
+
+
+def test_vqa_names_version_and_task(running: RunningGateway, publisher: Publisher, first: Manifest):
+    parts = {"question": QUESTION, "model": f"strata@{first.version}", "max_tokens": "6"}
+    answer = running.http.post("/v1/vqa", data=parts, files={"image": ("p.png", PICTURE)}).json()
+    assert answer["answer"] == publisher.text(publisher.state(1)).strip()
+    assert (answer["version"], answer["task"]) == (first.version, "digits")
+
+
+def test_a_pinned_version_and_an_alias_are_loaded_on_demand(
+    running: RunningGateway, publisher: Publisher, first: Manifest
+):
+    others = [publisher.publish(publisher.state(seed)) for seed in (2, 3)]
+    for seed, manifest in zip((1, 2, 3), (first, *others), strict=True):
+        answer = ask(running, f"strata@{manifest.version}")
+        assert text_of(answer) == publisher.text(publisher.state(seed))
+    move(running, others[0].version, alias="canary")
+    assert ask(running, "strata@canary").headers["x-adapter-version"] == others[0].version
+    ids = [model["id"] for model in running.http.get("/v1/models").json()["data"]]
+    assert {"strata@canary", f"strata@{first.version}"} <= set(ids)
+
+
+def test_requests_finish_on_the_version_they_began_with(
+    running: RunningGateway, publisher: Publisher, first: Manifest
+):
+    second = publisher.publish(publisher.state(4))
+    whole = text_of(ask(running, f"strata@{first.version}", max_tokens=300))
+    move(running, first.version)
+    body = {**chat_body(image=PICTURE, max_tokens=300, stream=True), "model": "strata"}
+    text = ""
+    with running.http.stream("POST", "/v1/chat/completions", json=body) as stream:
+        assert stream.headers["x-adapter-version"] == first.version
+        for number, line in enumerate(stream.iter_lines()):
+            if number == 4:
+                move(running, second.version)
+                assert ask(running).headers["x-adapter-version"] == second.version
+            if line.startswith("data: {"):
+                event = json.loads(line.removeprefix("data: "))
+                assert event["system_fingerprint"] == first.version
+                text += event["choices"][0]["delta"].get("content") or ""
+    assert text == whole
+
+
+def test_swaps_under_load_lose_no_request(running: RunningGateway, publisher: Publisher, first: Manifest):
+    others = [publisher.publish(publisher.state(seed)) for seed in (5, 6)]
+    states = {"base": None, first.version: publisher.state(1)}
+    states |= {manifest.version: publisher.state(seed) for manifest, seed in zip(others, (5, 6), strict=True)}
+    expected = {version: publisher.text(state) for version, state in states.items()}
+    seen: list[tuple[str, str]] = []
+    failed: list[Exception] = []
+    stop = threading.Event()
+
+    def keep_asking() -> None:
+        while not stop.is_set():
+            try:
+                answer = ask(running)
+                seen.append((answer.headers["x-adapter-version"], text_of(answer)))
+            except Exception as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=keep_asking) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for version in (first.version, others[0].version, others[1].version, first.version, "base"):
+        move(running, version)
+        before = len(seen)
+        wait_for(lambda before=before: len(seen) > before + 6)
+    stop.set()
+    for thread in threads:
+        thread.join(60)
+    assert failed == []
+    assert {version for version, _ in seen} == set(expected)
+    assert all(text == expected[version] for version, text in seen)
+
+
+def wrong_probe(publisher: Publisher, seed: int) -> Probe:
+    ids, logprobs = publisher.greedy(publisher.state(seed))
+    return Probe(
+        question=QUESTION,
+        image="probe.png",
+        answer_token_ids=(ids[0] + 1, *ids[1:]),
+        logprobs=tuple(logprobs),
+    )
+
+
+def test_a_failed_probe_never_serves_and_the_alias_is_put_back(
+    running: RunningGateway, publisher: Publisher, first: Manifest
+):
+    move(running, first.version)
+    bad = publisher.publish(publisher.state(7), probe=wrong_probe(publisher, 7))
+    aliases = running.gateway.store.aliases
+    aliases.move("stable", bad.version, reason="as a trainer would", actor="trainer")
+    wait_for(lambda: aliases.history("stable")[-1].actor == "gateway")
+    record = aliases.history("stable")[-1]
+    assert record.version == first.version
+    assert "probe" in record.reason
+    assert ask(running).headers["x-adapter-version"] == first.version
+    assert running.metric("strata_adapter_rejections_total", reason="probe_failed") == 1
+    pinned = running.http.post("/v1/chat/completions", json={**chat_body(), "model": f"strata@{bad.version}"})
+    assert pinned.status_code == 409
+    assert pinned.headers["x-should-retry"] == "false"
+    assert pinned.json()["error"]["code"] == "probe_failed"
+    again = running.http.put("/v1/adapters/strata/aliases/stable", json={"version": bad.version})
+    assert again.status_code == 409
+    assert bad.version in running.http.get("/ready").json()["refused"]
+
+
+def test_log_probabilities_count_in_the_probe(running: RunningGateway, publisher: Publisher):
+    ids, logprobs = publisher.greedy(publisher.state(8))
+    off = (logprobs[0] - 0.5, *logprobs[1:])
+    probe = Probe(question=QUESTION, image="probe.png", answer_token_ids=tuple(ids), logprobs=off)
+    bad = publisher.publish(publisher.state(8), probe=probe)
+    answer = running.http.post("/v1/chat/completions", json={**chat_body(), "model": f"strata@{bad.version}"})
+    assert answer.status_code == 409
+    assert "log probability" in answer.json()["error"]["message"]
+
+
+def test_a_damaged_version_is_refused(running: RunningGateway, publisher: Publisher):
+    bad = publisher.publish(publisher.state(9))
+    tensors = next(Path(running.home).glob(f"versions/**/{bad.version}/state.safetensors"))
+    tensors.chmod(0o644)
+    data = bytearray(tensors.read_bytes())
+    data[-1] ^= 1
+    tensors.write_bytes(bytes(data))
+    answer = running.http.post("/v1/chat/completions", json={**chat_body(), "model": f"strata@{bad.version}"})
+    assert answer.status_code == 409
+    assert str(running.home) not in answer.text
+
+
+def test_aliases_move_by_compare_and_set_and_roll_back(running: RunningGateway, first: Manifest):
+    path = "/v1/adapters/strata/aliases/stable"
+    tag = running.http.get(path).headers["etag"]
+    moved = running.http.put(path, json={"version": first.version}, headers={"if-match": tag})
+    assert moved.status_code == 200
+    lost = running.http.put(path, json={"version": "base"}, headers={"if-match": tag})
+    assert lost.status_code == 409
+    assert lost.json()["error"]["code"] == "alias_conflict"
+    assert lost.headers["x-should-retry"] == "false"
+    assert running.http.put(path, json={"version": "v999"}).status_code == 404
+    assert running.http.put(path, json={"version": "../etc"}).status_code == 400
+    assert running.http.put(path, json={"version": "base"}, headers={"if-match": "x"}).status_code == 400
+    exists = running.http.put(path, json={"version": "base"}, headers={"if-none-match": "*"})
+    assert exists.status_code == 409
+    back = running.http.post("/v1/adapters/strata/rollback", json={})
+    assert back.status_code == 200
+    assert back.json()["version"] == "base"
+    history = running.http.get(f"{path}/history").json()["data"]
+    assert [record["revision"] for record in history] == list(range(1, len(history) + 1))
+
+
+def test_versions_and_matrix_are_shown(running: RunningGateway, first: Manifest):
+    listed = running.http.get("/v1/adapters/strata/versions").json()
+    assert first.version in [item["version"] for item in listed["data"]]
+    shown = running.http.get(f"/v1/adapters/strata/versions/{first.version}").json()
+    assert shown["routing_leak"] == {"digits": 0.125}
+    matrix = running.http.get("/v1/evaluations/matrix", params={"version": first.version}).json()
+    assert (matrix["tasks"], matrix["base"], matrix["rows"]) == (["digits"], [0.25], [[0.75]])
+    assert matrix["average_accuracy"] == 0.75
+    table = running.http.get("/v1/evaluations/matrix", params={"version": first.version, "format": "csv"})
+    assert table.headers["content-type"].startswith("text/csv")
+    assert table.text.splitlines() == ["stage,trained,digits", "base,,0.25", "1,digits,0.75"]
+    assert running.http.get("/v1/adapters/other/versions").status_code == 404
+
+
+def test_a_restart_falls_back_to_the_last_good_version(
+    tmp_path: Path, tiny_base: Path, loaded_tiny_base: Base, running: RunningGateway
+):
+    from adapter_store.versions import VersionStore
+
+    publisher = Publisher(loaded_tiny_base, VersionStore(tmp_path / "versions", "strata"))
+    good = publisher.publish(publisher.state(1))
+    bad = publisher.publish(publisher.state(2), probe=wrong_probe(publisher, 2))
+    for version in (good.version, bad.version):
+        publisher.store.aliases.move("stable", version, reason="test", actor="trainer")
+    began = time.monotonic()
+    other = RunningGateway(tmp_path, tiny_base, redis_url="unix:///nowhere.sock").wait_ready()
+    try:
+        assert other.http.get("/ready").json()["version"] == good.version
+        record = publisher.store.aliases.get("stable")
+        assert record is not None
+        assert (record.version, record.actor) == (good.version, "gateway")
+        assert time.monotonic() - began < 300
+    finally:
+        other.stop()

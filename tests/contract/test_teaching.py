@@ -1,0 +1,198 @@
+"""What is accepted is never lost, what is refused is explained, and Redis may come and go."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from adapter_store.jobs import JobQueue, connect
+from adapter_store.redis_server import RedisServer
+from tests.contract.conftest import RunningGateway, chat_body, wait_for
+from tests.contract.pictures import data_url, examples, llava_zip, png
+
+BATCHES = "/v1/tasks/colors/batches"
+
+
+def test_json_examples_become_a_job_whose_data_is_on_disk(running: RunningGateway, http: httpx.Client):
+    answer = http.post(BATCHES, json={"examples": examples(), "hyperparameters": {"n_epochs": 2}})
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    assert (job["status"], job["task"]) == ("queued", "colors")
+    assert job["hyperparameters"]["n_epochs"] == 2
+    dataset = running.gateway.datasets.open(job["dataset"]["id"])
+    assert [example.turns[0].answer for example in dataset.examples] == ["red", "green", "blue", "white"]
+    assert running.gateway.link.journal.get(job["id"]) is not None
+    assert running.gateway.link.queue().get(job["id"]).task == "colors"
+
+
+def test_a_file_and_a_single_picture_can_be_sent_as_a_form(http: httpx.Client):
+    sent = http.post(
+        BATCHES, files={"file": ("c.zip", llava_zip())}, data={"n_epochs": "3", "learning_rate": "0.01"}
+    )
+    assert sent.status_code == 202, sent.text
+    assert sent.json()["dataset"]["examples"] == 4
+    assert sent.json()["hyperparameters"]["learning_rate"] == 0.01
+    one = http.post(
+        BATCHES, files={"image": ("a.png", png("red"))}, data={"question": "Which color?", "answer": "red"}
+    )
+    assert one.status_code == 202, one.text
+    assert one.json()["dataset"] == {**one.json()["dataset"], "examples": 1, "images": 1}
+
+
+def faulty() -> list[Any]:
+    return [
+        examples(1)[0],
+        {"image": "data:image/png;base64,AAAA", "question": "Which color?", "answer": "red"},
+        {"question": "Which color?"},
+        {"image": "http://169.254.169.254/x.png", "question": "Which color?", "answer": "red"},
+        "not an object",
+    ]
+
+
+def test_every_fault_is_in_one_answer_and_nothing_is_kept(running: RunningGateway, http: httpx.Client):
+    before = len(running.gateway.link.journal.all()), len(running.gateway.datasets.ids())
+    answer = http.post(BATCHES, json={"examples": faulty()})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["code"] == "invalid_dataset"
+    assert {fault["line"] for fault in error["report"]["faults"]} == {2, 3, 4, 5}
+    assert (len(running.gateway.link.journal.all()), len(running.gateway.datasets.ids())) == before
+
+
+def test_validation_reports_and_stores_nothing(running: RunningGateway, http: httpx.Client):
+    before = len(running.gateway.datasets.ids())
+    good = http.post("/v1/datasets:validate", files={"file": ("c.zip", llava_zip(5))}).json()
+    assert (good["ok"], good["examples"], good["images"]) == (True, 5, 5)
+    bad = http.post("/v1/datasets:validate", json={"examples": faulty()}).json()
+    assert bad["ok"] is False
+    assert len(bad["faults"]) >= 4
+    assert len(running.gateway.datasets.ids()) == before
+    assert list((running.home / "uploads").iterdir()) == []
+
+
+def test_a_stored_data_set_can_be_named(http: httpx.Client):
+    stored = http.post("/v1/datasets", json={"examples": examples(3)})
+    assert stored.status_code == 201
+    identity = stored.json()["id"]
+    assert http.get(f"/v1/datasets/{identity}").json()["report"]["ok"] is True
+    assert http.post(BATCHES, json={"dataset": identity}).json()["dataset"]["id"] == identity
+    assert http.post(BATCHES, json={"dataset": "ds-ffffffffffffffff"}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/tasks/BAD NAME/batches", {"examples": []}),
+        ("/v1/tasks/..%2fetc/batches", {"examples": []}),
+        (BATCHES, {"examples": []}),
+        (BATCHES, {}),
+        (BATCHES, {"examples": "all of them"}),
+        (BATCHES, {"examples": [], "surprise": 1}),
+        (BATCHES, {"examples": [{}], "hyperparameters": {"Bad Name": 1}}),
+        (BATCHES, {"examples": [{}], "hyperparameters": {"n_epochs": [1]}}),
+        (BATCHES, [1, 2]),
+    ],
+)
+def test_unusable_batches_are_refused(http: httpx.Client, path: str, body: Any):
+    answer = http.post(path, json=body)
+    assert answer.status_code in (400, 404)
+    assert set(answer.json()["error"]) >= {"message", "type", "param", "code"}
+
+
+def test_an_idempotency_key_makes_repeating_safe(http: httpx.Client):
+    key = {"Idempotency-Key": "once-and-only-once"}
+    jobs: list[dict[str, Any]] = []
+    threads = [
+        threading.Thread(
+            target=lambda: jobs.append(http.post(BATCHES, json={"examples": examples(5)}, headers=key).json())
+        )
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({job["id"] for job in jobs}) == 1
+    other = http.post(BATCHES, json={"examples": examples(6)}, headers=key)
+    assert other.status_code == 409
+    assert other.headers["x-should-retry"] == "false"
+    bad = http.post(BATCHES, json={"examples": examples(6)}, headers={"Idempotency-Key": "x" * 300})
+    assert bad.status_code == 400
+
+
+def events_of(text: str) -> list[dict[str, Any]]:
+    found = []
+    for block in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line)
+        if "data" in fields:
+            found.append(
+                {"event": fields.get("event"), "id": fields.get("id"), "data": json.loads(fields["data"])}
+            )
+    return found
+
+
+def test_events_can_be_read_followed_and_taken_up_again(running: RunningGateway, http: httpx.Client):
+    job = http.post(BATCHES, json={"examples": examples(2)}).json()
+    queue = running.gateway.link.queue()
+    marks = [
+        queue.append_event(job["id"], f"step {step}", type="metrics", data={"step": step, "loss": 1 / step})
+        for step in (1, 2, 3)
+    ]
+    page = http.get(f"/v1/fine_tuning/jobs/{job['id']}/events", params={"limit": 1000}).json()
+    assert [event["id"] for event in page["data"]][-3:] == marks
+    behind = http.get(f"/v1/jobs/{job['id']}/events", params={"after": marks[0]}).json()["data"]
+    assert [event["id"] for event in behind] == marks[1:]
+    assert http.get(f"/v1/jobs/{job['id']}/events", params={"after": "nonsense"}).status_code == 400
+    threading.Timer(0.5, lambda: queue.cancel(job["id"])).start()
+    headers = {"accept": "text/event-stream", "last-event-id": marks[1]}
+    followed = http.get(f"/v1/jobs/{job['id']}/events", headers=headers)
+    assert followed.headers["content-type"].startswith("text/event-stream")
+    events = events_of(followed.text)
+    assert events[0]["id"] == marks[2]
+    assert events[0]["data"]["data"] == {"step": 3, "loss": 1 / 3}
+    assert events[-1]["event"] == "done"
+    assert events[-1]["data"]["status"] == "cancelled"
+
+
+def test_unknown_jobs_are_404_also_as_a_stream(http: httpx.Client):
+    for path in ("/v1/jobs/job-nope", "/v1/jobs/../x", "/v1/fine_tuning/jobs/job-nope/events"):
+        assert http.get(path, headers={"accept": "text/event-stream"}).status_code == 404
+
+
+def test_without_redis_serving_goes_on_and_nothing_accepted_is_lost(tmp_path: Path, tiny_base: Path):
+    redis = RedisServer.start(tmp_path / "elsewhere")
+    running = RunningGateway(tmp_path / "home", tiny_base, redis_url=redis.url).wait_ready()
+    try:
+        accepted = running.http.post(BATCHES, json={"examples": examples()}).json()
+        redis.stop()
+        for path, body in ((BATCHES, {"examples": examples(5)}), ("/v1/datasets:validate", None)):
+            if body is not None:
+                refused = running.http.post(path, json=body)
+                assert refused.status_code == 503
+                assert int(refused.headers["retry-after"]) >= 1
+                assert refused.json()["error"]["code"] == "queue_unavailable"
+        assert running.http.post("/v1/chat/completions", json=chat_body()).status_code == 200
+        assert running.http.get(f"/v1/jobs/{accepted['id']}").json()["id"] == accepted["id"]
+        wait_for(lambda: running.metric("strata_queue_up") == 0)
+        for file in (tmp_path / "elsewhere" / "redis").glob("**/*"):
+            if file.is_file() and file.suffix in (".aof", ".rdb", ".manifest"):
+                file.unlink()  # the worst case: Redis comes back and knows nothing
+        redis = RedisServer.start(tmp_path / "elsewhere")
+        wait_for(lambda: running.metric("strata_queue_up") == 1)
+        queue = JobQueue(connect(redis.url), "strata")
+        wait_for(lambda: [job.id for job in queue.list()] == [accepted["id"]])
+    finally:
+        running.stop()
+        redis.stop()
+
+
+def test_pictures_in_examples_are_never_fetched(http: httpx.Client):
+    body = {"examples": [{"image": data_url(b"<svg/>", "svg+xml"), "question": "q", "answer": "a"}]}
+    answer = http.post(BATCHES, json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["report"]["faults"][0]["line"] == 1
