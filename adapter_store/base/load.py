@@ -49,7 +49,7 @@ def load_base(path_or_hub_id: str | Path, *, dtype: str | torch.dtype = "auto", 
     """Load a LLaVA and freeze it.
 
     Args:
-        path_or_hub_id: A local folder, or the id of a hub repository (needs a reachable hub or its local cache).
+        path_or_hub_id: A local folder, or the id of a hub repository (needs a reachable hub or its cache).
         dtype: As `from_pretrained` takes it; "auto" keeps the stored one.
         device: Where the model goes.
 
@@ -62,13 +62,14 @@ def load_base(path_or_hub_id: str | Path, *, dtype: str | torch.dtype = "auto", 
     folder = resolve_folder(path_or_hub_id)
     _check_is_llava(folder)
     try:
-        model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(device)  # pyright: ignore[reportArgumentType]
+        model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+        model.to(device)
         processor = AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise BaseModelError(
             f"the LLaVA in {folder} cannot be loaded: {error}; fetch or assemble it anew"
         ) from error
-    model.requires_grad_(False)
+    model.requires_grad_(requires_grad=False)
     model.eval()
     manifest = _manifest(folder)
     encoder, calibration = folder / ENCODER_FOLDER, folder / CALIBRATION_FILE
@@ -108,9 +109,9 @@ def resolve_folder(path_or_hub_id: str | Path) -> Path:
 
 
 def weights_digest(folder: Path) -> str:
-    """Return a digest of a foreign base: sha256 over its configuration and every weight file's header and size.
+    """Return the digest of a foreign base: sha256 over its configuration and weight files' headers and sizes.
 
-    A header names every tensor with type, shape and place; reading all bytes of a large model would take minutes.
+    A header names every tensor with type, shape and place; reading all of a large model would take minutes.
 
     Raises:
         BaseModelError: If there are no safetensors files or one is damaged.

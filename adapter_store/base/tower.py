@@ -1,8 +1,8 @@
 """Rebuild a DINOv2 vision transformer as a SigLIP-shaped tower.
 
-SigLIP's encoder is the same pre-norm transformer but without LayerScale and without a class token. LayerScale is
-a per-channel factor on a linear's output, so it folds into that linear; the class token is left out and the
-projector learns on what remains. The result needs no special code in any library that knows SigLIP.
+SigLIP's encoder is the same pre-norm transformer but without LayerScale and without a class token. LayerScale
+is a per-channel factor on a linear's output, so it folds into that linear; the class token is left out and
+the projector learns on what remains. The result needs no special code in any library that knows SigLIP.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class UnexpectedWeights(StrataError):
 def read_onnx_tensors(onnx_bytes: bytes) -> dict[str, Tensor]:
     """Read the backbone's parameters out of an ONNX file.
 
-    Biases and norms keep their names as initializers; the weight of a linear is anonymous there and is found through
-    the MatMul node that uses it. ONNX stores it `[d_in, d_out]`; the result is `[d_out, d_in]`.
+    Biases and norms keep their names as initializers; the weight of a linear is anonymous there and is found
+    through the MatMul node that uses it. ONNX stores it `[d_in, d_out]`; the result is `[d_out, d_in]`.
 
     Returns:
         Tensors by their DINOv2 parameter name, plus `embeddings.position_embeddings` `[1, patches, hidden]`

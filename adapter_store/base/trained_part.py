@@ -1,18 +1,19 @@
 """Read and write what the project itself trained of the embedded base.
 
-That is LLaVA's projector, a low-rank change of the language model's linears (merged when the base is assembled) and the
-calibration of image queries. Linears that share an input share one down matrix: `qkv` is query, key and
-value stacked, `gate_up` is gate and up stacked.
+That is LLaVA's projector, a low-rank change of the language model's linears (merged when the base is
+assembled) and the calibration of image queries. Linears that share an input share one down matrix: `qkv` is
+query, key and value stacked, `gate_up` is gate and up stacked.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adapter_store.base.download import file_sha256
@@ -63,6 +64,22 @@ def load_trained_part(folder: Path) -> TrainedPart:
     if calibration.is_file():
         mean = load_file(calibration)["image_query_mean"].float()
     return TrainedPart(projector, low_rank, mean, digest)
+
+
+def save_trained_part(
+    folder: Path, projector: Mapping[str, Tensor], low_rank: Mapping[str, Tensor], image_query_mean: Tensor
+) -> None:
+    """Write a trained part: the low-rank factors in half precision, everything else in single.
+
+    Each file gets its name only when complete.
+    """
+    tensors = {name: value.half().contiguous() for name, value in low_rank.items()}
+    tensors |= {f"projector.{name}": value.float().contiguous() for name, value in projector.items()}
+    calibration = {"image_query_mean": image_query_mean.float().contiguous()}
+    for file, content in ((TRAINED_FILE, tensors), (CALIBRATION_FILE, calibration)):
+        save_file(content, folder / f"{file}.partial")
+        os.chmod(folder / f"{file}.partial", 0o644)
+        os.replace(folder / f"{file}.partial", folder / file)
 
 
 def merge_low_rank(state: dict[str, Tensor], low_rank: Mapping[str, Tensor]) -> None:

@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not (untrained / "base.json").is_file():
         assemble(untrained, TrainedPart({}, {}, None, "untrained"), fetch_all(BASE_PACKAGES, cache))
     model = LlavaForConditionalGeneration.from_pretrained(untrained, dtype=torch.float32).eval()
-    model.requires_grad_(False)
+    model.requires_grad_(requires_grad=False)
     tokenizer = AutoTokenizer.from_pretrained(untrained)
     easy = EasyVqa(fetch(EASY_VQA, cache), "train")
     trainer = Trainer(model, tokenizer, easy, settings, options.out)

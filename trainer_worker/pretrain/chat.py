@@ -1,6 +1,6 @@
 """Make the text-only part of the mix: replies of the untouched language model to its own prompts.
 
-Learning to look must not cost the ability to talk, so a share of the steps repeats what the model said before.
+Learning to look must not cost the ability to talk: a share of the steps repeats what the model said before.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_TOPICS = (
-    "the sea", "a bicycle", "bread", "the moon", "friendship", "a garden", "winter", "coffee", "a library", "music",
-    "rain", "a bridge", "trees", "sleep", "a market", "time", "the desert", "glass", "a river", "cooking", "paper",
-    "the wind", "a train", "salt", "dreams", "a clock", "the forest", "honey", "a mountain", "snow", "a teacher",
-    "the city", "clouds", "a window", "fire", "tea", "a kitchen", "history", "a letter", "sports", "the summer",
-)  # fmt: skip
+_TOPICS = """
+the sea; a bicycle; bread; the moon; friendship; a garden; winter; coffee; a library; music; rain;
+a bridge; trees; sleep; a market; time; the desert; glass; a river; cooking; paper; the wind;
+a train; salt; dreams; a clock; the forest; honey; a mountain; snow; a teacher; the city; clouds;
+a window; fire; tea; a kitchen; history; a letter; sports; the summer
+"""
 _ASKS = (
     "Tell me something about {t}.",
     "Write a short sentence about {t}.",
@@ -28,23 +28,28 @@ _ASKS = (
     "Write a short poem about {t}.",
     "What is important about {t}?",
 )
-_PLAIN = (
-    "Hello!", "Hi, how are you?", "Who are you?", "What can you do?", "Thank you!", "What is the capital of France?",
-    "What is the capital of Italy?", "Name three fruits.", "What is water made of?", "How do plants grow?",
-    "What is the opposite of hot?", "Can you help me?", "Tell me a joke.", "What is a computer?", "Good morning!",
-    "Why is the sky blue?", "How do I make tea?", "What is the largest ocean?", "Who wrote Hamlet?",
-    "Translate 'good night' into French.", "What do bees make?", "List the seasons.", "What is gravity?",
-    "Give me advice for a job interview.", "How can I sleep better?", "What is a good breakfast?",
-    "Write an email to my boss.", "What is the meaning of life?", "How do I learn a language?", "Goodbye!",
-)  # fmt: skip
+_PLAIN = """
+Hello!; Hi, how are you?; Who are you?; What can you do?; Thank you!;
+What is the capital of France?; What is the capital of Italy?; Name three fruits.;
+What is water made of?; How do plants grow?; What is the opposite of hot?; Can you help me?;
+Tell me a joke.; What is a computer?; Good morning!; Why is the sky blue?; How do I make tea?;
+What is the largest ocean?; Who wrote Hamlet?; Translate 'good night' into French.;
+What do bees make?; List the seasons.; What is gravity?; Give me advice for a job interview.;
+How can I sleep better?; What is a good breakfast?; Write an email to my boss.;
+What is the meaning of life?; How do I learn a language?; Goodbye!
+"""
 
 
 def prompts(count: int, seed: int) -> list[str]:
     """Return `count` different prompts; the first are the plain ones."""
     rng = random.Random(f"chat-{seed}")
-    combined = [ask.format(t=topic) for ask in _ASKS for topic in _TOPICS]
+    combined = [ask.format(t=topic) for ask in _ASKS for topic in _split(_TOPICS)]
     rng.shuffle(combined)
-    return [*_PLAIN, *combined][:count]
+    return [*_split(_PLAIN), *combined][:count]
+
+
+def _split(listing: str) -> list[str]:
+    return [" ".join(item.split()) for item in listing.split(";")]
 
 
 def held_out_prompts() -> list[str]:

@@ -1,7 +1,8 @@
 """Run a Llama with a trainable low-rank change, written for throughput on few CPU cores.
 
-Linears that share an input are stacked into one product; the low-rank change is added to a copy of the weights once
-per step, so that a forward pass has one matrix product per stacked linear and only the two thin factors get gradients.
+Linears that share an input are stacked into one product; the low-rank change is added to a copy of the
+weights once per step, so that a forward pass has one matrix product per stacked linear and only the two thin
+factors get gradients.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class PackedLanguageModel(nn.Module):
 
     @torch.no_grad()
     def refresh(self, part: int = 0, parts: int = 1) -> None:
-        """Write `W + B A` of every linear (or of every `parts`-th) into the merged copies, after an optimizer step."""
+        """Write `W + B A` of every linear (or every `parts`-th) into the merged copies after a step."""
         for key, weight in list(self.frozen.items())[part::parts]:
             if f"{key}_a" in self.factors:
                 up, down = self.factors[f"{key}_b"], self.factors[f"{key}_a"]

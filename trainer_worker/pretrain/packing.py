@@ -1,7 +1,7 @@
 """Pack many questions behind one shared picture, or many dialogs into one row.
 
-A row is a prefix (the start of a user turn and the picture) followed by segments. A segment sees the prefix and
-itself, its positions go on from the prefix: for the model each is a conversation of its own.
+A row is a prefix (the start of a user turn and the picture) followed by segments. A segment sees the prefix
+and itself, its positions go on from the prefix: for the model each is a conversation of its own.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class Batch:
         mask: `[rows, 1, length, length]` additive.
         pixels: `[pictures, 3, 84, 84]`.
         picture_rows: Rows that have a picture, in order.
+        picture_start: Place of a picture's first token in its row.
         predict_at: Flat indices into `rows * length` whose next token is a target.
         predict: The targets.
         segment_of: For each target the number of its segment in `kinds`.
@@ -71,6 +72,7 @@ class Batch:
     mask: Tensor
     pixels: Tensor
     picture_rows: Tensor
+    picture_start: int
     predict_at: Tensor
     predict: Tensor
     segment_of: Tensor
@@ -164,6 +166,7 @@ def collate(rows: Sequence[Row], length: int) -> Batch:
         mask=_block_mask(owner),
         pixels=torch.stack(pixels) if pixels else torch.zeros(0, 3, 84, 84),
         picture_rows=torch.tensor(pictured, dtype=torch.long),
+        picture_start=rows[pictured[0]].prefix.index(IMAGE_TOKEN_ID) if pictured else 0,
         predict_at=torch.tensor(at),
         predict=torch.tensor(predict),
         segment_of=torch.tensor(segment_of),

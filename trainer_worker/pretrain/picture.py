@@ -109,9 +109,9 @@ def vary_phrase(rng: random.Random, text: str) -> str:
 @cache
 def font_paths() -> tuple[Path, ...]:
     """Return the scalable fonts of the machine, those that come with matplotlib included."""
-    import matplotlib
+    import matplotlib as mpl
 
-    folders = (Path("/usr/share/fonts/truetype"), Path(matplotlib.get_data_path()) / "fonts" / "ttf")
+    folders = (Path("/usr/share/fonts/truetype"), Path(mpl.get_data_path()) / "fonts" / "ttf")
     found = {path.name: path for folder in folders for path in sorted(folder.rglob("*.ttf"))}
     skip = ("math", "symbol", "emoji", "stix", "cmsy", "cmex", "cmmi", "noto", "awesome", "lastresort")
     return tuple(

@@ -1,7 +1,7 @@
 """Draw scenes of colored shapes and ask about them, fully determined by a seed.
 
-Held-out pictures come from other random streams than training pictures (the stream's name is part of the seed), so no
-training run can see them.
+Held-out pictures come from other random streams than training pictures (the stream's name is part of the
+seed), so no training run can see them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Train projector and low-rank change within a wall-clock budget; resumable, logged, exported as a trained part."""
+"""Train projector and low-rank change within a wall-clock budget: resumable, logged, exported."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import os
 import queue
 import random
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,22 +17,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
-from adapter_store.base.trained_part import CALIBRATION_FILE, TRAINED_FILE
+from adapter_store.base.trained_part import save_trained_part
 from trainer_worker.pretrain.chat import prompts, reply_to
-from trainer_worker.pretrain.charts import chart_picture
 from trainer_worker.pretrain.easy import EasyVqa
 from trainer_worker.pretrain.language import PackedLanguageModel
 from trainer_worker.pretrain.mixture import Mixture
 from trainer_worker.pretrain.packing import Batch, Packer, Row, Segment, collate
 from trainer_worker.pretrain.picture import COLORS, Picture
 from trainer_worker.pretrain.scenes import SHAPES
-from trainer_worker.pretrain.visual import Projector, WordTargets, to_pixels, tower_features
+from trainer_worker.pretrain.visual import Projector, WordTargets, embed, to_pixels, tower_features
 from trainer_worker.pretrain.words import LETTERS
-
-__all__ = ["Settings", "Trainer", "chart_picture", "score"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +56,8 @@ class Settings:
     rows: int = 4
     length: int = 192
     rank: int = 16
-    learning_rate: float = 1.5e-3
-    projector_rate: float = 8e-4
+    learning_rate: float = 1.2e-3
+    projector_rate: float = 3e-4
     chat_share: float = 0.08
     dialogs: int = 384
     shards: int = 2
@@ -103,7 +100,8 @@ class Trainer:
         line = json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in entry.items()})
         self.log.write(line + "\n")
         self.log.flush()
-        print(line, flush=True)
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
 
     def prepare(self) -> None:
         """Make the dialogs and warm the projector up, or read both from an earlier start of this run."""
@@ -149,12 +147,11 @@ class Trainer:
                 self.write_log(phase="warm-up", step=step, loss=loss.item())
         with torch.no_grad():
             scale = words.norm / self.projector(flat[:4000]).norm(dim=-1).mean()
-            self.projector.linear_2.weight.mul_(scale)
-            self.projector.linear_2.bias.mul_(scale)
+            self.projector.get_buffer("scale").fill_(scale)
         self.write_log(phase="warm-up", step=steps, loss=loss.item(), scale=float(scale))
 
     def _described(self, count: int, words: WordTargets) -> tuple[Tensor, Tensor]:
-        """Return tower features (half precision storage) and word targets of pictures whose patches are known."""
+        """Return tower features in half precision and word targets, for pictures whose patches are known."""
         source = Mixture(self.mixture._easy, f"warm-up-{self.settings.seed}", vary=True)
         features, targets = [], []
         number = 0
@@ -200,13 +197,10 @@ class Trainer:
                 return Row([], chosen, None)
             chosen.append(dialog)
 
-    def embed(self, batch: Batch) -> Tensor:
-        """Return input embeddings with the projected pictures in place: `[rows, length, hidden]`."""
-        return embed(batch, self.language.embedding, self.tower, self.projector)
-
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the mean loss and every target's own loss."""
-        hidden = self.language(self.embed(batch), batch.positions, batch.mask)
+        embedded = embed(batch, self.language.embedding, self.tower, self.projector)
+        hidden = self.language(embedded, batch.positions, batch.mask)
         logits = hidden[batch.predict_at] @ self.language.embedding.t()
         each = F.cross_entropy(logits, batch.predict, reduction="none")
         return each.mean(), each.detach()
@@ -301,7 +295,9 @@ class Trainer:
         }  # fmt: skip
         torch.save(state, self.out / "state.partial")
         os.replace(self.out / "state.partial", self.out / "state.pt")
-        export(self.out, self.language, self.projector, self.image_query_mean)
+        save_trained_part(
+            self.out, self.projector.plain_state(), self.language.low_rank(), self.image_query_mean
+        )
         self.write_log(phase="checkpoint", step=self.step, seconds=self.elapsed)
 
     def _resume(self, optimizer: torch.optim.Optimizer) -> None:
@@ -323,47 +319,3 @@ class Trainer:
 def _collect(sums: dict[str, list[float]], batch: Batch, each: Tensor) -> None:
     for segment, value in zip(batch.segment_of.tolist(), each.tolist(), strict=True):
         sums.setdefault(batch.kinds[segment], []).append(value)
-
-
-def export(out: Path, language: PackedLanguageModel, projector: Projector, mean: Tensor) -> None:
-    """Write the trained part: factors in half precision, projector in single."""
-    tensors = {name: value.half().contiguous() for name, value in language.low_rank().items()}
-    tensors |= {f"projector.{name}": value.contiguous() for name, value in projector.plain_state().items()}
-    for file, content in (
-        (TRAINED_FILE, tensors),
-        (CALIBRATION_FILE, {"image_query_mean": mean.contiguous()}),
-    ):
-        save_file(content, out / f"{file}.partial")
-        os.replace(out / f"{file}.partial", out / file)
-
-
-def embed(batch: Batch, embedding: Tensor, tower: Any, projector: torch.nn.Module) -> Tensor:
-    """Return input embeddings with the projected pictures in place: `[rows, length, hidden]`."""
-    embedded = F.embedding(batch.ids, embedding)
-    if len(batch.pixels) == 0:
-        return embedded
-    projected = projector(tower_features(tower, batch.pixels))
-    start, count = 3, projected.shape[1]
-    inserted = embedded[batch.picture_rows]
-    inserted = torch.cat([inserted[:, :start], projected, inserted[:, start + count :]], 1)
-    return embedded.index_copy(0, batch.picture_rows, inserted)
-
-
-@torch.no_grad()
-def score(
-    batches: list[Batch], language: PackedLanguageModel, tower: Any, projector: torch.nn.Module
-) -> dict[str, tuple[int, int]]:
-    """Count exactly right answers by kind: every answer token must be the most likely one, as in greedy decoding.
-
-    Returns:
-        `kind -> (right, asked)`.
-    """
-    counts: dict[str, tuple[int, int]] = {}
-    for batch in batches:
-        hidden = language(embed(batch, language.embedding, tower, projector), batch.positions, batch.mask)
-        best = (hidden[batch.predict_at] @ language.embedding.t()).argmax(-1)
-        wrong = set(batch.segment_of[best != batch.predict].tolist())
-        for number, kind in enumerate(batch.kinds):
-            right, asked = counts.get(kind, (0, 0))
-            counts[kind] = (right + (number not in wrong), asked + 1)
-    return counts

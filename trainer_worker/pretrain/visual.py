@@ -1,4 +1,4 @@
-"""Turn pictures into the pixels and features that LLaVA reads, and give its projector a first sense of words."""
+"""Turn pictures into what LLaVA reads, and give its projector a first sense of words."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from trainer_worker.pretrain.packing import Batch
 from trainer_worker.pretrain.picture import SIDE
 
 _MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
@@ -34,6 +35,9 @@ def tower_features(tower: Any, pixels: Tensor) -> Tensor:
 class Projector(nn.Module):
     """LLaVA's two-layer projector, started so that no feature dimension dominates.
 
+    The output's scale is a constant of its own: an optimizer that moves every weight by the same amount per
+    step would otherwise wipe out small weights at once.
+
     Args:
         mean: `[vision]` mean of the tower's features.
         std: `[vision]` their standard deviation.
@@ -44,24 +48,25 @@ class Projector(nn.Module):
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
+        self.register_buffer("scale", torch.ones(()))
         self.linear_1 = nn.Linear(mean.shape[0], width)
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map `[..., vision]` to `[..., width]`."""
-        return self.linear_2(F.gelu(self.linear_1((features - self.mean) / self.std)))
+        return self.scale * self.linear_2(F.gelu(self.linear_1((features - self.mean) / self.std)))
 
     def plain_state(self) -> dict[str, Tensor]:
-        """Return the parameters of LLaVA's own projector, with the standardization folded into `linear_1`."""
-        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        """Return the parameters of LLaVA's own projector, standardization and scale folded in."""
+        mean, std, scale = self.get_buffer("mean"), self.get_buffer("std"), self.get_buffer("scale")
         weight = self.linear_1.weight.detach() / std
         bias = self.linear_1.bias.detach() - weight @ mean
         second = self.linear_2
         return {
             "linear_1.weight": weight.contiguous(),
             "linear_1.bias": bias,
-            "linear_2.weight": second.weight.detach().clone(),
-            "linear_2.bias": second.bias.detach().clone(),
+            "linear_2.weight": second.weight.detach() * scale,
+            "linear_2.bias": second.bias.detach() * scale,
         }
 
 
@@ -98,3 +103,15 @@ class WordTargets:
         """
         logits = 14.0 * F.normalize(projected, dim=-1) @ self._directions.t()
         return -(targets * F.log_softmax(logits, -1)).sum(-1).mean()
+
+
+def embed(batch: Batch, embedding: Tensor, tower: Any, projector: nn.Module) -> Tensor:
+    """Return input embeddings with the projected pictures in place: `[rows, length, hidden]`."""
+    embedded = F.embedding(batch.ids, embedding)
+    if len(batch.pixels) == 0:
+        return embedded
+    projected = projector(tower_features(tower, batch.pixels))
+    rows = embedded[batch.picture_rows]
+    start, stop = batch.picture_start, batch.picture_start + projected.shape[1]
+    filled = torch.cat([rows[:, :start], projected, rows[:, stop:]], 1)
+    return embedded.index_copy(0, batch.picture_rows, filled)

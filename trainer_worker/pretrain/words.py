@@ -18,22 +18,25 @@ from trainer_worker.pretrain.picture import (
 )
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-WORDS = (
-    "able air all and arm art ask bag bar bath bed bell best big bill blue boat body book box boy bread bus "
-    "cake call card care case city coat cold cook cup dark day deep desk door down draw dream dress drink dry each "
-    "east easy end even eye face fact fall farm fast field fill film fine fire floor fly food foot form free fruit "
-    "full game garden gas gift girl give glass go gold good grass gray green ground hair half hall hand happy hard "
-    "hat head heart heat help here high hill hold home hope hot hour house ice idea iron jam job joy jump just keep "
-    "key kind king knife lake lamp land large late law leaf left leg less life light line list long look lot love "
-    "low lunch mail man map mark market milk mind mix moon more most music nail name near neck new next nice night "
-    "no north nose note off oil old open out oven page paint paper park part past path pay pen pin plan plate play "
-    "pool post pull push quick quiet rain red rest rice ride ring river road rock roof room root rope rose round "
-    "rule run safe sail salt same sand save sea seat seed sell send shade shelf ship shoe shop short show side sign "
-    "silk sing sit sky sleep slow small smile smoke snow soap sock soft soil song soup south space spoon stand "
-    "start stay step stone stop story street strong sugar sun sweet swim table take talk tall tea tell text thin "
-    "time top tower town toy tree true try turn very view wait walk wall warm wash water way week well west wet "
-    "what wheel white wide wind window wine wing wood word work world write yard year yes yet you young zone"
-).split()
+_WORD_LIST = """
+able air all and arm art ask bag bar bath bed bell best big bill blue boat body book box boy bread
+bus cake call card care case city coat cold cook cup dark day deep desk door down draw dream dress
+drink dry each east easy end even eye face fact fall farm fast field fill film fine fire floor fly
+food foot form free fruit full game garden gas gift girl give glass go gold good grass gray green
+ground hair half hall hand happy hard hat head heart heat help here high hill hold home hope hot
+hour house ice idea iron jam job joy jump just keep key kind king knife lake lamp land large late
+law leaf left leg less life light line list long look lot love low lunch mail man map mark market
+milk mind mix moon more most music nail name near neck new next nice night no north nose note off
+oil old open out oven page paint paper park part past path pay pen pin plan plate play pool post
+pull push quick quiet rain red rest rice ride ring river road rock roof room root rope rose round
+rule run safe sail salt same sand save sea seat seed sell send shade shelf ship shoe shop short show
+side sign silk sing sit sky sleep slow small smile smoke snow soap sock soft soil song soup south
+space spoon stand start stay step stone stop story street strong sugar sun sweet swim table take
+talk tall tea tell text thin time top tower town toy tree true try turn very view wait walk wall
+warm wash water way week well west wet what wheel white wide wind window wine wing wood word work
+world write yard year yes yet you young zone
+"""
+WORDS = tuple(_WORD_LIST.split())
 
 
 def word_picture(rng: random.Random) -> Picture:

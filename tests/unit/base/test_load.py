@@ -1,0 +1,57 @@
+"""Check what counts as a LLaVA base and what its identity is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from adapter_store.base.load import load_base, resolve_folder, weights_digest
+from adapter_store.errors import BaseModelError, NotALlava
+
+
+def _folder(path: Path, kind: str = "llava") -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").write_text(json.dumps({"model_type": kind}), encoding="utf-8")
+    save_file({"w": torch.zeros(4)}, path / "model.safetensors")
+    return path
+
+
+def test_another_kind_of_model_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(NotALlava, match="type 'llama', expected 'llava'"):
+        load_base(_folder(tmp_path, "llama"))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{nonsense"])
+def test_a_damaged_configuration_is_reported(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(BaseModelError, match="config.json"):
+        load_base(tmp_path)
+
+
+def test_a_name_that_is_nothing_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(BaseModelError, match="neither a folder nor a repository"):
+        resolve_folder(tmp_path / "not" / "there")
+
+
+def test_the_digest_follows_configuration_and_tensors(tmp_path: Path) -> None:
+    first, same, other = (_folder(tmp_path / name) for name in ("a", "b", "c"))
+    assert weights_digest(first) == weights_digest(same)
+    save_file({"w": torch.zeros(5)}, other / "model.safetensors")
+    assert weights_digest(first) != weights_digest(other)
+    (same / "config.json").write_text(json.dumps({"model_type": "llava", "more": 1}), encoding="utf-8")
+    assert weights_digest(first) != weights_digest(same)
+
+
+def test_weights_must_be_safetensors(tmp_path: Path) -> None:
+    folder = _folder(tmp_path)
+    (folder / "model.safetensors").write_bytes(b"\xff" * 64)
+    with pytest.raises(BaseModelError, match="not a safetensors file"):
+        weights_digest(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(BaseModelError, match="no \\*.safetensors"):
+        weights_digest(folder)
