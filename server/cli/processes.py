@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from server.cli.arguments import add_verb
-from server.cli.output import clean, print_json, stderr, stdout
+from server.cli.output import print_json, stderr
+from server.cli.reporter import Reporter
 from server.launch.base import assemble_embedded_base
 from server.launch.flags import variables_of_flags
 from server.launch.readiness import wait_until_ready
-from server.launch.stack import GATEWAY, REDIS, WORKER, Stack, StackOptions
+from server.launch.stack import GATEWAY, Stack, StackOptions
 from server.launch.supervisor import Event
 
 _READY_TIMEOUT_SECONDS = 600.0
-_COLORS = {GATEWAY: "cyan", WORKER: "magenta", REDIS: "yellow"}
 
 
 def add_verbs(verbs: Any) -> None:
@@ -37,6 +37,7 @@ def add_verbs(verbs: Any) -> None:
         "--out", type=Path, default=None, help="where the picture of the matrix goes (STRATA_DEMO_DIR)"
     )
     demo.add_argument("--pictures", type=int, default=100, metavar="N", help="held-out questions per task")
+    demo.add_argument("--train", type=int, metavar="N", help="examples per task (default: 800)")
     demo.add_argument("--concurrency", type=int, default=16, metavar="N", help="questions asked at once")
     demo.add_argument("--exit", action="store_true", help="end when done instead of staying up (DEMO_EXIT=1)")
 
@@ -110,51 +111,6 @@ def _announce(options: StackOptions, stop: threading.Event, reporter: Reporter) 
         )
 
 
-class Reporter:
-    """Write what the supervised programs say and what happens to them."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        self._as_json = as_json
-        self._next_note = 10.0
-        self._lock = threading.Lock()
-
-    def line(self, program: str, text: str) -> None:
-        """Write one line of a program's output behind its name."""
-        with self._lock:
-            if self._as_json:
-                print_json({"event": "log", "program": program, "line": text})
-            else:
-                stdout.print(f"[{_COLORS.get(program, 'white')}]{program:>7} |[/] {clean(text)}")
-
-    def event(self, event: Event) -> None:
-        """Write what happened to a program."""
-        with self._lock:
-            if self._as_json:
-                print_json({"event": event.kind, "program": event.program, "message": event.message})
-            else:
-                stdout.print(
-                    f"[bold] strata |[/] {event.program} {event.kind} [dim]{clean(event.message)}[/]"
-                )
-
-    def waiting(self, seconds: float, reason: str) -> None:
-        """Write now and then what the gateway still waits for."""
-        if seconds >= self._next_note:
-            self._next_note += 10.0
-            self.event(Event("starting", GATEWAY, f"{seconds:.0f} s: {reason}"))
-
-    def ready(self, options: StackOptions) -> None:
-        """Say where the service is."""
-        if self._as_json:
-            print_json({"event": "ready", "program": "strata", "url": options.url, "home": str(options.home)})
-            return
-        with self._lock:
-            stdout.print(f"\n[bold green] ready at {options.url}[/]   data in {options.home}")
-            stdout.print(f"   ask      strata chat --url {options.url} --image FILE 'What is shown?'")
-            stdout.print(f"   teach    strata submit --url {options.url} DATA --task NAME --wait")
-            stdout.print(f"   look     {options.url}/docs   {options.url}/metrics")
-            stdout.print("   stop     Ctrl-C\n")
-
-
 def _demo(args: argparse.Namespace) -> int:
     from server.demo.run import DemoOptions, run_demo
 
@@ -166,6 +122,7 @@ def _demo(args: argparse.Namespace) -> int:
             port=args.port,
             out=out,
             pictures=args.pictures,
+            train=args.train,
             concurrency=args.concurrency,
             stay=not (args.exit or os.environ.get("DEMO_EXIT") == "1"),
             as_json=args.json,

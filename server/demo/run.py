@@ -46,6 +46,7 @@ class DemoOptions:
         port: Port of the gateway; None takes 8000 or a free one.
         out: Folder for the pictures that the demo writes.
         pictures: Held-out questions per task.
+        train: Examples per task; None takes the number that the promises were made with.
         concurrency: Questions under way at once while scoring.
         stay: Whether the server stays up at the end.
         as_json: Write one JSON value instead of tables.
@@ -55,6 +56,7 @@ class DemoOptions:
     port: int | None
     out: Path
     pictures: int
+    train: int | None
     concurrency: int
     stay: bool
     as_json: bool
@@ -72,7 +74,7 @@ def run_demo(options: DemoOptions, lessons: Sequence[Lesson] | None = None) -> i
     with _sigterm_interrupts(), tempfile.TemporaryDirectory(prefix="strata-lessons-") as scratch:
         assemble_embedded_base(os.environ.get("STRATA_BASE", ""))
         if lessons is None:
-            lessons = _default_lessons(Path(scratch), options.pictures)
+            lessons = _default_lessons(Path(scratch), options)
         with Service(options.home, options.port) as service:
             demo = _Demo(options, service, lessons, console)
             outcome = demo.run(began)
@@ -173,10 +175,10 @@ class _Demo:
             self._console.print("\n".join(clean(f"  {line}") for line in lines))
 
 
-def _default_lessons(scratch: Path, pictures: int) -> list[Lesson]:
-    from server.demo.tasks import demo_lessons
+def _default_lessons(scratch: Path, options: DemoOptions) -> list[Lesson]:
+    from server.demo.tasks import TRAIN, demo_lessons
 
-    return demo_lessons(scratch, pictures)
+    return demo_lessons(scratch, options.pictures, train=options.train or TRAIN)
 
 
 @contextmanager

@@ -26,9 +26,6 @@ def _reason(response: httpx.Response) -> str:
         body = response.json()
     except ValueError:
         return f"status {response.status_code}"
-    error = body.get("error")
-    if isinstance(error, dict):
-        return str(error.get("message", f"status {response.status_code}"))
     return str(body.get("reason") or body.get("status") or f"status {response.status_code}")
 
 

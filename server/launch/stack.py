@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from adapter_store.errors import ConflictError
+from adapter_store.errors import ConflictError, QueueUnavailable
 from adapter_store.redis_server import RedisServer
 from server.launch.child import LineSink, Program
 from server.launch.ports import require_free_port
@@ -21,8 +21,11 @@ GATEWAY = "gateway"
 WORKER = "worker"
 REDIS = "redis"
 _LOCK_WAIT_SECONDS = 3.0
+_REDIS_LOOK_SECONDS = 1.0
 # Two processes share the cores: waiting threads must sleep, not spin. The worker lowers its own priority.
 _SHARE_CORES = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+# Bars of a child cannot be redrawn between the lines of the others.
+_QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ class Stack:
         self._on_line = on_line
         self._on_event = on_event
         self._redis: RedisServer | None = None
+        self._look_at_redis = 0.0
         self._supervisor: Supervisor | None = None
 
     def run(self, stop: threading.Event, hurry: threading.Event | None = None) -> None:
@@ -123,10 +127,20 @@ class Stack:
         return self._redis.url
 
     def _watch_redis(self) -> None:
-        if self._redis is None or self._redis.is_running():
+        """Look after Redis now and then; the gateway keeps answering while it is away."""
+        now = time.monotonic()
+        if self._redis is None or now < self._look_at_redis:
             return
-        self._on_event(Event("restarting", REDIS, "it ended; starting it again"))
-        self._redis = RedisServer.start(self._options.home)
+        self._look_at_redis = now + _REDIS_LOOK_SECONDS
+        if self._redis.is_running():
+            return
+        self._on_event(Event("restarting", REDIS, "it does not answer; starting it again"))
+        try:
+            self._redis = RedisServer.start(self._options.home)
+        except QueueUnavailable as error:
+            self._on_event(Event("unready", REDIS, error.message))
+        else:
+            self._on_event(Event("started", REDIS, f"pid {self._redis.pid}"))
 
     def _stop_redis(self) -> None:
         if self._redis is not None and self._redis.owned:
@@ -140,6 +154,7 @@ def programs(options: StackOptions, redis_url: str) -> list[Program]:
     """Return gateway and worker as the supervisor runs them."""
     shared = {
         **_SHARE_CORES,
+        **_QUIET,
         **options.env,
         "STRATA_HOME": str(options.home),
         "STRATA_REDIS_URL": redis_url,

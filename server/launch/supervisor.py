@@ -5,6 +5,7 @@ Everything happens in the thread that calls `Supervisor.run`: the kernel binds c
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -174,7 +175,9 @@ class Supervisor:
                 child.wait(5.0)
                 self._on_event(Event("killed", child.program.name, "it did not end in time"))
                 return
-        self._on_event(Event("stopped", child.program.name, describe_status(child.status() or 0)))
+        status = child.status() or 0
+        words = "as asked" if status in {0, -signal.SIGTERM} else describe_status(status)
+        self._on_event(Event("stopped", child.program.name, words))
 
 
 def _rank(program: Program) -> int:

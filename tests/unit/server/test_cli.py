@@ -13,6 +13,7 @@ from adapter_store.errors import InputError
 from server.cli import output, teach
 from server.cli.client import Client, RequestFailed, RequestRefused
 from server.cli.main import build_parser, main
+from server.cli.reporter import readable
 from server.cli.watch import JobProgress
 from server.launch.flags import variables_of_flags
 
@@ -214,6 +215,20 @@ def test_hyperparameters_get_their_types():
     assert found == {"rank": 4, "theta": 0.5, "share": True, "ema_mode": "fixed"}
     with pytest.raises(InputError, match="NAME=VALUE"):
         teach._hyperparameters(["rank"])
+
+
+def test_log_lines_are_made_readable_and_others_left_alone():
+    line = {
+        "time": "2026-01-31T12:00:01.5Z",
+        "level": "info",
+        "message": "request",
+        "status": 200,
+        "request_id": "r",
+    }
+    assert readable(json.dumps(line)) == "12:00:01 request status=200"
+    assert readable(json.dumps({**line, "level": "error"})).startswith("error: 12:00:01 request")
+    assert readable("{plain}") == "{plain}"
+    assert readable("[1]") == "[1]"
 
 
 def test_control_characters_and_markup_do_not_reach_the_terminal():
