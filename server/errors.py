@@ -172,7 +172,7 @@ def _fault(item: Mapping[str, Any]) -> tuple[str | None, str]:
     if item.get("type") == "json_invalid":
         return None, f"the body is not JSON: {item.get('ctx', {}).get('error', 'syntax error')}"
     places = [str(part) for part in item.get("loc", ()) if part not in ("body", "query", "path", "header")]
-    places = [part for part in places if not part.startswith(("function-", "tagged-union"))]
+    places = [part for part in places if not part.startswith("as-")]
     path = ".".join(places)[:120]
     text = str(item.get("msg", "is not valid")).removeprefix("Value error, ")
     return (path or None), f"{path}: {text}" if path else text

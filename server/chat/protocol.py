@@ -35,17 +35,33 @@ class ImagePart(BaseModel):
 
 def _part_kind(value: Any) -> str:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return str(kind)
+    return f"as-{kind}"
+
+
+def _content_kind(value: Any) -> str:
+    return {str: "as-words", list: "as-parts", type(None): "as-nothing"}.get(type(value), "")
 
 
 Part = Annotated[
-    Annotated[TextPart, Tag("text")] | Annotated[ImagePart, Tag("image_url")],
+    Annotated[TextPart, Tag("as-text")] | Annotated[ImagePart, Tag("as-image_url")],
     Discriminator(
         _part_kind,
         custom_error_type="unknown_part",
         custom_error_message="a content part has type 'text' or 'image_url'",
     ),
 ]
+
+Content = Annotated[
+    Annotated[str, Tag("as-words"), Field(max_length=_MAX_TEXT)]
+    | Annotated[list[Part], Tag("as-parts")]
+    | Annotated[None, Tag("as-nothing")],
+    Discriminator(
+        _content_kind,
+        custom_error_type="unknown_content",
+        custom_error_message="content is a text or a list of parts",
+    ),
+]
+"""Text, parts or nothing; the tags keep faults from being reported once for each alternative."""
 
 
 class ChatMessage(BaseModel):
@@ -54,7 +70,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] | None = None
+    content: Content = None
 
 
 class StreamOptions(BaseModel):

@@ -1,0 +1,113 @@
+"""The small parts: files, hyperparameters, metadata, keys, metrics, logs."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from adapter_store.errors import InputError, NotFoundError
+from server.adapters.service import expected_revision
+from server.files.store import FileStore
+from server.jobs.hyperparameters import checked_hyperparameters, from_text
+from server.jobs.submission import checked_metadata, scoped_key
+from server.logs import JsonFormatter
+from server.metrics import Metrics
+from server.uploads import safe_filename
+
+
+def test_files_are_kept_listed_and_deleted(tmp_path: Path):
+    store = FileStore(tmp_path / "files")
+    records = []
+    for number in range(3):
+        source = tmp_path / f"part-{number}"
+        source.write_bytes(bytes([number]) * (number + 1))
+        records.append(store.put(source, f"{number}.zip", "fine-tune"))
+        assert not source.exists()
+    assert store.list() == records[::-1]
+    assert store.content(records[2].id).read_bytes() == b"\x02\x02\x02"
+    store.delete(records[1].id)
+    assert FileStore(tmp_path / "files").list() == [records[2], records[0]]
+    for bad in (records[1].id, "file-../x", "", "file-" + "0" * 32, "file-" + "A" * 32):
+        with pytest.raises(NotFoundError):
+            store.get(bad)
+
+
+def test_a_half_written_file_does_not_count(tmp_path: Path):
+    store = FileStore(tmp_path)
+    folder = tmp_path / ("file-" + "0" * 32)
+    folder.mkdir()
+    (folder / "content").write_bytes(b"x")
+    assert store.list() == []
+
+
+def test_hyperparameters():
+    given = {"n_epochs": "auto", "batch_size": None, "learning_rate": 0.1, "share": True, "ema_mode": "fixed"}
+    assert checked_hyperparameters(given) == {"learning_rate": 0.1, "share": True, "ema_mode": "fixed"}
+    with pytest.raises(InputError) as caught:
+        checked_hyperparameters({"a": float("nan"), "B": 1, "c": [1], "d": "x" * 500})
+    assert all(name in caught.value.message for name in ("a must", "'B'", "c must", "d is longer"))
+    with pytest.raises(InputError):
+        checked_hyperparameters({f"p{n}": n for n in range(40)})
+    assert [from_text(text) for text in ("3", "0.5", "true", "fixed")] == [3, 0.5, True, "fixed"]
+
+
+def test_metadata_and_idempotency_keys():
+    assert checked_metadata({"a": "b"}) == {"a": "b"}
+    for bad in ({str(n): "x" for n in range(17)}, {"k" * 65: "x"}, {"k": "x" * 513}):
+        with pytest.raises(InputError):
+            checked_metadata(bad)
+    assert scoped_key(None, "a") is None
+    assert scoped_key("k", "a") != scoped_key("k", "b") != scoped_key("k", None)
+    for bad in ("", "x" * 256, "a b", "a\n"):
+        with pytest.raises(InputError):
+            scoped_key(bad, None)
+
+
+def test_etags():
+    assert expected_revision('"7"', None) == 7
+    assert expected_revision('W/"7"', None) == 7
+    assert expected_revision("*", None) is None
+    assert expected_revision(None, "*") == 0
+    for bad in (("7", None), ('"x"', None), (None, '"3"'), ('"1"', "*")):
+        with pytest.raises(InputError):
+            expected_revision(*bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("a.zip", "a.zip"),
+        ("../../etc/passwd", "passwd"),
+        ("C:\\x\\y.json", "y.json"),
+        ("a\x00\nb", "ab"),
+        ("..", "upload"),
+    ],
+)
+def test_client_file_names_are_tamed(name: str, kept: str):
+    assert safe_filename(name) == kept
+
+
+def test_a_log_line_cannot_be_forged():
+    record = logging.LogRecord("strata", logging.INFO, "x", 1, "got %s", ("a\r\nb\x1b[31m\u2028",), None)
+    record.fields = {"name": "x\ny\x9b"}
+    line = JsonFormatter().format(record)
+    assert line.isascii()
+    assert line.isprintable()
+    assert json.loads(line)["message"] == "got a\r\nb\x1b[31m\u2028"
+
+
+def test_metrics_show_and_forget():
+    metrics = Metrics()
+    metrics.show_aliases({"stable": "v1"})
+    metrics.show_aliases({"stable": "v2"})
+    metrics.observe_http("/v1/vqa", "BREW", 200, 0.1)
+    metrics.show_queue(None, None)
+    text = metrics.render().decode()
+    assert 'strata_adapter_alias_info{alias="stable",version="v2"} 1.0' in text
+    assert 'version="v1"' not in text
+    assert 'method="other"' in text
+    assert "strata_queue_up 0.0" in text
+    assert "strata_queue_depth NaN" in text

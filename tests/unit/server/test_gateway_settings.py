@@ -1,0 +1,75 @@
+"""Settings: one list of names, every fault at once, no secret shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adapter_store.settings import (
+    GATEWAY_NAMES,
+    PREFIX,
+    SHARED_NAMES,
+    WORKER_NAMES,
+    SettingsError,
+    SharedSettings,
+    known_names,
+    read_settings,
+    unknown_variables,
+)
+from server.settings import FLAG_ALIASES, GatewaySettings
+from trainer_worker.settings import WorkerSettings
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in known_names():
+        monkeypatch.delenv(f"{PREFIX}{name.upper()}", raising=False)
+
+
+def read(*argv: str) -> GatewaySettings:
+    return read_settings(GatewaySettings, argv, program="test", aliases=FLAG_ALIASES)
+
+
+def test_the_list_of_names_is_the_truth():
+    assert set(SharedSettings.model_fields) == set(SHARED_NAMES)
+    assert set(GatewaySettings.model_fields) - set(SHARED_NAMES) <= known_names()
+    assert set(WorkerSettings.model_fields) - set(SHARED_NAMES) <= known_names()
+    assert set(GATEWAY_NAMES) <= set(GatewaySettings.model_fields)
+    assert set(WORKER_NAMES) <= set(WorkerSettings.model_fields) | set(GatewaySettings.model_fields)
+
+
+def test_environment_and_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("STRATA_PORT", "8001")
+    monkeypatch.setenv("STRATA_MAX_BATCH", "4")
+    monkeypatch.setenv("STRATA_HOME", str(tmp_path))
+    monkeypatch.setenv("STRATA_REDIS_URL", "")
+    settings = read("--max-num-seqs", "8", "--model=/models/llava", "--served-model-name", "eyes")
+    assert (settings.port, settings.max_batch, settings.base) == (8001, 8, "/models/llava")
+    assert (settings.model_name, settings.home) == ("eyes", tmp_path)
+    assert settings.versions_url == str(tmp_path / "versions")
+
+
+def test_every_fault_is_reported_at_once_with_what_was_meant(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("STRATA_PROT", "1")
+    monkeypatch.setenv("STRATA_PORT", "high")
+    monkeypatch.setenv("STRATA_MODEL_NAME", "Bad Name")
+    with pytest.raises(SettingsError) as caught:
+        read("--bancks", "3")
+    message = caught.value.message
+    assert "STRATA_PROT is not a setting; did you mean STRATA_PORT?" in message
+    assert "--bancks is not a flag; did you mean --banks?" in message
+    assert "STRATA_PORT (--port)" in message
+    assert "STRATA_MODEL_NAME (--model-name)" in message
+
+
+def test_variables_of_the_other_program_are_let_pass():
+    assert unknown_variables({"STRATA_METRICS_PORT": "9", "STRATA_URL": "x", "PATH": "y"}) == []
+    assert len(unknown_variables({"STRATA_NONSENSE": "1", "STRATA_": "2"})) == 2
+
+
+def test_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("STRATA_API_KEYS", "sk-very-secret")
+    settings = read()
+    assert "sk-very-secret" not in repr(settings)
+    assert "sk-very-secret" not in settings.model_dump_json()
