@@ -52,7 +52,7 @@ class KeyValues:
         return slots == 1 or self._round(length) * slots * self.token_bytes <= self.max_bytes
 
     def ensure(self, slots: int, length: int) -> None:
-        """Grow until ``slots`` rows of ``length`` tokens fit; what is stored is kept."""
+        """Grow until ``slots`` rows of ``length`` tokens fit; if memory runs out, all is lost."""
         if slots <= self.slots and length < self.length:
             return
         new_length = max(self.length, self._round(length))
@@ -99,13 +99,17 @@ class KeyValues:
 
     def _resize(self, slots: int, length: int) -> None:
         shape = (2, slots, length, self.heads * self.head_dim)
-        old, self.store = self.store, []
-        for index in range(self.layers):
-            new = torch.zeros(shape, dtype=self.dtype, device=self.device)
-            if old:
-                new[:, : self.slots, : self.length - 1].copy_(old[index][:, :, :-1])
-                old[index] = new  # the old layer's memory is free before the next one is made
-            self.store.append(new)
+        kept, self.store = self.store, []
+        try:
+            for index in range(self.layers):
+                new = torch.zeros(shape, dtype=self.dtype, device=self.device)
+                if kept:
+                    new[:, : self.slots, : self.length - 1].copy_(kept[index][:, :, :-1])
+                    kept[index] = new  # the old layer's memory is free before the next one is made
+                self.store.append(new)
+        except Exception:
+            self.shrink()
+            raise
         self.slots, self.length = slots, length
 
 

@@ -57,18 +57,17 @@ class Runner:
         self.cache = SlottedCache(self.memory)
 
     def decode(self, rows: Rows[Sequence]) -> torch.Tensor:
-        """Compute the logits ``[B, V]`` after each row's newest token; ``rows[i]`` lies in slot i."""
+        """Compute ``[B, hidden]`` after each row's newest token; ``rows[i]`` lies in slot i."""
         ids = self._long([row.output[-1] for row in rows])
         positions = self._long([row.filled for row in rows])
         visible = max(row.filled for row in rows) + 1
         self.cache.bind(list(range(len(rows))), positions[:, None], visible)
         mask = self._mask(positions[:, None], visible)
         with self._adapted(rows, None):
-            hidden = self._forward(self.embed_tokens(ids)[:, None], mask, positions[:, None])
-        return self.lm_head(hidden[:, 0])
+            return self._forward(self.embed_tokens(ids)[:, None], mask, positions[:, None])[:, 0]
 
     def prefill(self, pieces: Rows[Piece]) -> torch.Tensor:
-        """Compute prompt pieces, right-padded; give the logits ``[P, V]`` after each piece's last token."""
+        """Compute P prompt pieces, right-padded; give ``[P, hidden]`` after each piece."""
         sizes = [piece.stop - piece.start for piece in pieces]
         width = max(sizes)
         starts = self._long([piece.start for piece in pieces])[:, None]
@@ -86,8 +85,11 @@ class Runner:
         mask = self._mask(seen, self.cache.visible).repeat(1, 1, self.groups, 1)
         with self._adapted([piece.sequence for piece in pieces], seen):
             hidden = self._forward(embeds, mask, seen)
-        last = hidden[torch.arange(len(pieces), device=self.device), self._long(sizes) - 1]
-        return self.lm_head(last)
+        return hidden[torch.arange(len(pieces), device=self.device), self._long(sizes) - 1]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Map hidden states ``[n, hidden]`` to scores ``[n, V]``."""
+        return self.lm_head(hidden)
 
     @property
     def _width(self) -> int:

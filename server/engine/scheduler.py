@@ -130,24 +130,31 @@ class Scheduler:
         }
         longest = max((sequence.reserved_tokens for sequence in self.running), default=0)
         held: list[Sequence] = []
-        while self.waiting and len(self.running) < self.max_batch:
-            sequence = self.waiting[0]
-            longest = max(longest, sequence.reserved_tokens)
-            if not self.memory.fits(len(self.running) + 1, longest):
-                break
-            self.waiting.popleft()
-            missing = [segment.key for segment in sequence.segments if segment.key not in self.prefixes]
-            if missing and missing[0] in computing:
-                # another row computes this prefix now: wait for it rather than repeat it
-                held.append(sequence)
-            computing.update(missing)
-            self._start(sequence)
-        self.waiting.extendleft(reversed(held))
+        try:
+            while self.waiting and len(self.running) < self.max_batch:
+                sequence = self.waiting[0]
+                longest = max(longest, sequence.reserved_tokens)
+                if not self.memory.fits(len(self.running) + 1, longest):
+                    break
+                self.waiting.popleft()
+                missing = [segment.key for segment in sequence.segments if segment.key not in self.prefixes]
+                if missing and missing[0] in computing:
+                    # Another row computes this prefix now: wait for it rather than repeat it.
+                    held.append(sequence)
+                    continue
+                computing.update(missing)
+                self._start(sequence)
+        finally:
+            self.waiting.extendleft(reversed(held))
 
     def _start(self, sequence: Sequence) -> None:
+        try:
+            self.memory.ensure(len(self.running) + 1, sequence.prompt_tokens + 1)
+        except Exception:
+            self.waiting.appendleft(sequence)
+            raise
         sequence.slot = len(self.running)
         self.running.append(sequence)
-        self.memory.ensure(len(self.running), sequence.prompt_tokens + 1)
         for segment in sequence.segments:
             kept = self.prefixes.get(segment.key)
             if kept is None:
@@ -161,7 +168,12 @@ class Scheduler:
 
     def _pick_prefill(self, mixed: bool) -> list[Piece]:
         """Choose prompt pieces, oldest row first, whose padded size stays within the budget."""
-        budget = self.mixed_prefill_tokens if mixed else self.prefill_tokens
+        budget = self.prefill_tokens
+        if mixed:
+            # While most rows wait for their first token, stalling the rest gains more than it costs.
+            behind = len(self.running) - self.decoding + len(self.waiting)
+            behind = min(behind, self.max_batch - self.decoding)
+            budget = max(self.mixed_prefill_tokens, budget * behind // (behind + self.decoding))
         pieces: list[Piece] = []
         widest = 0
         for sequence in sorted(self.running[self.decoding :], key=lambda row: row.arrived_seconds):

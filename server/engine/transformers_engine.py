@@ -21,6 +21,7 @@ from adapter_store.errors import EngineBusy, StateInvalid, UnavailableError
 from server.engine.banks import Banks
 from server.engine.detokenizer import TokenTexts
 from server.engine.intake import Intake
+from server.engine.limits import device_limits
 from server.engine.outbox import Outbox
 from server.engine.prefix_cache import PrefixCache
 from server.engine.protocol import Chunk, EngineStats, FinishReason, GenerationRequest
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.01
-MIB = 1024 * 1024
 
 
 class TransformersEngine:
@@ -53,13 +53,13 @@ class TransformersEngine:
         max_batch: int = 32,
         max_model_len: int = 1024,
         max_waiting: int = 256,
-        prefill_tokens: int = 512,
-        mixed_prefill_tokens: int = 128,
-        kv_bytes: int = 1024 * MIB,
-        prefix_cache_bytes: int = 128 * MIB,
+        prefill_tokens: int | None = None,
+        mixed_prefill_tokens: int | None = None,
+        kv_bytes: int | None = None,
+        prefix_cache_bytes: int | None = None,
         idle_seconds: float = 30.0,
     ) -> None:
-        """Attach increments to ``base.model`` and size the memory.
+        """Attach increments to ``base.model`` and size the memory; what is None the device decides.
 
         Args:
             base: a loaded base; its model is switched to grouped attention and never changed otherwise.
@@ -77,23 +77,26 @@ class TransformersEngine:
         from adapter_store.increments import attach
 
         base.model.eval()
+        default = device_limits(base.model.device)
         self._runner = Runner(
             base.model,
             attach(base.model, targets),
             image_token_id=base.image_token_id,
             max_batch=max_batch,
             max_model_len=max_model_len,
-            kv_bytes=kv_bytes,
+            kv_bytes=default.kv_bytes if kv_bytes is None else kv_bytes,
         )
 
         self._banks = Banks(self._build_bank, banks)
-        self._prefixes = PrefixCache(prefix_cache_bytes)
+        self._prefixes = PrefixCache(
+            default.prefix_cache_bytes if prefix_cache_bytes is None else prefix_cache_bytes
+        )
         self._scheduler = Scheduler(
             self._runner.memory,
             self._prefixes,
             max_batch=max_batch,
-            prefill_tokens=prefill_tokens,
-            mixed_prefill_tokens=mixed_prefill_tokens,
+            prefill_tokens=prefill_tokens or default.prefill_tokens,
+            mixed_prefill_tokens=mixed_prefill_tokens or default.mixed_prefill_tokens,
         )
         texts = TokenTexts(base.tokenizer)
         self._sampler = Sampler(texts)
@@ -268,49 +271,58 @@ class TransformersEngine:
         began = time.perf_counter()
         for sequence in self._scheduler.reap(lambda row: row.aborted):
             self._close(sequence, Chunk("", finish_reason="abort"))
-        plan = self._scheduler.schedule()
-        if plan:
-            self._postprocess(self._run(plan))
-            self._counts["steps"] += 1
-            self._last_step_seconds = time.perf_counter() - began
-            self._step_seconds += self._last_step_seconds
+        try:
+            plan = self._scheduler.schedule()
+            if plan:
+                self._postprocess(*self._run(plan))
+                self._counts["steps"] += 1
+                self._last_step_seconds = time.perf_counter() - began
+                self._step_seconds += self._last_step_seconds
+        except Exception as error:
+            log.exception("a step failed")
+            self._fail(list(self._scheduler.running) or list(self._scheduler.waiting)[:1], error)
         self._outbox.flush()
 
-    def _run(self, plan: Plan) -> list[tuple[Sequence, torch.Tensor]]:
-        """Compute the plan; give every row that now needs a token, with its logits ``[V]``."""
-        ready: list[tuple[Sequence, torch.Tensor]] = []
+    def _run(self, plan: Plan) -> tuple[list[Sequence], list[torch.Tensor]]:
+        """Compute the plan; give the rows that need a token now, and parts of their ``[n, hidden]``."""
+        rows: list[Sequence] = []
+        parts: list[torch.Tensor] = []
         if plan.decode:
             try:
-                logits = self._runner.decode(plan.decode)
+                parts.append(self._runner.decode(plan.decode))
             except Exception as error:
-                log.exception("a decoding step failed")
+                log.exception("decoding failed")
                 self._fail(plan.decode, error)
             else:
+                rows += plan.decode
                 for sequence in plan.decode:
                     sequence.filled += 1
-                ready.extend(zip(plan.decode, logits, strict=True))
         if plan.prefill:
-            ready.extend(self._prefill(plan.prefill))
-        return ready
+            self._prefill(plan.prefill, rows, parts)
+        return rows, parts
 
-    def _prefill(self, pieces: Rows[Piece]) -> list[tuple[Sequence, torch.Tensor]]:
+    def _prefill(self, pieces: Rows[Piece], rows: list[Sequence], parts: list[torch.Tensor]) -> None:
+        """Compute prompt pieces and add the rows whose prompts are now complete."""
         try:
-            logits = self._runner.prefill(pieces)
+            hidden = self._runner.prefill(pieces)
         except Exception as error:
             if len(pieces) > 1:  # find the one that is at fault; the others go on
-                return [row for piece in pieces for row in self._prefill([piece])]
-            log.exception("a prompt failed")
-            self._fail([pieces[0].sequence], error)
-            return []
-        done = [self._scheduler.advance(piece) for piece in pieces]
-        return [(piece.sequence, row) for piece, row, last in zip(pieces, logits, done, strict=True) if last]
-
-    def _postprocess(self, ready: Rows[tuple[Sequence, torch.Tensor]]) -> None:
-        """Pick tokens, stream text, and let finished rows go."""
-        if not ready:
+                for piece in pieces:
+                    self._prefill([piece], rows, parts)
+            else:
+                log.exception("a prompt failed")
+                self._fail([pieces[0].sequence], error)
             return
-        rows = [sequence for sequence, _ in ready]
-        picks = self._sampler.pick(torch.stack([logits for _, logits in ready]), rows)
+        complete = [index for index, piece in enumerate(pieces) if self._scheduler.advance(piece)]
+        rows += [pieces[index].sequence for index in complete]
+        parts.append(hidden[complete])
+
+    def _postprocess(self, rows: Rows[Sequence], parts: Rows[torch.Tensor]) -> None:
+        """Pick tokens, stream text, and let finished rows go."""
+        if not rows:
+            return
+        hidden = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+        picks = self._sampler.pick(self._runner.logits(hidden), rows)
         for sequence, picked in zip(rows, picks, strict=True):
             if not picked.healthy:
                 self._fail([sequence], ArithmeticError("the model's output was not finite"))

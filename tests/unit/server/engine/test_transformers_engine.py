@@ -141,7 +141,7 @@ async def test_a_request_finishes_on_the_version_it_began_with(
     states = {name: world.state(seed) for seed, name in enumerate(("v1", "v2", "v3"))}
     await engine.stage("v1", states["v1"])
     await engine.stage("v2", states["v2"])
-    long = world.request("long", version="v1", c=world.coefficients(5), max_tokens=120)
+    long = world.request("long", version="v1", c=world.coefficients(5), max_tokens=300)
     stream = engine.generate(long)
     first = await anext(stream)
     with pytest.raises(UnavailableError, match="release one"):
@@ -157,7 +157,7 @@ async def test_a_request_finishes_on_the_version_it_began_with(
     await swap
     assert set(engine.loaded()) == {"base", "v2", "v3"}
     adapted = world.oracle.adapted(states["v1"], long.coefficients)
-    tokens, _ = world.oracle.answer(long, 120, adapted)
+    tokens, _ = world.oracle.answer(long, 300, adapted)
     assert [*first.token_ids, *rest.tokens] == tokens
     fresh = world.request("fresh", version="v3", c=world.coefficients(5))
     answer = await collect(engine.generate(fresh))
@@ -252,15 +252,18 @@ async def test_seeds_make_sampling_repeatable(world: World, engine: Transformers
 
 
 async def test_end_token_stops_and_is_not_shown(world: World, engine: TransformersEngine) -> None:
-    settings = {"temperature": 3.0, "seed": 5, "max_tokens": 300}
-    free = await collect(engine.generate(world.request("free", **settings)))
-    ends = {world.base.tokenizer.eos_token_id, world.base.tokenizer.convert_tokens_to_ids("<|im_end|>")}
-    place = next(i for i, token in enumerate(free.tokens) if token in ends)
-    ended = await collect(engine.generate(world.request("ended", **settings | {"ignore_eos": False})))
+    free = await collect(engine.generate(world.request("free", max_tokens=40)))
+    assert world.base.tokenizer.eos_token_id in engine._end_ids
+    end = free.tokens[7]
+    place = free.tokens.index(end)
+    engine._end_ids = frozenset({end})
+    ended = await collect(engine.generate(world.request("ended", max_tokens=40, ignore_eos=False)))
     assert ended.tokens == free.tokens[:place]
     assert ended.last.finish_reason == "stop"
     assert ended.last.completion_tokens == place + 1
-    assert "<|" not in ended.text
+    assert free.text.startswith(ended.text)
+    ignoring = await collect(engine.generate(world.request("ignoring", max_tokens=40)))
+    assert ignoring.tokens == free.tokens
 
 
 async def test_faulty_requests_are_refused(world: World, engine: TransformersEngine) -> None:
@@ -336,16 +339,46 @@ async def test_a_failing_step_ends_its_rows_and_the_engine_lives(
     broken = await collect(engine.generate(world.request("a")))
     assert broken.last.finish_reason == "error"
     monkeypatch.undo()
+    monkeypatch.setattr(engine._sampler, "pick", lambda logits, rows: 1 / 0)
+    broken = await collect(engine.generate(world.request("a")))
+    assert broken.last.finish_reason == "error"
+    monkeypatch.undo()
     assert (await collect(engine.generate(world.request("a")))).last.finish_reason == "length"
     assert engine.stats().alive
-    assert engine.stats().failed_requests_total == 2
+    assert engine.stats().failed_requests_total == 3
+    assert engine.loaded() == {"base": 0}
+
+
+async def test_running_out_of_memory_fails_what_runs_and_no_more(
+    world: World, make_engine: Callable[..., TransformersEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(max_batch=8)
+    running = engine.generate(world.request("running", max_tokens=400))
+    await anext(running)
+    zeros = torch.zeros
+
+    def refuse(*shape, **options):  # type: ignore[no-untyped-def]
+        if isinstance(shape[0], tuple) and len(shape[0]) == 4 and shape[0][1] > 4:
+            raise torch.OutOfMemoryError("no memory left")
+        return zeros(*shape, **options)
+
+    monkeypatch.setattr(torch, "zeros", refuse)
+    many = [world.request(str(i), picture=i % 5) for i in range(5)]
+    answers = await asyncio.gather(*(collect(engine.generate(request)) for request in many))
+    reasons = [answer.last.finish_reason for answer in answers]
+    assert (await collect(running)).last.finish_reason == "error"
+    assert reasons.count("error") < 5
+    monkeypatch.undo()
+    again = await asyncio.gather(*(collect(engine.generate(request)) for request in many))
+    assert {answer.last.finish_reason for answer in again} == {"length"}
+    assert engine.stats().alive
 
 
 async def test_a_dead_thread_is_seen(world: World, engine: TransformersEngine) -> None:
     def die() -> None:
         raise MemoryError("no more")
 
-    engine._scheduler.schedule = die  # type: ignore[method-assign,assignment]
+    engine._step = die  # type: ignore[method-assign]
     answer = await collect(engine.generate(world.request("last")))
     assert answer.last.finish_reason == "error"
     with pytest.raises(UnavailableError):
