@@ -20,7 +20,7 @@ from tests.contract.pictures import png
 
 KEY = "sk-test-everything"
 ASK_KEY = "sk-test-ask-only"
-START_SECONDS = 300.0
+START_SECONDS = 900.0
 
 
 class RunningGateway:
@@ -42,7 +42,7 @@ class RunningGateway:
         port = self._server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.http = httpx.Client(
-            base_url=self.url, headers={"authorization": f"Bearer {KEY}"}, timeout=60, trust_env=False
+            base_url=self.url, headers={"authorization": f"Bearer {KEY}"}, timeout=300, trust_env=False
         )
 
     @property
@@ -70,7 +70,7 @@ class RunningGateway:
         assert not self._thread.is_alive()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     """Poll until ``condition`` holds; fail after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
