@@ -266,6 +266,9 @@ class LiveVersions:
                 except (StoreError, StateError) as error:
                     self._refuse(version, error)
                     raise _never_served(version, error) from error
+                except OSError as error:
+                    text = f"version {version} cannot be read from the store now; try again later"
+                    raise UnavailableError(text) from error
                 self._metrics.loads.labels("ok").inc()
             if hold:
                 self._leases[version] += 1

@@ -37,6 +37,7 @@ from server.pictures import PictureLoader, parse_hosts
 from server.serving import ModelChoice, open_serving
 from server.settings import GatewaySettings
 from server.tasks.router import router as tasks_router
+from server.uploads import sweep
 from server.vqa.router import router as vqa_router
 
 _ROUTERS = (
@@ -121,6 +122,7 @@ def _lifespan(
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(sweep, gateway.uploads)
         watch = asyncio.create_task(gateway.link.watch(gateway.metrics), name="watch-queue")
         opening = asyncio.create_task(_open(gateway, settings, on_fatal), name="open-serving")
         try:

@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from PIL import Image
@@ -59,11 +59,12 @@ class Generation:
         sampling: Sampling,
         choices: int,
         metrics: Metrics,
+        started: float,
     ) -> None:
         self.leased = leased
         self.prepared = prepared
         self._metrics = metrics
-        self._started = time.perf_counter()
+        self._started = started
         self._streams = [
             serving.engine.generate(self._request(leased, prepared, _seeded(sampling, choice)))
             for choice in range(choices)
@@ -170,8 +171,8 @@ async def generation(
         UnknownModel: no such model or version.
         InputError: the prompt is empty or leaves no room for an answer.
     """
-    async with AsyncExitStack() as stack:
-        leased = await stack.enter_async_context(serving.live.lease(model))
+    started = time.perf_counter()
+    async with serving.live.lease(model) as leased:
         _check_size(messages, serving.max_model_len)
         state = leased.resident.state if leased.resident else None
         prepared = await serving.retriever.prepare(Question(messages, images, state))
@@ -181,7 +182,7 @@ async def generation(
                 metrics.unrouted.inc()
             else:
                 metrics.routed.labels(prepared.task).inc()
-        yield Generation(serving, leased, prepared, sampling, choices, metrics)
+        yield Generation(serving, leased, prepared, sampling, choices, metrics, started)
 
 
 class TooLong(InputError):

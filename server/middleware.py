@@ -9,6 +9,7 @@ import time
 import uuid
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -48,6 +49,8 @@ class RequestFrame:
 
         try:
             await self._app(scope, receive, send_marked)
+        except ClientDisconnect:
+            log("the client went away before its body was complete", request_id=request_id)
         except Exception as error:  # noqa: BLE001  the last resort: nothing may escape to the client
             log("unhandled error", logging.ERROR, error=error, request_id=request_id)
             if status == 0:

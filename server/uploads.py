@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -90,6 +92,18 @@ async def received_form(request: Request, folder: Path) -> AsyncIterator[Form]:
         finally:
             reader.close()
         yield form
+
+
+def sweep(folder: Path, older_than_seconds: float = 24 * 3600) -> None:
+    """Remove what uploads left behind when their process was killed."""
+    if not folder.is_dir():
+        return
+    for entry in os.scandir(folder):
+        if time.time() - entry.stat(follow_symlinks=False).st_mtime > older_than_seconds:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                Path(entry.path).unlink(missing_ok=True)
 
 
 def _boundary(content_type: str) -> bytes:
