@@ -10,7 +10,7 @@ from trainer_worker.pretrain.picture import Picture
 from trainer_worker.pretrain.scenes import scene_picture
 from trainer_worker.pretrain.words import word_picture
 
-SHARES: dict[str, float] = {"scenes": 0.46, "easy-vqa": 0.24, "words": 0.2, "charts": 0.1}
+SHARES: dict[str, float] = {"scenes": 0.48, "easy-vqa": 0.36, "words": 0.1, "charts": 0.06}
 """Part of the pictures that comes from each source."""
 
 

@@ -25,7 +25,7 @@ _SHAPE_WORDS = (
     "heart",
 )
 _KINDS = ("shape", "color", "yes/no", "count", "relation", "position", "size", "background", "describe")
-_WEIGHTS = (16, 18, 32, 10, 10, 5, 4, 3, 2)
+_WEIGHTS = (20, 22, 36, 5, 4, 3, 2, 2, 6)
 
 
 def ask_about(scene: Scene, rng: random.Random, wanted: int) -> list[Question]:

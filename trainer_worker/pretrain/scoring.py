@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from adapter_store.base.assemble import assemble
@@ -86,6 +87,20 @@ def score(
             right, asked = counts.get(kind, (0, 0))
             counts[kind] = (right + (number not in wrong), asked + 1)
     return counts
+
+
+@torch.no_grad()
+def score_one_by_one(base: Base, probes: Sequence[tuple[Image.Image, str, str]]) -> list[bool]:
+    """Say for every `(picture, question, answer)` whether plain greedy generation answers exactly so."""
+    right: list[bool] = []
+    for image, question, answer in probes:
+        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+        text = base.processor.apply_chat_template([turn], add_generation_prompt=True)
+        inputs = base.processor(text=[text], images=[image], return_tensors="pt")
+        output = base.model.generate(**inputs, max_new_tokens=12, do_sample=False)
+        reply = base.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        right.append(reply.strip() == answer)
+    return right
 
 
 def _group(

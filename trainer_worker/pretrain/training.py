@@ -198,12 +198,14 @@ class Trainer:
             chosen.append(dialog)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the mean loss and every target's own loss."""
+        """Return the loss, tokens of long answers counting less, and every target's own loss."""
         embedded = embed(batch, self.language.embedding, self.tower, self.projector)
         hidden = self.language(embedded, batch.positions, batch.mask)
         logits = hidden[batch.predict_at] @ self.language.embedding.t()
         each = F.cross_entropy(logits, batch.predict, reduction="none")
-        return each.mean(), each.detach()
+        lengths = torch.bincount(batch.segment_of, minlength=len(batch.kinds)).float()[batch.segment_of]
+        weights = torch.where(lengths > 2, 0.5, 1.0) * lengths.clamp(max=8.0) / lengths
+        return (each * weights).sum() / weights.sum(), each.detach()
 
     def run(self) -> None:
         """Train until the budget is used, with a checkpoint every few minutes."""

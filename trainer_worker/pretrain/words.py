@@ -41,7 +41,7 @@ WORDS = tuple(_WORD_LIST.split())
 
 def word_picture(rng: random.Random) -> Picture:
     """Draw one word or letter and ask what it says, its color and its letters."""
-    single = rng.random() < 0.35
+    single = rng.random() < 0.6
     text = rng.choice(LETTERS) if single else rng.choice(WORDS)
     background = rng.choice(("white", "white", "black", "gray", *COLORS))
     dark = background in ("black", "blue", "purple", "brown", "red", "green", "teal", "gray")
@@ -99,7 +99,9 @@ def _ask(rng: random.Random, text: str, single: bool, background: str, color: st
             "What is written in the image?",
         ]
         asks += ["Which word is shown?", "What does the text say?"]
-    questions = [Question("reading", vary_phrase(rng, ask), text) for ask in rng.sample(asks, 2)]
+    questions = [
+        Question("reading", vary_phrase(rng, ask), text) for ask in rng.sample(asks, 2 if single else 1)
+    ]
     noun = "letter" if single else rng.choice(("word", "text"))
     questions.append(Question("color", vary_phrase(rng, f"What color is the {noun}?"), color))
     questions.append(Question("background", vary_phrase(rng, "What color is the background?"), background))
@@ -107,11 +109,9 @@ def _ask(rng: random.Random, text: str, single: bool, background: str, color: st
     asked, answer = (color, "yes") if rng.random() < 0.5 else (other, "no")
     questions.append(Question("yes/no", vary_phrase(rng, f"Is the {noun} {asked}?"), answer))
     if not single:
+        asked, letter = rng.choice((("first", text[0]), ("last", text[-1])))
         questions.append(
-            Question("letters", vary_phrase(rng, "What is the first letter of the word?"), text[0])
-        )
-        questions.append(
-            Question("letters", vary_phrase(rng, "What is the last letter of the word?"), text[-1])
+            Question("letters", vary_phrase(rng, f"What is the {asked} letter of the word?"), letter)
         )
         true = rng.random() < 0.5
         word = text if true else rng.choice([w for w in WORDS if w != text])

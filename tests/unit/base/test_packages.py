@@ -52,7 +52,7 @@ def test_other_bytes_under_the_right_name_are_not_trusted(
     target = tmp_path / "downloads" / package.wheel
     target.parent.mkdir()
     target.write_bytes(b"other bytes")
-    with pytest.raises(DownloadFailed, match="could not download strata-not-there==1.0"):
+    with pytest.raises(DownloadFailed, match=r"could not download strata-not-there==1\.0"):
         fetch(package, tmp_path)
     assert [path.name for path in target.parent.iterdir()] == [package.wheel]
 
@@ -73,5 +73,5 @@ def test_members_are_read_only_when_unambiguous(tmp_path: Path) -> None:
     assert dict(iter_members(wheel, "pkg/sub/")) == {"pkg/sub/two.bin": b"2"}
     extract_member(wheel, "two.bin", tmp_path / "out" / "two.bin")
     assert (tmp_path / "out" / "two.bin").read_bytes() == b"2"
-    with pytest.raises(DownloadFailed, match="2 files ending in '.bin'"):
+    with pytest.raises(DownloadFailed, match=r"2 files ending in '\.bin'"):
         read_member(wheel, ".bin")

@@ -1,4 +1,4 @@
-"""Check the training program's own machinery: exact gradients, packing without cross-talk, honest pictures."""
+"""Check the training's own machinery: exact gradients, packing without cross-talk, honest pictures."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_answers_follow_from_the_scene() -> None:
                 assert question.answer in colors
             if question.kind == "shape":
                 assert question.answer in shapes
-            if question.kind in ("yes/no",):
+            if question.kind == "yes/no":
                 assert question.answer in ("yes", "no")
             if question.kind == "background":
                 assert question.answer == scene.background
