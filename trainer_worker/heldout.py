@@ -2,8 +2,8 @@
 
 The split is by picture (by question for examples without one), chosen by hash, so that it does not depend on
 the order of the data and equal pictures always fall on the same side. Each task has a folder with the
-held-out examples as a data set and ``split.json``, which also remembers hashes (never data) of what was trained on: a
-picture that has once been on one side stays there, in every later batch of the task.
+held-out examples as a data set and ``split.json``, which also remembers hashes (never data) of what was
+trained on: a picture that was once on one side stays there, in every later batch of the task.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class LanguageModel:
         return next(self.backbone.parameters()).dtype
 
     def embed(self, ids: Tensor, pictures: Tensor | None) -> Tensor:
-        """Embed ids ``[B, T]``; ``pictures`` ``[n, tokens, hidden]`` take the image tokens' places in order."""
+        """Embed ids ``[B, T]``; ``pictures`` ``[n, tokens, hidden]`` take the image tokens' places."""
         with torch.no_grad():
             embeds = self.embedding(ids)
             if pictures is not None:

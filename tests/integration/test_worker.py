@@ -1,0 +1,249 @@
+"""The worker against a real Redis and the tiny base: jobs end once, whatever dies in between."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from PIL import Image
+
+from adapter_store.datasets import DatasetStore, Example, Turn
+from adapter_store.jobs import Job, JobQueue, JobStatus, connect
+from adapter_store.state import AdapterState
+from adapter_store.versions import VersionStore
+from tests.integration.dying_worker import work_until_killed
+from trainer_worker.heldout import HeldOut, picture_key
+from trainer_worker.opening import open_workshop
+from trainer_worker.settings import WorkerSettings
+from trainer_worker.worker import Worker
+from trainer_worker.workshop import Workshop
+
+COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
+FAST = {"epochs": 12, "learning_rate": 0.02, "batch_size": 16}
+
+
+class Site:
+    """A home folder, its queue and a worker in this process."""
+
+    def __init__(self, home: Path, base: Path, url: str, shop: Workshop | None = None) -> None:
+        self.home = home
+        self.url = url
+        self.base = base
+        self.settings = WorkerSettings(
+            home=home,
+            base=str(base),
+            redis_url=url,
+            lease_seconds=2,
+            rank=4,
+            rows_per_task=4,
+            top_m=2,
+            max_leak=1.0,
+            retention_questions=4,
+            min_retention=0,
+        )
+        self.client = connect(url)
+        self.queue = JobQueue(self.client, "strata", lease_seconds=2)
+        self.datasets = DatasetStore(home / "datasets")
+        self.versions = VersionStore(home / "versions", "strata")
+        self.stop = threading.Event()
+
+    def flags(self) -> list[str]:
+        return [
+            *("--home", str(self.home), "--base", str(self.base), "--redis-url", self.url),
+            *("--lease-seconds", "2", "--rank", "4", "--rows-per-task", "4", "--top-m", "2"),
+            *("--max-leak", "1", "--retention-questions", "4", "--min-retention", "0"),
+            *("--metrics-port", "0", "--nice", "0"),
+        ]
+
+    def submit(self, task: str | None, question: str = "Which color?", count: int = 15, **hyper) -> Job:
+        examples, images = [], {}
+        for n in range(count):
+            name = list(COLORS)[n % 3]
+            red, green, blue = COLORS[name]
+            buffer = io.BytesIO()
+            Image.new("RGB", (28, 28), (red, green, (blue + 2 * n) % 256)).save(buffer, format="PNG")
+            images[f"{n}.png"] = buffer.getvalue()
+            examples.append(Example(str(n), f"{n}.png", (Turn(question, name),)))
+        ref = self.datasets.put_examples(examples, images)
+        job = Job(lineage="strata", task=task, dataset=ref, hyperparameters={**FAST, **hyper})
+        return self.queue.submit(job)
+
+    def worker(self, name: str = "w") -> Worker:
+        return Worker(open_workshop(self.settings, str(self.base)), self.queue, name, self.stop)
+
+    def finish(self, job: Job, name: str = "survivor") -> Job:
+        """Run a worker in this process until the job has ended."""
+        worker = self.worker(name)
+        deadline = time.monotonic() + 60
+        while not self.queue.get(job.id).status.terminal:
+            assert time.monotonic() < deadline, self.queue.get(job.id)
+            worker.run_one(0.2)
+        return self.queue.get(job.id)
+
+
+@pytest.fixture
+def site(tmp_path: Path, tiny_base: Path, redis_client: redis.Redis, redis_url: str) -> Iterator[Site]:
+    assert redis_client.ping()
+    here = Site(tmp_path, tiny_base, redis_url)
+    yield here
+    here.client.close()
+
+
+@pytest.fixture(scope="module")
+def spawning():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["torch", "transformers", "trainer_worker.opening", "trainer_worker.worker"]
+    )
+    return context
+
+
+def test_a_job_goes_through_all_phases_to_a_stable_version(site: Site):
+    job = site.finish(site.submit("colors"))
+    assert (job.status, job.result_version, job.decision) == (JobStatus.SUCCEEDED, "v1", "expand"), job
+    assert job.gate is not None
+    assert job.gate["promotion"] == "promoted"
+    events = site.queue.events(job.id, limit=500)
+    phases = [event.data["phase"] for event in events if event.type == "phase"]
+    assert phases == ["validate", "encode", "decide", "keys", "train", "evaluate", "gate", "publish"]
+    assert [event.data for event in events if event.type == "metrics"][-1]["loss"] > 0
+    manifest = site.versions.manifest("v1")
+    assert manifest.accuracy.tasks == ("colors",)
+    assert manifest.probe is not None
+    assert set(phases) - {"publish"} <= set(manifest.seconds)
+    AdapterState.load(site.versions.fetch("v1"), base_digest=manifest.base_digest)
+    assert site.versions.aliases.get("stable").version == "v1"  # type: ignore[union-attr]
+
+
+def test_a_second_task_builds_on_the_first_and_a_known_one_is_retrained(site: Site):
+    site.finish(site.submit("colors"))
+    second = site.finish(site.submit("shades", "Say what you see in this picture, please."))
+    assert (second.decision, second.status) == ("expand", JobStatus.SUCCEEDED)
+    third = site.finish(site.submit(None, "Which color?", count=18))
+    assert (third.decision, third.task) == ("retrain", "colors")
+    manifest = site.versions.manifest("v3")
+    assert manifest.accuracy.trained == ("colors", "shades", "colors")
+    states = [AdapterState.load(site.versions.fetch(v), base_digest=None) for v in ("v1", "v2")]
+    old = states[0].rows_of("colors")
+    assert states[1].up["o_proj"][:, old].equal(states[0].up["o_proj"])
+
+
+def test_training_sees_neither_held_out_pictures_nor_earlier_data(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+):
+    import trainer_worker.pipeline as pipeline
+
+    seen: list[set[str]] = []
+    original = pipeline.learn
+
+    def spy(language, increments, state, task, lesson, settings, **kwargs):
+        used = [lesson.encoded.examples[i] for i in (*lesson.train, *lesson.validation)]
+        seen.append({picture_key(example) for example in used})
+        behind = {picture_key(example) for example in lesson.encoded.examples}
+        assert len(behind) == 15  # nothing but the batch itself is at hand
+        return original(language, increments, state, task, lesson, settings, **kwargs)
+
+    monkeypatch.setattr(pipeline, "learn", spy)
+    site.finish(site.submit("colors", epochs=1))
+    site.finish(site.submit("shades", "What do you see?", epochs=1))
+    held_out = HeldOut(site.home / "heldout" / "strata")
+    for task, used in zip(("colors", "shades"), seen, strict=True):
+        assert used & held_out.record(task).held_out == set()
+        assert used == held_out.record(task).trained
+    assert seen[0] | held_out.record("colors").held_out == seen[1] | held_out.record("shades").held_out
+
+
+def test_one_example_is_enough(site: Site):
+    job = site.finish(site.submit("colors", count=1))
+    assert job.status is JobStatus.SUCCEEDED, job.error
+    assert site.versions.manifest("v1").accuracy.rows == ((None,),)
+
+
+def test_bad_jobs_fail_with_a_reason_and_the_next_one_runs(site: Site):
+    job = site.finish(site.submit("colors", speed="fast"))
+    assert job.status is JobStatus.FAILED
+    assert job.error is not None
+    assert "speed" in job.error.message
+    assert site.versions.list() == []
+    assert site.finish(site.submit("colors", epochs=1)).status is JobStatus.SUCCEEDED
+
+
+def test_a_running_job_can_be_cancelled_and_a_stopping_worker_hands_back(site: Site):
+    slow = site.submit("colors", epochs=5000, patience=0)
+    worker = site.worker()
+    thread = threading.Thread(target=worker.run_one, args=(1.0,))
+    thread.start()
+    wait_for_phase(site, slow, "train")
+    site.stop.set()
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+    assert site.queue.get(slow.id).status is not JobStatus.FAILED
+    site.stop.clear()
+    thread = threading.Thread(target=worker.run_one, args=(5.0,))
+    thread.start()
+    wait_for_phase(site, slow, "train", times=2)
+    site.queue.cancel(slow.id)
+    thread.join(timeout=30)
+    assert site.queue.get(slow.id).status is JobStatus.CANCELLED
+    assert site.versions.list() == []
+
+
+def wait_for_phase(site: Site, job: Job, phase: str, times: int = 1) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        events = site.queue.events(job.id, limit=1000)
+        if sum(event.data.get("phase") == phase for event in events if event.type == "phase") >= times:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"phase {phase} did not begin")
+
+
+POINTS = [
+    "phase:validate",
+    "phase:keys",
+    "phase:evaluate",
+    "phase:publish",
+    "after:split",
+    "before:publish",
+    "after:publish",
+    "after:stable",
+    "after:previous",
+    "before:finish",
+    "after:finish",
+]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_worker_killed_anywhere_leaves_exactly_one_version(site: Site, spawning, point: str):
+    job = site.submit("colors", epochs=2)
+    process = spawning.Process(target=work_until_killed, args=(point, site.flags()))
+    process.start()
+    process.join(timeout=90)
+    assert process.exitcode == -signal.SIGKILL
+    ended = site.finish(job)
+    assert ended.status is JobStatus.SUCCEEDED, ended.error
+    assert [manifest.job_id for manifest in site.versions.list()] == [job.id]
+    stable = site.versions.aliases.get("stable")
+    promoted = site.versions.manifest("v1").gate.passed  # type: ignore[union-attr]
+    assert (stable is not None and stable.version == "v1") == promoted
+    assert len(site.versions.aliases.history("stable")) == int(promoted)
+
+
+def test_sigterm_ends_the_process_cleanly(site: Site, spawning):
+    process = spawning.Process(target=work_until_killed, args=("phase:never", site.flags()))
+    process.start()
+    job = site.submit("colors", epochs=5000, patience=0)
+    wait_for_phase(site, job, "train")
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(timeout=30)
+    assert process.exitcode == 0
+    assert not site.queue.get(job.id).status.terminal

@@ -1,0 +1,107 @@
+"""The forgetting gate, the matrix stage and the moves of the aliases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adapter_store.matrix import AccuracyMatrix
+from adapter_store.versions import Gate, Manifest, ManifestDraft, VersionStore
+from trainer_worker.gate import Measured, Policy, check
+from trainer_worker.publish import promote, stage_matrix
+
+
+def measured(**changes: object) -> Measured:
+    values: dict = {
+        "trained": "b",
+        "new_task": True,
+        "before": {"a": 0.95, "b": 0.1},
+        "after": {"a": 0.94, "b": 0.9},
+        "leak": {"a": 0.0, "b": 0.01},
+        "retention": 0.99,
+    }
+    return Measured(**{**values, **changes})
+
+
+def test_a_good_version_passes_and_bounds_are_inclusive():
+    assert check(measured(), Policy()) == Gate(passed=True, reasons=())
+    assert check(measured(after={"a": 0.93, "b": 0.9}), Policy()).passed
+
+
+def test_every_reason_is_named():
+    bad = measured(after={"a": 0.9, "b": 0.1}, leak={"a": 0.2, "b": 0}, retention=0.5)
+    gate = check(bad, Policy())
+    assert not gate.passed
+    assert [
+        word in reason
+        for word, reason in zip(("fell", "leak", "retention", "gained"), gate.reasons, strict=False)
+    ] == [True] * 4
+
+
+def test_unmeasured_tasks_and_probes_do_not_block():
+    assert check(measured(before={}, after={"a": None, "b": None}, retention=None, leak={}), Policy()).passed
+
+
+def test_a_retrained_task_may_stay_but_not_fall():
+    same = measured(new_task=False, before={"b": 1.0}, after={"b": 1.0})
+    assert check(same, Policy()).passed
+    assert not check(measured(new_task=False, before={"b": 1.0}, after={"b": 0.9}), Policy()).passed
+
+
+def test_a_stage_without_held_out_pictures_has_a_missing_score():
+    first = stage_matrix(AccuracyMatrix.empty(), "a", {"a": 0.9}, {"a": 0.1})
+    second = stage_matrix(first, "b", {"a": 0.8, "b": None}, {})
+    assert second.rows == ((0.9, None), (0.8, None))
+    assert second.trained == ("a", "b")
+    assert second.forgetting_of("a") == pytest.approx(0.1)
+
+
+def published(store: VersionStore, folder: Path, job: str, parent: str, *, passed: bool = True) -> Manifest:
+    folder.mkdir()
+    (folder / "state.json").write_text(job)
+    draft = ManifestDraft(
+        parent=parent,
+        base_id="b",
+        base_digest="d",
+        job_id=job,
+        dataset_id="ds-0",
+        task="a",
+        decision="expand",
+        tasks=("a",),
+        gate=Gate(passed=passed, reasons=() if passed else ("too bad",)),
+    )
+    return store.publish(folder, draft, fence=1)
+
+
+def test_promotion_moves_stable_and_previous_once(tmp_path: Path):
+    store = VersionStore(tmp_path / "store", "m")
+    first = published(store, tmp_path / "1", "job-1", "base")
+    for _ in range(2):
+        assert promote(store.aliases, first).decision == "promoted"
+    second = published(store, tmp_path / "2", "job-2", "v1")
+    assert promote(store.aliases, second).decision == "promoted"
+    assert [store.aliases.get(name).version for name in ("stable", "previous")] == ["v2", "v1"]  # type: ignore[union-attr]
+    assert [record.version for record in store.aliases.history("stable")] == ["v1", "v2"]
+
+
+def test_a_version_held_back_or_measured_against_another_parent_stays_a_candidate(tmp_path: Path):
+    store = VersionStore(tmp_path / "store", "m")
+    held = published(store, tmp_path / "1", "job-1", "base", passed=False)
+    assert promote(store.aliases, held).decision == "held_back"
+    assert store.aliases.get("stable") is None
+    store.aliases.move("stable", "v1", expected_revision=0, reason="an operator", actor="operator")
+    late = published(store, tmp_path / "2", "job-2", "base")
+    assert promote(store.aliases, late).decision == "conflict"
+    assert store.aliases.get("stable").version == "v1"  # type: ignore[union-attr]
+
+
+def test_a_rollback_after_promotion_is_not_undone(tmp_path: Path):
+    store = VersionStore(tmp_path / "store", "m")
+    first = published(store, tmp_path / "1", "job-1", "base")
+    second = published(store, tmp_path / "2", "job-2", "v1")
+    promote(store.aliases, first)
+    promote(store.aliases, second)
+    store.aliases.rollback("stable", reason="worse in use", actor="operator")
+    promote(store.aliases, second)
+    assert store.aliases.get("stable").version == "v1"  # type: ignore[union-attr]

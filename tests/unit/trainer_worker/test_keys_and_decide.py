@@ -1,0 +1,85 @@
+"""Where keys go, and whether a batch opens a task."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from adapter_store.errors import InputError
+from trainer_worker.decide import calibrate_theta, centroids_of, decide
+from trainer_worker.keys import align_keys
+
+
+def cloud(center: int, count: int, spread: float = 0.1, width: int = 16) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(center)
+    middle = torch.zeros(width)
+    middle[center] = 1
+    noise = torch.randn(count, width, generator=generator) * spread / width**0.5
+    return F.normalize(middle + noise, dim=1)
+
+
+def test_keys_settle_on_the_clusters_and_serve_every_query():
+    queries = torch.cat([cloud(n, 20) for n in range(4)])
+    aligned = align_keys(queries, 8, 2, torch.Generator().manual_seed(0))
+    assert aligned.keys.norm(dim=1).tolist() == pytest.approx([1.0] * 8, abs=1e-5)
+    assert float((queries @ aligned.keys.T).max(dim=1).values.min()) > 0.95
+    assert float(aligned.picks.max()) <= 0.6
+    assert float(aligned.picks.sum()) == pytest.approx(1.0)
+
+
+def test_equal_queries_are_answered_by_m_rows_and_the_others_are_harmless():
+    queries = cloud(3, 1).repeat(50, 1)
+    aligned = align_keys(queries, 8, 4, torch.Generator().manual_seed(0))
+    assert sorted(aligned.picks.tolist()) == pytest.approx([0, 0, 0, 0, 0.25, 0.25, 0.25, 0.25])
+    assert aligned.mean_cosine > 0.999
+    assert bool(torch.isfinite(aligned.keys).all())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_fewer_queries_than_rows_work(count: int):
+    aligned = align_keys(cloud(1, count), 8, 4, torch.Generator().manual_seed(0))
+    assert bool(torch.isfinite(aligned.keys).all())
+    assert aligned.mean_cosine > 0.9
+
+
+def known() -> dict:
+    generator = torch.Generator().manual_seed(0)
+    first, second = centroids_of(cloud(0, 30), 4, generator), centroids_of(cloud(1, 30), 4, generator)
+    return {
+        "tasks": ("a", "b"),
+        "centroids": torch.cat([first, second]),
+        "centroid_task": torch.tensor([0] * len(first) + [1] * len(second)),
+        "held_out": {"a": cloud(0, 10), "b": cloud(1, 10)},
+    }
+
+
+def test_a_familiar_batch_is_retrained_and_a_foreign_one_opens_a_task():
+    same = decide(cloud(1, 7), named=None, **known())
+    assert (same.decision, same.task) == ("retrain", "b")
+    foreign = decide(cloud(9, 7), named=None, **known())
+    assert (foreign.decision, foreign.task) == ("expand", "task-3")
+    assert foreign.theta is not None
+    assert same.similarities["b"] > foreign.theta > max(foreign.similarities.values())
+
+
+def test_a_name_decides_and_a_first_task_needs_none():
+    assert decide(cloud(9, 7), named="a", **known()).decision == "retrain"
+    assert decide(cloud(0, 7), named="new", **known()).decision == "expand"
+    nothing = {
+        "tasks": (),
+        "centroids": torch.zeros(0, 16),
+        "centroid_task": torch.zeros(0, dtype=torch.long),
+        "held_out": {},
+    }
+    assert decide(cloud(0, 7), named=None, **nothing).task == "task-1"
+    with pytest.raises(InputError, match="no question"):
+        decide(torch.zeros(0, 16), named=None, **nothing)
+
+
+def test_theta_lies_between_own_and_foreign_and_below_own_when_alone():
+    parts = known()
+    theta = calibrate_theta(parts["tasks"], parts["held_out"], parts["centroids"], parts["centroid_task"])
+    assert 0.3 < theta < 0.7
+    alone = calibrate_theta(("a",), {"a": cloud(0, 10)}, cloud(0, 4), torch.zeros(4, dtype=torch.long))
+    assert 0.7 < alone < 0.9

@@ -1,0 +1,95 @@
+"""Cached prefixes and packed questions change nothing in what the model says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.unit.trainer_worker.conftest import Parts
+from trainer_worker.evaluate import Served, base_only, forward, greedy_answer, score_base, score_state
+from trainer_worker.samples import batches_of, build_batch, pack_rows
+
+
+def logits_of(parts: Parts, encoded, order, *, pack: int, cached: bool, activate, store=None):
+    store = store or parts.store(encoded)
+    rows = pack_rows(encoded.samples, order, pack=pack, alike=None)
+    batch = build_batch(encoded.samples, encoded.prefixes, rows, cached=cached)
+    with torch.no_grad():
+        logits = forward(parts.language, batch, store, activate)
+    owners = [batch.sample_of_answer[n] for n in batch.answer_of.tolist()]
+    return {owner: logits[[i for i, o in enumerate(owners) if o == owner]] for owner in order}
+
+
+def test_the_cached_prefix_gives_the_logits_of_the_whole_model(parts: Parts):
+    encoded = parts.encode(count=3)
+    cached = logits_of(parts, encoded, [0, 1, 2], pack=1, cached=True, activate=base_only(parts.increments))
+    sample, prefix = encoded.samples[1], encoded.prefixes[encoded.samples[1].prefix]
+    ids = torch.tensor([[*prefix.ids, *sample.tail]])
+    assert encoded.pictures is not None
+    assert prefix.image is not None
+    embeds = parts.language.embed(ids, encoded.pictures[prefix.image][None])
+    with torch.no_grad():
+        whole = parts.base.model(inputs_embeds=embeds).logits[0]
+    places = [len(prefix.ids) + i - 1 for i, wanted in enumerate(sample.answer) if wanted]
+    assert torch.allclose(cached[1], whole[places], atol=1e-4)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_packed_questions_do_not_see_each_other(parts: Parts, cached: bool):
+    encoded = parts.encode(count=2, questions=3)
+    state = parts.taught(parts.untaught(), "colors", encoded, random_up=True)
+    served = Served.of(state, parts.increments)
+    activate = served.activate(served.coefficients(encoded.queries))
+    if not cached:  # span "all" packs equal coefficients only
+        activate = served.activate(torch.ones(len(encoded), state.rows) / state.rows)
+    order = list(range(6))
+    packed = logits_of(parts, encoded, order, pack=3, cached=cached, activate=activate)
+    alone = logits_of(parts, encoded, order, pack=1, cached=cached, activate=activate)
+    for index in order:
+        assert torch.allclose(packed[index], alone[index], atol=1e-4)
+    plain = logits_of(parts, encoded, order, pack=3, cached=cached, activate=base_only(parts.increments))
+    assert not torch.allclose(packed[0], plain[0], atol=1e-2)
+
+
+def test_the_store_keeps_what_fits_and_computes_the_rest(parts: Parts):
+    encoded = parts.encode(count=6)
+    everything = parts.store(encoded)
+    assert everything.warm(range(6)) == 6
+    per_picture = everything.kept_bytes // 6
+    little = parts.store(encoded, budget_bytes=2 * per_picture)
+    assert little.warm(range(6), batch=1) == 2
+    assert little.kept_bytes <= 2 * per_picture
+    one, other = everything.get([0, 5, 5]), little.get([0, 5, 5])
+    assert one is not None
+    assert other is not None
+    assert torch.allclose(one, other, atol=1e-5)
+    half = parts.store(encoded, half=True)
+    half.warm(range(6))
+    assert half.kept_bytes == 3 * per_picture
+
+
+def test_batches_hold_every_sample_once_and_one_prefix_length(parts: Parts):
+    encoded = parts.encode(count=7, questions=2)
+    rows = pack_rows(encoded.samples, range(14), pack=4, alike=None)
+    lengths = [len(prefix.ids) for prefix in encoded.prefixes]
+    groups = list(batches_of(rows, lengths, batch_size=4, rng=None))
+    assert sorted(i for group in groups for row in group for i in row.samples) == list(range(14))
+    assert all(len({lengths[row.prefix] for row in group}) == 1 for group in groups)
+
+
+def test_zero_coefficients_score_as_the_base_and_the_greedy_answer_agrees_with_teacher_forcing(parts: Parts):
+    encoded = parts.encode(count=4)
+    store = parts.store(encoded)
+    state = parts.taught(parts.untaught(), "colors", encoded, random_up=True)
+    base = score_base(parts.language, parts.increments, encoded, store)
+    silent = Served.of(state.with_routing(tau=1.0), parts.increments)
+    assert score_state(parts.language, silent, encoded, store) == base
+    served = Served.of(state, parts.increments)
+    activate = served.activate(served.coefficients(encoded.queries))
+    ids, logprobs = greedy_answer(
+        parts.language, encoded.samples[2], store, activate, cached=True, end_ids=parts.stop_ids, max_tokens=5
+    )
+    forced = logits_of(parts, encoded, [2], pack=1, cached=True, activate=activate)[2]
+    assert ids[0] == int(forced[0].argmax())
+    assert logprobs[0] == pytest.approx(float(forced[0].log_softmax(0).max()), abs=1e-4)
+    assert len(ids) == len(logprobs) <= 5

@@ -1,0 +1,109 @@
+"""Learning moves one task's increments and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.unit.trainer_worker.conftest import Parts
+from trainer_worker.evaluate import Served, leak_ratio, score_state
+from trainer_worker.hyperparameters import Hyperparameters
+from trainer_worker.learn import Learned, Lesson, Pupil, learn, split_validation
+from trainer_worker.progress import Interrupted
+from trainer_worker.samples import build_batch, pack_rows
+
+FAST = Hyperparameters(epochs=40, batch_size=12, learning_rate=0.02, patience=0)
+
+
+def taught(parts: Parts, state, task: str, encoded, settings: Hyperparameters = FAST, **kwargs) -> Learned:
+    order = tuple(range(len(encoded)))
+    lesson = Lesson(encoded, parts.store(encoded), order, kwargs.pop("validation", ()))
+    return learn(parts.language, parts.increments, state, task, lesson, settings, **kwargs)
+
+
+@pytest.mark.parametrize("span", ["after_image", "all"])
+def test_a_task_is_learned_and_the_base_stays_as_it_was(parts: Parts, span):
+    before = {name: tensor.clone() for name, tensor in parts.base.model.state_dict().items()}
+    encoded = parts.encode()
+    state = parts.taught(parts.untaught(span), "colors", encoded)
+    learned = taught(parts, state, "colors", encoded)
+    store = parts.store(encoded)
+    score = score_state(parts.language, Served.of(learned.state, parts.increments), encoded, store)
+    untaught = score_state(parts.language, Served.of(state, parts.increments), encoded, store)
+    assert score.loss < 0.25 * untaught.loss
+    assert score.accuracy is not None
+    assert score.accuracy >= 0.9
+    after = parts.base.model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_earlier_rows_stay_byte_identical_and_the_context_learns(parts: Parts):
+    first = parts.encode("Which color?")
+    second = parts.encode("What do you see here in this picture?")
+    state = taught(parts, parts.taught(parts.untaught(), "a", first), "a", first).state
+    expanded = parts.taught(state, "b", second)
+    learned = taught(parts, expanded, "b", second).state
+    old, new = state.rows_of("a"), learned.rows_of("b")
+    for target in state.targets:
+        assert torch.equal(learned.down[target][:, old], state.down[target])
+        assert torch.equal(learned.up[target][:, old], state.up[target])
+        assert not torch.equal(learned.up[target][:, new], expanded.up[target][:, new])
+    assert torch.equal(learned.keys[: len(old)], state.keys)
+    assert torch.equal(learned.usage[0, : len(old)], state.usage[0])
+    assert torch.equal(learned.context[0], torch.zeros(2))
+    assert float(learned.context[1, 0]) != float(expanded.context[1, 0])
+    assert leak_ratio(learned, first.queries, "a") < 0.5
+
+
+def test_gradients_reach_only_live_tensors_and_selection_is_masked_to_the_task(parts: Parts):
+    first, second = parts.encode("Which color?"), parts.encode("Which color?")
+    state = parts.taught(parts.untaught(), "a", first, random_up=True)
+    state = parts.taught(state, "b", second)
+    pupil = Pupil(state, "b", second.queries, parts.increments, parts.language.device)
+    assert not bool(pupil.intrinsic[:, state.rows_of("a")].any())
+    assert pupil.intrinsic.sum(dim=1).tolist() == pytest.approx([1.0] * len(second))
+    batch = build_batch(
+        second.samples, second.prefixes, pack_rows(second.samples, [0, 1], pack=1, alike=None), cached=True
+    )
+    with pupil.activate(batch):
+        hidden = parts.language.hidden(batch, parts.store(second).get(batch.prefixes))
+    parts.language.head(hidden).logsumexp(dim=1).sum().backward()
+    assert all(tensor.grad is not None for tensor in pupil.live.values())
+    assert float(pupil.live["context"].grad.abs().sum()) > 0  # type: ignore[union-attr]
+    assert not any(parameter.grad is not None for parameter in parts.base.model.parameters())
+
+
+def test_training_can_be_interrupted_and_is_repeatable(parts: Parts):
+    encoded = parts.encode()
+    state = parts.taught(parts.untaught(), "colors", encoded)
+    few = FAST.model_copy(update={"max_steps": 3})
+    one, two = (taught(parts, state, "colors", encoded, few).state for _ in range(2))
+    assert torch.equal(one.up["o_proj"], two.up["o_proj"])
+    calls = iter([None, None])
+
+    def check() -> None:
+        if next(calls, "stop") == "stop":
+            raise Interrupted("stopping")
+
+    with pytest.raises(Interrupted):
+        taught(parts, state, "colors", encoded, few, check=check)
+
+
+def test_a_plateau_ends_training_early_and_time_is_a_limit(parts: Parts):
+    encoded = parts.encode(count=24)
+    state = parts.taught(parts.untaught(), "colors", encoded)
+    patient = FAST.model_copy(update={"epochs": 400.0, "patience": 2, "learning_rate": 1e-6})
+    learned = taught(parts, state, "colors", encoded, patient, validation=(0, 1, 2))
+    assert learned.steps < 100
+    assert learned.validation is not None
+    hasty = FAST.model_copy(update={"epochs": 4000.0, "max_seconds": 0.5, "patience": 0})
+    assert taught(parts, state, "colors", encoded, hasty).seconds < 5
+
+
+def test_validation_pictures_come_from_the_training_data_by_picture():
+    settings = Hyperparameters(validation_ratio=0.1, validation_cap=5)
+    groups = [n // 2 for n in range(100)]
+    train, validation = split_validation(groups, settings, seed=0)
+    assert len({groups[i] for i in validation}) == 5
+    assert {groups[i] for i in train} & {groups[i] for i in validation} == set()
+    assert split_validation([0, 1, 2], settings, seed=0) == ((0, 1, 2), ())

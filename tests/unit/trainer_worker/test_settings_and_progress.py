@@ -1,0 +1,77 @@
+"""Hyperparameters of a job, settings of the worker, and what progress tells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from adapter_store.errors import InputError
+from adapter_store.settings import WORKER_NAMES, SettingsError, SharedSettings, read_settings
+from trainer_worker.__main__ import main
+from trainer_worker.hyperparameters import Hyperparameters
+from trainer_worker.metrics import WorkerMetrics
+from trainer_worker.progress import Progress
+from trainer_worker.settings import WorkerSettings
+
+
+def test_a_job_overrides_defaults_with_the_names_of_the_openai_api():
+    merged = Hyperparameters.of_job(
+        Hyperparameters(batch_size=16), {"n_epochs": 2, "batch_size": "auto", "learning_rate_multiplier": 0.5}
+    )
+    assert (merged.epochs, merged.batch_size) == (2, 16)
+    assert merged.peak_rate == merged.learning_rate / 2
+
+
+def test_all_bad_hyperparameters_are_named_at_once():
+    with pytest.raises(InputError) as caught:
+        Hyperparameters.of_job(Hyperparameters(), {"n_epochs": -1, "colour_of_hair": 3})
+    assert "epochs" in caught.value.message
+    assert "colour_of_hair" in caught.value.message
+
+
+def test_every_worker_setting_is_known_to_all_programs():
+    own = set(WorkerSettings.model_fields) - set(SharedSettings.model_fields)
+    assert own == set(WORKER_NAMES)
+
+
+def test_flags_are_read_and_faults_end_the_program_with_status_two(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    settings = read_settings(WorkerSettings, ["--rank", "4", "--span=all"], program="worker", environ={})
+    assert (settings.rank, settings.span) == (4, "all")
+    with pytest.raises(SettingsError, match="did you mean --ema-mode"):
+        read_settings(WorkerSettings, ["--ema-mod", "fixed"], program="worker", environ={})
+    monkeypatch.setenv("STRATA_RANK", "many")
+    assert main([]) == 2
+    assert "STRATA_RANK" in capsys.readouterr().err
+
+
+class Ledger:
+    """Keep what a job would be told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.fields: dict[str, Any] = {}
+
+    def event(self, message: str, *, level: str = "info", type: str = "message", data: Any = None) -> None:
+        self.events.append((type, {"message": message, **(data or {})}))
+
+    def update(self, **fields: Any) -> None:
+        self.fields |= fields
+
+
+def test_metrics_go_out_once_a_second_and_always_at_the_end():
+    now = [0.0]
+    ledger = Ledger()
+    progress = Progress(ledger, WorkerMetrics(), clock=lambda: now[0])
+    with progress.phase("train"):
+        for step in range(1, 31):
+            now[0] += 0.1
+            progress.training(step, 30, {"loss": 1 / step}, eta_seconds=3 - now[0])
+    sent = [data for kind, data in ledger.events if kind == "metrics"]
+    assert [data["step"] for data in sent] == [1, 11, 21, 30]
+    assert sent[0]["eta_seconds"] == pytest.approx(2.9)
+    assert ledger.fields["phase"] == "train"
+    assert ledger.fields["seconds"] == {"train": 3.0}
+    assert ledger.fields["estimated_finish"] > 0
