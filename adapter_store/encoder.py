@@ -68,7 +68,7 @@ class SentenceEncoder:
             with self._model_lock:
                 found |= self._recall(missing)
                 fresh = self._run([key for key in missing if key not in found])
-            self._remember(fresh)
+                self._remember(fresh)
             found |= fresh
         return torch.stack([found[key] for key in keys])
 

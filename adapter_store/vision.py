@@ -77,7 +77,7 @@ class VisionEncoder:
             with self._model_lock:
                 found |= self._recall(list(missing))
                 fresh = self._run({key: image for key, image in missing.items() if key not in found})
-            self._remember(fresh)
+                self._remember(fresh)
             found |= fresh
         return [found[digest] for digest in digests]
 

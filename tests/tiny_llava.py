@@ -87,7 +87,7 @@ def build_tiny_llava(folder: Path, seed: int = 0) -> Path:
             num_attention_heads=2,
             image_size=IMAGE_SIZE,
             patch_size=14,
-            vision_use_head=False,
+            vision_use_head=False,  # pyright: ignore[reportCallIssue] (read by the model)
         ),
         text_config=LlamaConfig(
             vocab_size=len(tokenizer),
