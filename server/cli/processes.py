@@ -15,6 +15,7 @@ from server.cli.output import print_json, stderr
 from server.cli.reporter import Reporter
 from server.launch.base import assemble_embedded_base
 from server.launch.flags import variables_of_flags
+from server.launch.ports import free_port
 from server.launch.readiness import wait_until_ready
 from server.launch.stack import GATEWAY, Stack, StackOptions
 from server.launch.supervisor import Event
@@ -86,7 +87,8 @@ def _stack_options() -> StackOptions:
         metrics_port = int(os.environ.get("STRATA_METRICS_PORT") or StackOptions.metrics_port)
     except (TypeError, ValueError):
         metrics_port = 9101
-    return StackOptions(settings.home, settings.host, settings.port, metrics_port, settings.redis_url)
+    port = settings.port or free_port(settings.host)
+    return StackOptions(settings.home, settings.host, port, metrics_port, settings.redis_url)
 
 
 def stop_on_signals(stop: threading.Event, hurry: threading.Event) -> None:

@@ -64,11 +64,14 @@ def _requests(tally: Tally) -> str:
     return f"{tally.sent} sent, {tally.failed} failed, p50 {middle:.2f} s, p99 {late:.2f} s"
 
 
-def show_next_steps(url: str, picture: str, question: str, console: Console) -> None:
+def show_next_steps(url: str, picture: str, question: str, console: Console, *, temporary: bool) -> None:
     """Write what a user may do with the server that is still up."""
     console.print(f"\n[bold green]the server stays up at {url}[/]")
     console.print(f"  ask       strata chat --url {url} --image {clean(picture)} {clean(repr(question))}")
     console.print("  before    the same with --model strata@base")
     console.print(f"  teach     strata submit --url {url} YOUR_DATA --task NAME --wait")
     console.print(f"  look      {url}/docs   {url}/metrics   strata matrix --url {url}")
-    console.print("  end       Ctrl-C\n")
+    console.print(
+        "  end       Ctrl-C"
+        + (", which also removes what it learned (--home keeps it)\n" if temporary else "\n")
+    )

@@ -200,7 +200,7 @@ def _stay(demo: _Demo, service: Service, options: DemoOptions, console: Console)
     picture = options.out / f"{demo.lessons[0].task}.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     picture.write_bytes(example.picture_png)
-    show_next_steps(service.url, str(picture), example.text, console)
+    show_next_steps(service.url, str(picture), example.text, console, temporary=options.home is None)
     try:
         service.wait()
     except KeyboardInterrupt:

@@ -18,6 +18,8 @@ from server.launch.supervisor import Event, LaunchFailed
 
 _READY_TIMEOUT_SECONDS = 300.0
 _STOP_TIMEOUT_SECONDS = 90.0
+# What the user set for a service of their own must not reach into the demo; empty stands for the default.
+_OWN = {"STRATA_STORE_URL": "", "STRATA_API_KEYS": "", "STRATA_MODEL_NAME": ""}
 
 
 class Service:
@@ -35,6 +37,7 @@ class Service:
             self.home,
             port=free_port(preferred=8000) if port is None else port,
             metrics_port=free_port(preferred=9101),
+            env=_OWN,
         )
         self._stop, self._hurry = threading.Event(), threading.Event()
         self._failure: Exception | None = None

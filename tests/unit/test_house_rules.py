@@ -17,8 +17,8 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "DECISIONS.md", "LO
 MAX_LINES = 400
 FORBIDDEN_NAMES = re.compile(r"(^|_)(utils?|helpers?|manager|misc|common)(_|\.|$)")
 BRITISH = re.compile(
-    r"\b(colour|behaviour|favour|initialis|normalis(?!ed\b.*mode)|serialis|optimis|organis|recognis|summaris|"
-    r"analys(?=e[drs]?\b)|centre|licence|catalogue|cancell(?=ing)|labell|modell|travell)\w*",
+    r"\b((colour|behaviour|favour|centre|licence|catalogue|cancell(?=ing)|labell|modell|travell)\w*"
+    r"|(initial|normal|serial|optim|organ|recogn|summar)is(e|ed|es|ing|ation)\b|analyse[drs]?\b)",
     re.IGNORECASE,
 )
 SPELLED_BY_METHOD = {"normalised"}
