@@ -58,6 +58,7 @@ class Outcome:
     home: str | None = None
     url: str | None = None
     total_seconds: float = 0.0
+    peak_memory_bytes: dict[str, int] = field(default_factory=dict)
 
     def forgetting(self) -> float:
         """Return the mean drop of earlier tasks from their best stage to the last one; 0 with one task.
@@ -115,6 +116,7 @@ class Outcome:
             "home": self.home,
             "url": self.url,
             "total_seconds": self.total_seconds,
+            "peak_memory_bytes": self.peak_memory_bytes,
         }
 
 

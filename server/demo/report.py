@@ -21,6 +21,7 @@ def show_outcome(outcome: Outcome, console: Console) -> None:
         console.print(f"  [red]{clean(reason)}[/]")
     if outcome.picture:
         console.print(f"picture of the matrix {clean(outcome.picture)}")
+    console.print(f"largest memory        {_memory(outcome.peak_memory_bytes)}")
     console.print(f"all in all            {duration(outcome.total_seconds)}")
     console.print()
     for promise in outcome.promises():
@@ -62,6 +63,13 @@ def _costs(outcome: Outcome) -> Table:
 def _requests(tally: Tally) -> str:
     middle, late = tally.latency_seconds(0.5), tally.latency_seconds(0.99)
     return f"{tally.sent} sent, {tally.failed} failed, p50 {middle:.2f} s, p99 {late:.2f} s"
+
+
+def _memory(peaks: dict[str, int]) -> str:
+    if not peaks:
+        return "-"
+    parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in sorted(peaks.items()))
+    return f"{sum(peaks.values()) / 1e9:.2f} GB ({parts})"
 
 
 def show_next_steps(url: str, picture: str, question: str, console: Console, *, temporary: bool) -> None:

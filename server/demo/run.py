@@ -124,6 +124,7 @@ class _Demo:
             outcome.during = background.stop()
             outcome.tally.merge(outcome.during)
         outcome.picture = str(self._draw())
+        outcome.peak_memory_bytes = self._service.peak_memory_bytes()
         outcome.total_seconds = time.monotonic() - began
         return outcome
 

@@ -55,6 +55,11 @@ class Service:
         """Return the process ids of what runs, by name."""
         return self._stack.pids()
 
+    def peak_memory_bytes(self) -> dict[str, int]:
+        """Return the largest resident memory of each running process so far; empty where it cannot be read."""
+        found = {name: _peak_memory_bytes(pid) for name, pid in self.pids().items()}
+        return {name: value for name, value in found.items() if value is not None}
+
     def __enter__(self) -> Self:
         (self.home / "logs").mkdir(parents=True, exist_ok=True)
         self._thread.start()
@@ -112,3 +117,14 @@ class Service:
     def _note(self, event: Event) -> None:
         self.events.append(event)
         self._write("strata", f"{event.program} {event.kind} {event.message}")
+
+
+def _peak_memory_bytes(pid: int) -> int | None:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
