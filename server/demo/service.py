@@ -56,7 +56,7 @@ class Service:
         return self._stack.pids()
 
     def peak_memory_bytes(self) -> dict[str, int]:
-        """Return the largest resident memory of each running process so far; empty where it cannot be read."""
+        """Return the largest resident memory of each running process so far, as far as it can be read."""
         found = {name: _peak_memory_bytes(pid) for name, pid in self.pids().items()}
         return {name: value for name, value in found.items() if value is not None}
 
