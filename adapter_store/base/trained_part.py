@@ -7,6 +7,7 @@ query, key and value stacked, `gate_up` is gate and up stacked.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,10 +61,12 @@ def load_trained_part(folder: Path) -> TrainedPart:
     prefix = "projector."
     projector = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     low_rank = {name: t for name, t in tensors.items() if not name.startswith(prefix)}
-    mean, digest = None, file_sha256(trained)
+    mean = None
+    digest = hashlib.sha256(file_sha256(trained).encode())
     if calibration.is_file():
         mean = load_file(calibration)["image_query_mean"].float()
-    return TrainedPart(projector, low_rank, mean, digest)
+        digest.update(file_sha256(calibration).encode())
+    return TrainedPart(projector, low_rank, mean, digest.hexdigest())
 
 
 def save_trained_part(

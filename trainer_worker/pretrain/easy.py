@@ -14,6 +14,8 @@ import numpy as np
 from PIL import Image
 
 from trainer_worker.pretrain.picture import COLORS, Picture, Question, label_patches, vary_phrase
+from trainer_worker.pretrain.scene_questions import ask_about
+from trainer_worker.pretrain.scenes import Scene, Thing
 
 _SHAPES = ("circle", "rectangle", "triangle")
 
@@ -50,6 +52,8 @@ class EasyVqa:
         questions = [Question(f"easy-vqa {_kind(answer)}", text, answer) for text, answer in asked]
         if rng is not None:
             questions = [q if rng.random() < 0.7 else _rephrase(q, rng) for q in questions]
+            if shape and color:
+                questions += _more_questions(shape, color, rng)
             rng.shuffle(questions)
         words: list[tuple[str, ...]] = []
         if shape and color:
@@ -58,6 +62,15 @@ class EasyVqa:
             mask = Image.fromarray(away.astype(np.uint8), mode=None)
             words = label_patches(mask, [(" white",), (" " + color, " " + shape)])
         return Picture(image, questions, words)
+
+
+def _more_questions(shape: str, color: str, rng: random.Random) -> list[Question]:
+    """Ask more about a picture whose only shape is known, in the phrasings of the scenes."""
+    scene = Scene("white", (Thing(shape, color, 0.5, 0.5, 0.3, big=True),))
+    asked = ask_about(scene, rng, 12)
+    return [
+        question for question in asked if not (shape == "rectangle" and "square" in question.text.lower())
+    ]
 
 
 def _kind(answer: str) -> str:

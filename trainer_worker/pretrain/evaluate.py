@@ -27,6 +27,15 @@ def print_report(report: dict[str, Any]) -> None:
     console.print(report["replies"])
 
 
+def training_record(log: Path) -> list[dict[str, Any]]:
+    """Return every start, note and the last step of a training log."""
+    if not log.is_file():
+        return []
+    entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    steps = [entry for entry in entries if entry["phase"] == "train"]
+    return [*(entry for entry in entries if entry["phase"] in ("start", "note")), *steps[-1:]]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Score a base and print (and, if asked, keep) the report."""
     parser = argparse.ArgumentParser(
@@ -46,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     report = evaluate(load_base(options.base or ensure_embedded_base()), options.pictures)
     print_report(report)
     if options.write is not None:
+        report["training"] = training_record(options.write.parent / "training_log.jsonl")
         options.write.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
