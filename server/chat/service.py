@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from adapter_store.errors import InputError
-from adapter_store.rendering import Message
+from adapter_store.rendering import Message, Role
 from server.chat.protocol import ChatMessage, ChatRequest, ImagePart, choice_delta, usage_body
 from server.engine import Chunk, Sampling, TokenLogprob
 from server.gateway import Gateway, Limits
@@ -17,7 +17,12 @@ from server.generation import Answer, Generation, generation
 from server.logs import log
 
 _MAX_STOP_CHARS = 256
-_ROLES = {"developer": "system"}
+_ROLES: dict[str, Role] = {
+    "developer": "system",
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+}
 
 
 async def open_chat(gateway: Gateway, chat: ChatRequest) -> AbstractAsyncContextManager[Generation]:
@@ -95,9 +100,7 @@ def turns_of(messages: list[ChatMessage], limits: Limits) -> tuple[tuple[Message
         if found and message.role != "user":
             text = f"messages.{place} is of role {message.role}: only user messages carry pictures"
             raise InputError(text, param=f"messages.{place}.content")
-        turns.append(
-            Message(role=_ROLES.get(message.role, message.role), text=_text(message), images=len(found))
-        )
+        turns.append(Message(role=_ROLES[message.role], text=_text(message), images=len(found)))
         urls += found
     if len(urls) > limits.max_images:
         raise InputError(

@@ -84,10 +84,12 @@ class Publisher:
             increments.detach()
         return picked, logprobs
 
-    def text(self, state: AdapterState | None, question: str = QUESTION, picture: bytes = PICTURE) -> str:
-        """Return the greedy answer as text."""
-        ids = [i for i in self.greedy(state, question, picture)[0] if i not in self.renderer.stop_ids]
-        return self.base.tokenizer.decode(ids, skip_special_tokens=True)
+    def logprobs(self, state: AdapterState | None) -> list[float]:
+        """Return the log probabilities of the greedy answer, the end token left out: a version's fingerprint."""
+        ids, logprobs = self.greedy(state)
+        return [
+            value for token, value in zip(ids, logprobs, strict=True) if token not in self.renderer.stop_ids
+        ]
 
     def publish(
         self, state: AdapterState, *, parent: str = "base", probe: Probe | None = None, job: str = ""

@@ -192,7 +192,7 @@ def test_unknown_paths_methods_and_tricks(http: httpx.Client):
     "path", ["/v1/models", "/V1/models", "//v1/models", "/v1//models", "/health/../v1/models"]
 )
 @pytest.mark.parametrize(
-    "key", [None, "Bearer", "Bearer ", "Basic x", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}"]
+    "key", [None, "Bearer", "Bearer x", "Basic x", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}"]
 )
 def test_no_way_around_the_key(running: RunningGateway, path: str, key: str | None):
     with httpx.Client(base_url=running.url, trust_env=False) as stranger:

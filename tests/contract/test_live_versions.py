@@ -36,7 +36,7 @@ def back_to_base(running: RunningGateway) -> Iterator[None]:
 
 def ask(running: RunningGateway, model: str = "strata", **more: Any) -> httpx.Response:
     answer = running.http.post(
-        "/v1/chat/completions", json={**chat_body(image=PICTURE, **more), "model": model}
+        "/v1/chat/completions", json={**chat_body(image=PICTURE, logprobs=True, **more), "model": model}
     )
     assert answer.status_code == 200, answer.text
     return answer
@@ -44,6 +44,12 @@ def ask(running: RunningGateway, model: str = "strata", **more: Any) -> httpx.Re
 
 def text_of(answer: httpx.Response) -> str:
     return answer.json()["choices"][0]["message"]["content"]
+
+
+def fingerprint(answer: httpx.Response) -> Any:
+    """Return the answer's log probabilities, to compare with ``Publisher.logprobs``."""
+    found = answer.json()["choices"][0]["logprobs"]["content"]
+    return pytest.approx([token["logprob"] for token in found], abs=1e-3)
 
 
 def move(running: RunningGateway, version: str, alias: str = "stable") -> None:
@@ -56,13 +62,14 @@ def move(running: RunningGateway, version: str, alias: str = "stable") -> None:
 def test_a_promoted_version_answers_as_its_state_says(
     running: RunningGateway, publisher: Publisher, first: Manifest
 ):
-    assert text_of(ask(running)) == publisher.text(None)
+    assert publisher.logprobs(None) == fingerprint(ask(running))
     move(running, first.version)
     answer = ask(running)
     assert answer.headers["x-adapter-version"] == first.version
     assert answer.json()["system_fingerprint"] == first.version
-    assert text_of(answer) == publisher.text(publisher.state(1)) != publisher.text(None)
-    assert text_of(ask(running, "strata@base")) == publisher.text(None)
+    assert publisher.logprobs(publisher.state(1)) == fingerprint(answer)
+    assert publisher.logprobs(None) != fingerprint(answer)
+    assert publisher.logprobs(None) == fingerprint(ask(running, "strata@base"))
     assert running.metric("strata_routed_requests_total", task="digits")
     assert running.metric("strata_adapter_alias_info", alias="stable", version=first.version) == 1
     assert running.metric("strata_task_accuracy_ratio", task="digits") == 0.75
@@ -70,10 +77,10 @@ def test_a_promoted_version_answers_as_its_state_says(
     assert running.metric("strata_adapter_swap_seconds_count")
 
 
-def test_vqa_names_version_and_task(running: RunningGateway, publisher: Publisher, first: Manifest):
+def test_vqa_names_version_and_task(running: RunningGateway, first: Manifest):
     parts = {"question": QUESTION, "model": f"strata@{first.version}", "max_tokens": "6"}
     answer = running.http.post("/v1/vqa", data=parts, files={"image": ("p.png", PICTURE)}).json()
-    assert answer["answer"] == publisher.text(publisher.state(1)).strip()
+    assert answer["answer"] == text_of(ask(running, f"strata@{first.version}")).strip()
     assert (answer["version"], answer["task"]) == (first.version, "digits")
 
 
@@ -83,7 +90,7 @@ def test_a_pinned_version_and_an_alias_are_loaded_on_demand(
     others = [publisher.publish(publisher.state(seed)) for seed in (2, 3)]
     for seed, manifest in zip((1, 2, 3), (first, *others), strict=True):
         answer = ask(running, f"strata@{manifest.version}")
-        assert text_of(answer) == publisher.text(publisher.state(seed))
+        assert publisher.logprobs(publisher.state(seed)) == fingerprint(answer)
     move(running, others[0].version, alias="canary")
     assert ask(running, "strata@canary").headers["x-adapter-version"] == others[0].version
     ids = [model["id"] for model in running.http.get("/v1/models").json()["data"]]
@@ -115,8 +122,8 @@ def test_swaps_under_load_lose_no_request(running: RunningGateway, publisher: Pu
     others = [publisher.publish(publisher.state(seed)) for seed in (5, 6)]
     states = {"base": None, first.version: publisher.state(1)}
     states |= {manifest.version: publisher.state(seed) for manifest, seed in zip(others, (5, 6), strict=True)}
-    expected = {version: publisher.text(state) for version, state in states.items()}
-    seen: list[tuple[str, str]] = []
+    expected = {version: publisher.logprobs(state) for version, state in states.items()}
+    seen: list[tuple[str, Any]] = []
     failed: list[Exception] = []
     stop = threading.Event()
 
@@ -124,7 +131,7 @@ def test_swaps_under_load_lose_no_request(running: RunningGateway, publisher: Pu
         while not stop.is_set():
             try:
                 answer = ask(running)
-                seen.append((answer.headers["x-adapter-version"], text_of(answer)))
+                seen.append((answer.headers["x-adapter-version"], fingerprint(answer)))
             except Exception as error:
                 failed.append(error)
 
@@ -140,7 +147,7 @@ def test_swaps_under_load_lose_no_request(running: RunningGateway, publisher: Pu
         thread.join(60)
     assert failed == []
     assert {version for version, _ in seen} == set(expected)
-    assert all(text == expected[version] for version, text in seen)
+    assert all(expected[version] == found for version, found in seen)
 
 
 def wrong_probe(publisher: Publisher, seed: int) -> Probe:
