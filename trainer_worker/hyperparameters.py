@@ -29,7 +29,8 @@ class Hyperparameters(BaseModel):
         patience: Validations without improvement before training stops; 0: never stop early.
         validation_ratio: Share of the training pictures used to notice a plateau (never held-out ones).
         rows_per_task: Increments added by an expansion (S).
-        publish: ``served`` publishes theta* (EMA), ``live`` the trainer's tensors.
+        validation_cap: Most pictures used so.
+        target_accuracy: Validation score at which the rate starts to decay; over 1: never.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,9 +47,9 @@ class Hyperparameters(BaseModel):
     weight_decay: float = Field(default=0, ge=0, le=1)
     beta2: float = Field(default=0.99, gt=0, lt=1)
     clip_norm: float = Field(default=1, ge=0)
-    patience: int = Field(default=4, ge=0)
-    validation_ratio: float = Field(default=0.08, ge=0, lt=0.5)
-    validation_cap: int = Field(default=48, ge=0)
+    patience: int = Field(default=3, ge=0)
+    validation_ratio: float = Field(default=0.05, ge=0, lt=0.5)
+    validation_cap: int = Field(default=32, ge=0)
     target_accuracy: float = Field(default=1.01, gt=0)
     ema_mode: EmaMode = "normalised"
     rows_per_task: int = Field(default=8, ge=1, le=256)

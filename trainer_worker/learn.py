@@ -213,7 +213,7 @@ class _Course:
         planned = max(1, math.ceil(settings.epochs * steps_per_epoch))
         self.total = min(planned, settings.max_steps) if settings.max_steps else planned
         self._warmup = max(1, round(settings.warmup_ratio * self.total))
-        self._validate_every = max(4, round(steps_per_epoch / 2))
+        self._validate_every = max(4, steps_per_epoch)
         self._began = time.monotonic()
         self._decay_from: float | None = None
         self._decay_until: float | None = None

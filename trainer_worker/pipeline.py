@@ -6,6 +6,7 @@ anywhere is simply run again, and a job that was published already only gets its
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 
 import torch
@@ -33,6 +34,8 @@ from trainer_worker.publish import STABLE, promote, publish
 from trainer_worker.workshop import Workshop
 
 CENTROIDS_PER_TASK = 8
+MEASURING_COST = 1.6
+"""Evaluation of a held-out picture beside reading its prefix, in seconds; for estimates only."""
 Check = Callable[[], None]
 
 
@@ -99,7 +102,8 @@ class _Run:
         with self.progress.phase("keys"):
             state = self._prepare(parent.state, verdict, encoded, train, settings)
         with self.progress.phase("train"):
-            learned = self._train(state, verdict.task, encoded, train, settings)
+            pictures = sum(len(held.prefixes) for held in known.values()) + split.held_out_pictures
+            learned = self._train(state, verdict.task, encoded, train, settings, to_measure=pictures)
         with self.progress.phase("evaluate"):
             findings = self._measure(learned.state, parent, verdict, known, split)
         with self.progress.phase("gate"):
@@ -192,6 +196,7 @@ class _Run:
         encoded: Encoded,
         train: list[int],
         settings: Hyperparameters,
+        to_measure: int,
     ) -> Learned:
         store = PrefixStore(
             self.shop.language,
@@ -200,7 +205,11 @@ class _Run:
             budget_bytes=self.shop.prefix_cache_bytes,
         )
         if state.span == "after_image":
-            store.warm([encoded.samples[i].prefix for i in train], check=self.check)
+            began = time.monotonic()
+            prefixes = {encoded.samples[i].prefix for i in train}
+            store.warm(sorted(prefixes), check=self.check)
+            per_picture = (time.monotonic() - began) / len(prefixes)
+            self.progress.expect_after_training(MEASURING_COST * per_picture * to_measure)
         groups = [picture_key(encoded.examples[i]) for i in train]
         inside, validation = split_validation(groups, settings, settings.seed)
         lesson = Lesson(encoded, store, tuple(train[i] for i in inside), tuple(train[i] for i in validation))

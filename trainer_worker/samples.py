@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-TAIL_MULTIPLE = 4
+TAIL_MULTIPLE = 2
 """Rows are padded to multiples of this, so that few different shapes occur."""
 
 
@@ -42,9 +42,9 @@ class Sample:
     query: int
 
     @property
-    def answers(self) -> int:
-        """Return how many answers are scored."""
-        return len({turn for turn, wanted in zip(self.turn, self.answer, strict=True) if wanted})
+    def fed(self) -> int:
+        """Return how many tokens of the tail are run: the last one is only predicted."""
+        return len(self.tail) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +167,9 @@ def build_batch(
         start = shared
         for number, index in enumerate(row.samples, start=1):
             sample = samples[index]
-            end = start + len(sample.tail)
-            ids[b, start:end] = torch.tensor(sample.tail)
-            positions[b, start:end] = torch.arange(prefix_length, prefix_length + len(sample.tail))
+            end = start + sample.fed
+            ids[b, start:end] = torch.tensor(sample.tail[: sample.fed])
+            positions[b, start:end] = torch.arange(prefix_length, prefix_length + sample.fed)
             owner[b, start:end] = index
             segment[b, start:end] = number
             last_turn = -1
@@ -208,4 +208,4 @@ def _block_mask(segment: Tensor, past: int) -> Tensor:
 
 
 def _row(samples: Sequence[Sample], members: Sequence[int]) -> Row:
-    return Row(samples[members[0]].prefix, tuple(members), sum(len(samples[i].tail) for i in members))
+    return Row(samples[members[0]].prefix, tuple(members), sum(samples[i].fed for i in members))

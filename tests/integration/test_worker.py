@@ -27,7 +27,7 @@ from trainer_worker.worker import Worker
 from trainer_worker.workshop import Workshop
 
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
-FAST = {"epochs": 12, "learning_rate": 0.02, "batch_size": 16}
+FAST = {"epochs": 120, "learning_rate": 0.05, "batch_size": 16, "patience": 0}
 
 
 class Site:
@@ -177,7 +177,7 @@ def test_bad_jobs_fail_with_a_reason_and_the_next_one_runs(site: Site):
 
 
 def test_a_running_job_can_be_cancelled_and_a_stopping_worker_hands_back(site: Site):
-    slow = site.submit("colors", epochs=5000, patience=0)
+    slow = site.submit("colors", epochs=50_000)
     worker = site.worker()
     thread = threading.Thread(target=worker.run_one, args=(1.0,))
     thread.start()
@@ -223,7 +223,7 @@ POINTS = [
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_worker_killed_anywhere_leaves_exactly_one_version(site: Site, spawning, point: str):
-    job = site.submit("colors", epochs=2)
+    job = site.submit("colors")
     process = spawning.Process(target=work_until_killed, args=(point, site.flags()))
     process.start()
     process.join(timeout=90)
@@ -240,7 +240,7 @@ def test_a_worker_killed_anywhere_leaves_exactly_one_version(site: Site, spawnin
 def test_sigterm_ends_the_process_cleanly(site: Site, spawning):
     process = spawning.Process(target=work_until_killed, args=("phase:never", site.flags()))
     process.start()
-    job = site.submit("colors", epochs=5000, patience=0)
+    job = site.submit("colors", epochs=50_000)
     wait_for_phase(site, job, "train")
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
