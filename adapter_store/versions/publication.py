@@ -28,7 +28,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from adapter_store.errors import FencedOut, NotFoundError, StoreError
+from adapter_store.errors import FencedOut, NotFoundError, StoreError, StrataError
 from adapter_store.versions.manifest import Manifest, ManifestDraft
 from adapter_store.versions.storage import Storage
 
@@ -36,6 +36,8 @@ MANIFEST = "manifest.json"
 RESERVATION = "reservation.json"
 ABANDONED = b'{"abandoned": true}'
 _ATTEMPTS = 1000
+# A folder appears a moment before the reservation in it.
+_NAMELESS_SECONDS = 0.5
 _NUMBERED = re.compile(r"v[1-9][0-9]{0,8}")
 
 
@@ -151,8 +153,14 @@ class Publication:
         for lower in self.numbers():
             if lower < number and (earlier := self._settle(lower, fence, draft.job_id)):
                 return earlier
-        for name, source in sources.items():
-            self._storage.put(source, self._name(number, name))
+        try:
+            for name, source in sources.items():
+                self._storage.put(source, self._name(number, name))
+        except StrataError:
+            # Whoever takes the number away also removes the files, maybe while they are written.
+            if self.decided(number) is not None:
+                return None
+            raise
         fields = draft.model_dump()
         manifest = Manifest(**fields, version=f"v{number}", lineage=self._lineage, fence=fence, files=hashes)
         self._fences.check(fence)
@@ -161,16 +169,19 @@ class Publication:
 
     def _settle(self, number: int, fence: int, job_id: str) -> Manifest | None:
         """Wait for or end what happens under a lower number; return its manifest if it is of the same job."""
-        deadline = time.monotonic() + self._settle_seconds
+        started = time.monotonic()
         while (data := self.decided(number)) is None:
             owner = self._owner(number)
             if owner is not None and owner.fence > fence:
                 self._fences.raise_to(owner.fence)
                 self._fences.check(fence)
-            if owner is None or owner.fence < fence or time.monotonic() > deadline:
+            patience = (
+                self._settle_seconds if owner is not None else min(self._settle_seconds, _NAMELESS_SECONDS)
+            )
+            if (owner is not None and owner.fence < fence) or time.monotonic() - started >= patience:
                 self._give_up(number)
-                continue
-            time.sleep(0.02)
+            else:
+                time.sleep(0.02)
         if is_abandoned(data):
             return None
         try:

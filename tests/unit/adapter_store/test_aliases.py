@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from adapter_store.errors import AliasConflict, ConflictError, InputError, NotFo
 from adapter_store.versions import AliasTable
 from adapter_store.versions.storage import open_storage
 
-WHY = {"reason": "gate passed", "actor": "test"}
+WHY: dict[str, Any] = {"reason": "gate passed", "actor": "test"}
 PUBLISHED = {"v1", "v2", "v3"}
 
 
