@@ -105,7 +105,7 @@ class JobQueue:
     def cancel(self, job_id: str) -> Job:
         """Cancel a job: at once while it waits, by a flag that the worker reads while it runs.
 
-        Cancelling twice is fine.
+        Canceling twice is fine.
 
         Raises:
             NotFoundError: No such job.

@@ -136,7 +136,7 @@ class Engine(Protocol):
         ...
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Chunk]:
-        """Stream the answer; closing or cancelling the iterator frees the request's slot within one step.
+        """Stream the answer; closing or canceling the iterator frees the request's slot within one step.
 
         Raises (all at the first ``__anext__``):
             EngineBusy: the waiting line is full.

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("server", "adapter_store", "trainer_worker", "benchmarks", "examples")
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "DECISIONS.md", "LOG.md", "SECURITY.md")
 MAX_LINES = 400
+MAX_TEST_LINES = 650
 FORBIDDEN_NAMES = re.compile(r"(^|_)(utils?|helpers?|manager|misc|common)(_|\.|$)")
 BRITISH = re.compile(
     r"\b((colour|behaviour|favour|centre|licence|catalogue|cancell(?=ing)|labell|modell|travell)\w*"
@@ -31,7 +32,9 @@ def python_files() -> list[Path]:
 
 @pytest.mark.parametrize("path", python_files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_are_short_and_named_for_what_they_are(path: Path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+    limit = MAX_TEST_LINES if "tests" in path.relative_to(ROOT).parts else MAX_LINES
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= limit
     assert not FORBIDDEN_NAMES.search(path.name)
 
 

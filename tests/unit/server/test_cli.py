@@ -69,7 +69,7 @@ def test_every_verb_has_a_line_of_help_and_json(capsys: pytest.CaptureFixture[st
         assert "--json" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [["fly"], [], ["versions", "--colour"], ["submit"], ["promote"]])
+@pytest.mark.parametrize("words", [["fly"], [], ["versions", "--flavor"], ["submit"], ["promote"]])
 def test_a_wrong_command_line_ends_with_status_2(words: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         main(words)
