@@ -209,8 +209,18 @@ def _read_flags(
         parser.add_argument(*flags, dest=field, default=None, metavar="VALUE", help=text)
     found, rest = parser.parse_known_args(list(argv))
     every = [flag for flags in names.values() for flag in flags]
-    faults = [f"{item} is not a flag{_did_you_mean(item.split('=')[0], every)}" for item in rest]
+    strange = [
+        item
+        for place, item in enumerate(rest)
+        if item.startswith("-") or not _is_value_of(rest[place - 1 : place])
+    ]
+    faults = [f"{item} is not a flag{_did_you_mean(item.split('=')[0], every)}" for item in strange]
     return {key: value for key, value in vars(found).items() if value is not None}, faults
+
+
+def _is_value_of(before: Sequence[str]) -> bool:
+    """Tell whether the word behind ``before`` belongs to an unknown flag, which is reported already."""
+    return bool(before) and before[0].startswith("-") and "=" not in before[0]
 
 
 def _did_you_mean(word: str, known: Sequence[str]) -> str:

@@ -85,7 +85,7 @@ class Publisher:
         return picked, logprobs
 
     def logprobs(self, state: AdapterState | None) -> list[float]:
-        """Return the log probabilities of the greedy answer, the end token left out: a version's fingerprint."""
+        """Return the log probabilities of the greedy answer, without the end token: a fingerprint."""
         ids, logprobs = self.greedy(state)
         return [
             value for token, value in zip(ids, logprobs, strict=True) if token not in self.renderer.stop_ids
