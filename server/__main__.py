@@ -29,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def serve(settings: GatewaySettings) -> int:
     """Run the gateway with uvicorn until a signal; return its exit status."""
+    from adapter_store.base.allocator import tune_allocator
+
+    tune_allocator()  # before torch is imported
+
     import uvicorn
 
     from server.app import create_app

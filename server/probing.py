@@ -6,7 +6,9 @@ import asyncio
 import uuid
 from pathlib import Path
 
-from adapter_store.errors import ProbeFailed, StrataError
+from PIL import Image
+
+from adapter_store.errors import BaseModelError, ProbeFailed, StrataError
 from adapter_store.images import decode_image
 from adapter_store.rendering import Message
 from adapter_store.versions import Probe
@@ -14,6 +16,27 @@ from server.adaptation import Resident
 from server.engine import Engine, GenerationRequest, Sampling, TokenLogprob
 from server.logs import log
 from server.retrieval import Question, Retriever
+
+
+async def warm_up(retriever: Retriever, engine: Engine) -> None:
+    """Answer one small question with the base, so that a base that cannot answer is found at the start.
+
+    Raises:
+        StrataError: the base loads but cannot be asked about a picture.
+    """
+    message = Message(role="user", text="What is it?", images=1)
+    picture = Image.new("RGB", (16, 16), "white")
+    prepared = await retriever.prepare(Question((message,), (picture,), None))
+    request = GenerationRequest(
+        request_id="warm-up",
+        input_ids=prepared.input_ids,
+        images=prepared.images,
+        gate_start=prepared.gate_start,
+        sampling=Sampling(max_tokens=2),
+    )
+    async for chunk in engine.generate(request):
+        if chunk.finish_reason in ("error", "abort"):
+            raise BaseModelError(f"the base cannot answer: {chunk.error or chunk.finish_reason}")
 
 
 class Prober:

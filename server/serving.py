@@ -14,7 +14,7 @@ from server.adaptation import LiveVersions, LoadState
 from server.engine import Engine
 from server.logs import log
 from server.metrics import Metrics
-from server.probing import Prober
+from server.probing import Prober, warm_up
 from server.retrieval import Retriever
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ async def open_serving(choice: ModelChoice, name: str, store: VersionStore, metr
     )
     serving = Serving(base.base_id, base.digest, engine, retriever, live)
     try:
+        await warm_up(retriever, engine)
         await live.start()
     except BaseException:
         await serving.close()

@@ -125,7 +125,9 @@ class ChatRequest(BaseModel):
     def ignored_fields(self) -> list[str]:
         """Return the names of set fields that have no effect here."""
         extra = {name for name, value in (self.model_extra or {}).items() if value not in (None, [], {})}
-        return sorted(name for name in extra - _IGNORED_QUIETLY if name.isidentifier())[:16]
+        return sorted(name for name in extra - _IGNORED_QUIETLY if name.isidentifier() and name.isascii())[
+            :16
+        ]
 
 
 def chunk_body(

@@ -134,6 +134,18 @@ def test_special_tokens_and_client_set_internals_change_nothing(http: httpx.Clie
     assert http.post(CHAT, json=chat_body(odd)).status_code == 200
 
 
+def test_text_that_is_no_unicode_and_odd_names(http: httpx.Client):
+    kind = {"content-type": "application/json"}
+    half = json.dumps(chat_body("\ud800"))
+    assert "\\ud800" in half
+    refused(http.post(CHAT, content=half, headers=kind))
+    example = json.dumps({"examples": [{"question": "\ud800", "answer": "a\udfff"}]})
+    refused(http.post("/v1/tasks/colors/batches", content=example, headers=kind))
+    refused(http.post("/v1/vqa", content=json.dumps({"question": "\ud800"}), headers=kind))
+    assert http.post("/v1/datasets:validate", content=example, headers=kind).status_code in (200, 400)
+    assert http.post(CHAT, json={**chat_body("nul \x00 inside"), "größe": 1, "a b": 2}).status_code == 200
+
+
 @pytest.mark.parametrize("raw", [b"{", b"[" * 100_000, b"\xff\xfe", b"", b"null"])
 def test_bodies_that_are_not_json(http: httpx.Client, raw: bytes):
     for path in (CHAT, "/v1/tasks/colors/batches", "/v1/vqa", "/v1/datasets:validate"):
