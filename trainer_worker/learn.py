@@ -27,6 +27,8 @@ from trainer_worker.hyperparameters import Hyperparameters
 from trainer_worker.language import LanguageModel, PrefixStore
 from trainer_worker.samples import Batch, Row, batches_of, build_batch, pack_rows
 
+LEAST_IMPROVEMENT = 0.02
+"""A validation loss that falls by less than this share counts as a plateau."""
 DECAY_SHARE = 0.35
 """Part of the run in which the rate falls to 0: live tensors come to rest and theta* catches up."""
 
@@ -184,9 +186,10 @@ def learn(
         course.step(batch.samples)
         validation = None
         if course.time_to_validate() and lesson.validation:
-            validation = _validate(language, lesson, pupil, ema.served, check).accuracy
-            best = course.note(validation)
-            history.append((course.steps, loss_value, validation or 0.0))
+            scored = _validate(language, lesson, pupil, ema.served, check)
+            validation = scored.accuracy or 0.0
+            best = course.note(validation, scored.loss)
+            history.append((course.steps, loss_value, validation))
         report(course.describe(loss_value, rate * settings.peak_rate, validation, alphas))
     return Learned(
         state=pupil.state_with(ema.served),
@@ -218,6 +221,7 @@ class _Course:
         self._decay_from: float | None = None
         self._decay_until: float | None = None
         self._best = -1.0
+        self._best_loss = math.inf
         self._stale = 0
         self._samples = 0
         self.steps = 0
@@ -248,13 +252,14 @@ class _Course:
     def time_to_validate(self) -> bool:
         return self.steps % self._validate_every == 0
 
-    def note(self, accuracy: float | None) -> float:
-        """Take in a validation score; start the decay when it no longer improves. Return the best so far."""
-        value = accuracy or 0.0
-        self._stale = 0 if value > self._best + 1e-9 else self._stale + 1
-        self._best = max(self._best, value)
+    def note(self, accuracy: float, loss: float) -> float:
+        """Take in a validation score; decay once neither value improves. Return the best accuracy."""
+        improved = accuracy > self._best + 1e-9 or loss < self._best_loss * (1 - LEAST_IMPROVEMENT)
+        self._stale = 0 if improved else self._stale + 1
+        self._best = max(self._best, accuracy)
+        self._best_loss = min(self._best_loss, loss)
         plateau = self._settings.patience and self._stale >= self._settings.patience
-        reached = value >= self._settings.target_accuracy
+        reached = accuracy >= self._settings.target_accuracy
         if self._decay_from is None and (plateau or reached) and self.progress() < 1.0 - DECAY_SHARE:
             self._decay_from = self.progress()
             self._decay_until = min(1.0, self._decay_from * (1 + DECAY_SHARE / (1 - DECAY_SHARE)))

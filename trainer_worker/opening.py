@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from adapter_store.base.load import load_base
 from adapter_store.datasets import DatasetStore
@@ -34,6 +35,7 @@ def open_workshop(settings: WorkerSettings, base_folder: str) -> Workshop:
     Raises:
         BaseModelError: the base cannot be used.
     """
+    disable_progress_bar()
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -20,6 +20,8 @@ from pathlib import Path  # noqa: E402
 _HELP = {
     "minutes": "wall-clock budget of the main phase",
     "warmup_pictures": "pictures of the projector's warm-up",
+    "warmup_steps": "steps of that warm-up",
+    "word_weight": "weight of the patches' words in the main loss",
     "rows": "rows per step",
     "length": "tokens per row",
     "rank": "rank of the language model's change",
@@ -73,6 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     trainer.prepare()
     torch.set_num_threads(1)
+    sys.setswitchinterval(0.001)
     trainer.run()
 
 

@@ -43,11 +43,13 @@ class Row:
         prefix: Tokens before the segments; image tokens included.
         segments: What follows, packed.
         pixels: `[3, 84, 84]` of the picture, or None.
+        words: `[patches, words]` what each patch shows, rows of zeros where unknown; or None.
     """
 
     prefix: list[int]
     segments: list[Segment]
     pixels: Tensor | None
+    words: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class Batch:
         positions: `[rows, length]`.
         mask: `[rows, 1, length, length]` additive.
         pixels: `[pictures, 3, 84, 84]`.
+        words: `[pictures, patches, words]`, empty if any picture has none.
         picture_rows: Rows that have a picture, in order.
         picture_start: Place of a picture's first token in its row.
         predict_at: Flat indices into `rows * length` whose next token is a target.
@@ -71,6 +74,7 @@ class Batch:
     positions: Tensor
     mask: Tensor
     pixels: Tensor
+    words: Tensor
     picture_rows: Tensor
     picture_start: int
     predict_at: Tensor
@@ -109,7 +113,9 @@ class Packer:
             targets += [False] * len(asked) + [True] * len(answer)
         return Segment(tokens, targets, turns[-1].kind)
 
-    def picture_rows(self, pixels: Tensor, segments: Sequence[Segment]) -> list[Row]:
+    def picture_rows(
+        self, pixels: Tensor, segments: Sequence[Segment], words: Tensor | None = None
+    ) -> list[Row]:
         """Spread the segments of one picture over as many rows as they need."""
         rows: list[Row] = []
         room = self.length - len(self.image_prefix)
@@ -118,12 +124,12 @@ class Packer:
         for segment in segments:
             need = len(segment.tokens) - 1
             if used + need > room and packed:
-                rows.append(Row(self.image_prefix, packed, pixels))
+                rows.append(Row(self.image_prefix, packed, pixels, words))
                 packed, used = [], 0
             if need <= room:
                 packed.append(segment)
                 used += need
-        return [*rows, Row(self.image_prefix, packed, pixels)] if packed else rows
+        return [*rows, Row(self.image_prefix, packed, pixels, words)] if packed else rows
 
     def dialog(self, request: str, reply_tokens: Sequence[int]) -> Segment:
         """Encode one text-only exchange whose reply is given as tokens, end token included."""
@@ -160,11 +166,13 @@ def collate(rows: Sequence[Row], length: int) -> Batch:
             cursor += count
     pictured = [number for number, row in enumerate(rows) if row.pixels is not None]
     pixels = [row.pixels for row in rows if row.pixels is not None]
+    words = [row.words for row in rows if row.words is not None]
     return Batch(
         ids=ids,
         positions=positions,
         mask=_block_mask(owner),
         pixels=torch.stack(pixels) if pixels else torch.zeros(0, 3, 84, 84),
+        words=torch.stack(words) if words and len(words) == len(pixels) else torch.zeros(0),
         picture_rows=torch.tensor(pictured, dtype=torch.long),
         picture_start=rows[pictured[0]].prefix.index(IMAGE_TOKEN_ID) if pictured else 0,
         predict_at=torch.tensor(at),

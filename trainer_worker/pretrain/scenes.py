@@ -61,7 +61,7 @@ def make_scene(rng: random.Random) -> Scene:
     """Draw the contents of a scene at random."""
     background = rng.choice(("white", "white", "white", "black", "gray", rng.choice(list(COLORS))))
     colors = [color for color in COLORS if color != background and {color, background} != {"gray", "white"}]
-    count = rng.choices((1, 2, 3, 4, 5), (58, 26, 10, 4, 2))[0]
+    count = rng.choices((1, 2, 3, 4, 5), (76, 16, 5, 2, 1))[0]
     if count > 1 and rng.random() < 0.45:
         colors = rng.sample(colors, 3)
     shapes = rng.sample(SHAPES, rng.randint(1, 3)) if count > 1 and rng.random() < 0.5 else list(SHAPES)

@@ -25,7 +25,7 @@ from trainer_worker.pretrain.easy import EasyVqa
 from trainer_worker.pretrain.language import PackedLanguageModel
 from trainer_worker.pretrain.mixture import SHARES, Mixture
 from trainer_worker.pretrain.packing import Batch, Packer, Row, Segment, collate
-from trainer_worker.pretrain.visual import embed, to_pixels
+from trainer_worker.pretrain.visual import embed, project, to_pixels
 
 LENGTH = 192
 BARS = {"shape and color": 0.97, "yes/no": 0.93}
@@ -80,7 +80,8 @@ def score(
     """
     counts: dict[str, tuple[int, int]] = {}
     for batch in batches:
-        hidden = language(embed(batch, language.embedding, tower, projector), batch.positions, batch.mask)
+        embedded = embed(batch, language.embedding, project(batch, tower, projector))
+        hidden = language(embedded, batch.positions, batch.mask)
         best = (hidden[batch.predict_at] @ language.embedding.t()).argmax(-1)
         wrong = set(batch.segment_of[best != batch.predict].tolist())
         for number, kind in enumerate(batch.kinds):

@@ -27,7 +27,7 @@ from trainer_worker.pretrain.mixture import Mixture
 from trainer_worker.pretrain.packing import Batch, Packer, Row, Segment, collate
 from trainer_worker.pretrain.picture import COLORS, Picture
 from trainer_worker.pretrain.scenes import SHAPES
-from trainer_worker.pretrain.visual import Projector, WordTargets, embed, to_pixels, tower_features
+from trainer_worker.pretrain.visual import Projector, WordTargets, embed, project, to_pixels, tower_features
 from trainer_worker.pretrain.words import LETTERS
 
 
@@ -38,6 +38,8 @@ class Settings:
     Attributes:
         minutes: Wall-clock budget of the main phase; the learning rate follows its elapsed share.
         warmup_pictures: Pictures of the first phase, in which only the projector learns words of patches.
+        warmup_steps: Steps of 32 pictures in that phase.
+        word_weight: Weight of the patches' words in the main phase's loss.
         rows: Rows per step.
         length: Tokens per row.
         rank: Rank of the change of every stacked linear.
@@ -52,7 +54,9 @@ class Settings:
     """
 
     minutes: float = 55.0
-    warmup_pictures: int = 12000
+    warmup_pictures: int = 8000
+    warmup_steps: int = 2000
+    word_weight: float = 0.2
     rows: int = 4
     length: int = 192
     rank: int = 16
@@ -82,6 +86,8 @@ class Trainer:
         self.tower = model.model.vision_tower
         state = model.model.language_model.state_dict()
         self.language = PackedLanguageModel(state, model.config.text_config, settings.rank)
+        vocabulary = [" " + word for word in (*COLORS, *SHAPES, "bar", *LETTERS, *LETTERS.lower())]
+        self.words = WordTargets(vocabulary, tokenizer, self.language.embedding)
         self.packer = Packer(tokenizer, settings.length)
         self.mixture = Mixture(easy, f"train-{settings.seed}", vary=True)
         self.rng = random.Random(f"rows-{settings.seed}")
@@ -122,35 +128,27 @@ class Trainer:
 
     def warm_up(self) -> None:
         """Teach the projector to answer every patch with the embeddings of the words that describe it."""
-        vocabulary = [" " + word for word in (*COLORS, *SHAPES, "bar", *LETTERS, *LETTERS.lower())]
-        words = WordTargets(vocabulary, self.tokenizer, self.language.embedding)
         count = self.settings.warmup_pictures
-        features, targets = self._described(count, words)
+        features, targets = self._described(count)
         self.write_log(phase="features", pictures=len(features))
         flat = features[: min(4000, len(features))].float().reshape(-1, features.shape[-1])
         self.image_query_mean = features.float().mean((0, 1))
         self.projector = Projector(flat.mean(0), flat.std(0), self.language.embedding.shape[1])
         optimizer = torch.optim.AdamW(self.projector.parameters(), lr=2e-3, weight_decay=0.01)
-        steps = 900
-        loss = torch.zeros(())
+        steps = self.settings.warmup_steps
         for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = 2e-3 * min(1.0, (step + 1) / 40) * (1.0 - 0.9 * step / steps)
-            chosen = torch.randint(0, len(features), (48,))
-            loss = words.loss(
-                self.projector(features[chosen].float()).flatten(0, 1), targets[chosen].flatten(0, 1)
-            )
+                group["lr"] = 2e-3 * min(1.0, (step + 1) / 40) * (1.0 - 0.95 * step / steps)
+            chosen = torch.randint(0, len(features), (32,))
+            projected = self.projector(features[chosen].float()).flatten(0, 1)
+            loss = self.words.loss(projected, targets[chosen].flatten(0, 1))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if step % 100 == 0:
+            if step % 200 == 0:
                 self.write_log(phase="warm-up", step=step, loss=loss.item())
-        with torch.no_grad():
-            scale = words.norm / self.projector(flat[:4000]).norm(dim=-1).mean()
-            self.projector.get_buffer("scale").fill_(scale)
-        self.write_log(phase="warm-up", step=steps, loss=loss.item(), scale=float(scale))
 
-    def _described(self, count: int, words: WordTargets) -> tuple[Tensor, Tensor]:
+    def _described(self, count: int) -> tuple[Tensor, Tensor]:
         """Return tower features in half precision and word targets, for pictures whose patches are known."""
         source = Mixture(self.mixture._easy, f"warm-up-{self.settings.seed}", vary=True)
         features, targets = [], []
@@ -162,7 +160,7 @@ class Trainer:
                 number += 1
                 if picture.patch_words:
                     pixels.append(to_pixels(picture.image))
-                    labels.append(words.targets(picture.patch_words))
+                    labels.append(self.words.targets(picture.patch_words))
             features.append(tower_features(self.tower, torch.stack(pixels)).half())
             targets += labels
         return torch.cat(features), torch.stack(targets)
@@ -181,8 +179,8 @@ class Trainer:
     def _yes_no_share(self) -> float:
         """Return the part of yes/no questions that is asked now.
 
-        They say little until colors and shapes are read: few are asked in the first 60 % of the budget, all in
-        the last quarter.
+        They say little until colors and shapes are read: few are asked in the first 60 % of the budget, all
+        in the last quarter.
         """
         share = self.elapsed / (60.0 * self.settings.minutes)
         return min(1.0, max(0.25, 0.25 + 5.0 * (share - 0.6)))
@@ -196,7 +194,9 @@ class Trainer:
             if asked and self.rng.random() < 0.08:
                 turns.append(asked.pop())
             segments.append(self.packer.segment(turns))
-        return self.packer.picture_rows(to_pixels(picture.image), segments)[:1]
+        return self.packer.picture_rows(
+            to_pixels(picture.image), segments, self.words.targets(picture.patch_words)
+        )[:1]
 
     def _chat_row(self) -> Row:
         chosen: list[Segment] = []
@@ -210,13 +210,19 @@ class Trainer:
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss, tokens of long answers counting less, and every target's own loss."""
-        embedded = embed(batch, self.language.embedding, self.tower, self.projector)
+        projected = project(batch, self.tower, self.projector)
+        embedded = embed(batch, self.language.embedding, projected)
         hidden = self.language(embedded, batch.positions, batch.mask)
         logits = hidden[batch.predict_at] @ self.language.embedding.t()
         each = F.cross_entropy(logits, batch.predict, reduction="none")
         lengths = torch.bincount(batch.segment_of, minlength=len(batch.kinds)).float()[batch.segment_of]
         weights = torch.where(lengths > 2, 0.5, 1.0) * lengths.clamp(max=8.0) / lengths
-        return (each * weights).sum() / weights.sum(), each.detach()
+        loss = (each * weights).sum() / weights.sum()
+        if projected is not None and len(batch.words):
+            loss = loss + self.settings.word_weight * self.words.loss(
+                projected.flatten(0, 1), batch.words.flatten(0, 1)
+            )
+        return loss, each.detach()
 
     def run(self) -> None:
         """Train until the budget is used, with a checkpoint every few minutes."""

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from trainer_worker.pretrain.packing import Batch
-from trainer_worker.pretrain.picture import SIDE
+from trainer_worker.pretrain.picture import GRID, SIDE
 
 _MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 _STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
@@ -48,7 +48,7 @@ class Projector(nn.Module):
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
-        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("scale", torch.tensor(0.15))
         self.linear_1 = nn.Linear(mean.shape[0], width)
         self.linear_2 = nn.Linear(width, width)
 
@@ -82,36 +82,52 @@ class WordTargets:
     def __init__(self, vocabulary: Sequence[str], tokenizer: Any, embedding: Tensor) -> None:
         self._index = {word: number for number, word in enumerate(vocabulary)}
         ids = [tokenizer.encode(word, add_special_tokens=False)[0] for word in vocabulary]
-        rows = embedding[ids]
-        self.norm = float(rows.norm(dim=-1).mean())
-        self._directions = F.normalize(rows - embedding.mean(0), dim=-1)
+        self._rows = embedding[ids]
+        self._directions = F.normalize(self._rows - embedding.mean(0), dim=-1)
 
     def targets(self, patches: Sequence[tuple[str, ...]]) -> Tensor:
-        """Return `[patches, words]`, rows summing to one."""
-        result = torch.zeros(len(patches), len(self._index))
+        """Return `[patches, words]`, rows summing to one; all zero for a picture without known patches."""
+        result = torch.zeros(GRID * GRID, len(self._index))
         for number, words in enumerate(patches):
             for word in words:
                 result[number, self._index[word]] += 1.0 / len(words)
         return result
 
     def loss(self, projected: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross-entropy between each patch's words and its cosines with all words.
+        """Return how far each patch is from the mean embedding of its words, by direction, choice and length.
+
+        Patches that show an object (two words) count eight times as much as background.
 
         Args:
             projected: `[patches, hidden]`.
             targets: `[patches, words]`.
         """
-        logits = 14.0 * F.normalize(projected, dim=-1) @ self._directions.t()
-        return -(targets * F.log_softmax(logits, -1)).sum(-1).mean()
+        logits = 18.0 * F.normalize(projected, dim=-1) @ self._directions.t()
+        choice = -(targets * F.log_softmax(logits, -1)).sum(-1)
+        wanted = targets @ self._rows
+        turn = 1.0 - F.cosine_similarity(projected, wanted, dim=-1)
+        stretch = (projected.norm(dim=-1) - wanted.norm(dim=-1)).square()
+        weights = torch.where((targets > 0).sum(-1) > 1, 4.0, 0.5) * (targets.sum(-1) > 0)
+        return ((choice + 2.0 * turn + 0.05 * stretch) * weights).sum() / weights.sum().clamp(min=1.0)
 
 
-def embed(batch: Batch, embedding: Tensor, tower: Any, projector: nn.Module) -> Tensor:
-    """Return input embeddings with the projected pictures in place: `[rows, length, hidden]`."""
+def embed(batch: Batch, embedding: Tensor, projected: Tensor | None) -> Tensor:
+    """Return input embeddings with the projected pictures in place: `[rows, length, hidden]`.
+
+    Args:
+        batch: What to embed.
+        embedding: `[vocabulary, hidden]` token embeddings.
+        projected: `[pictures, patches, hidden]`, or None for a batch without pictures.
+    """
     embedded = F.embedding(batch.ids, embedding)
-    if len(batch.pixels) == 0:
+    if projected is None:
         return embedded
-    projected = projector(tower_features(tower, batch.pixels))
     rows = embedded[batch.picture_rows]
     start, stop = batch.picture_start, batch.picture_start + projected.shape[1]
     filled = torch.cat([rows[:, :start], projected, rows[:, stop:]], 1)
     return embedded.index_copy(0, batch.picture_rows, filled)
+
+
+def project(batch: Batch, tower: Any, projector: nn.Module) -> Tensor | None:
+    """Return the projected pictures of a batch: `[pictures, patches, hidden]`, or None if it has none."""
+    return projector(tower_features(tower, batch.pixels)) if len(batch.pixels) else None
