@@ -41,9 +41,10 @@ def grouped_attention(
     rows = groups * length
     if length > 1 and attention_mask.shape[2] != rows:
         attention_mask = attention_mask.repeat(1, 1, groups, 1)
-    out = functional.scaled_dot_product_attention(
-        query.reshape(batch, key.shape[1], rows, width), key, value, attn_mask=attention_mask, scale=scaling
-    )
+    query = query.reshape(batch, key.shape[1], rows, width)
+    if query.stride(-1) != 1:  # the fused kernel wants it so
+        query = query.contiguous()
+    out = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
     return out.reshape(batch, heads, length, width).transpose(1, 2).contiguous(), None
 
 
