@@ -43,6 +43,8 @@ IMAGE_TOKEN = "<image>"
 IMAGE_TOKEN_ID = 4
 IMAGE_SIZE = 84
 PATCH_SIZE = 14
+VISION_LAYERS = (3, 9)
+"""Layers that the projector reads side by side: colors are plainest early, shapes late, not at the end."""
 IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
 ENCODER_FOLDER = "sentence_encoder"
 MANIFEST = "base.json"
@@ -156,7 +158,7 @@ def llava_config(text_config: Any) -> Any:
         image_seq_length=IMAGE_TOKENS,
         projector_hidden_act="gelu",
         vision_feature_select_strategy="full",
-        vision_feature_layer=-1,
+        vision_feature_layer=list(VISION_LAYERS),
         tie_word_embeddings=True,
     )
 

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapter_store.base.assemble import VISION_LAYERS
 from adapter_store.base.trained_part import save_trained_part
 from trainer_worker.pretrain.chat import prompts, reply_to
 from trainer_worker.pretrain.easy import EasyVqa
@@ -60,8 +61,8 @@ class Settings:
     rows: int = 4
     length: int = 192
     rank: int = 16
-    learning_rate: float = 1.5e-3
-    projector_rate: float = 3e-4
+    learning_rate: float = 1.2e-3
+    projector_rate: float = 2e-4
     chat_share: float = 0.06
     dialogs: int = 384
     shards: int = 2
@@ -132,7 +133,8 @@ class Trainer:
         features, targets = self._described(count)
         self.write_log(phase="features", pictures=len(features))
         flat = features[: min(4000, len(features))].float().reshape(-1, features.shape[-1])
-        self.image_query_mean = features.float().mean((0, 1))
+        hidden = features.shape[-1] // len(VISION_LAYERS)
+        self.image_query_mean = features[..., -hidden:].float().mean((0, 1))
         self.projector = Projector(flat.mean(0), flat.std(0), self.language.embedding.shape[1])
         optimizer = torch.optim.AdamW(self.projector.parameters(), lr=2e-3, weight_decay=0.01)
         steps = self.settings.warmup_steps
@@ -179,11 +181,11 @@ class Trainer:
     def _yes_no_share(self) -> float:
         """Return the part of yes/no questions that is asked now.
 
-        They say little until colors and shapes are read: few are asked in the first 60 % of the budget, all
-        in the last quarter.
+        They say little until colors and shapes are read: few are asked in the first 30 % of the budget, all
+        after 45 %.
         """
         share = self.elapsed / (60.0 * self.settings.minutes)
-        return min(1.0, max(0.25, 0.25 + 5.0 * (share - 0.6)))
+        return min(1.0, max(0.25, 0.25 + 5.0 * (share - 0.3)))
 
     def _picture_row(self, picture: Picture) -> list[Row]:
         keep = self._yes_no_share()
@@ -236,11 +238,12 @@ class Trainer:
         self._resume(optimizer)
         parameters = [p for group in groups for p in group["params"]]
         batches, pool = self._prefetch(), ThreadPoolExecutor(settings.shards)
+        began = self.step
         budget, last, saved = settings.minutes * 60, time.monotonic(), time.monotonic()
         sums: dict[str, list[float]] = {}
         while self.elapsed < budget:
             share = self.elapsed / budget
-            factor = min(1.0, (self.step + 1) / 60) * (
+            factor = min(1.0, (self.step - began + 1) / 40) * (
                 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
             )
             for group in optimizer.param_groups:
@@ -327,7 +330,8 @@ class Trainer:
         self.language.load_state_dict(state["language"])
         self.projector.load_state_dict(state["projector"])
         peaks = [group["peak"] for group in optimizer.param_groups]
-        optimizer.load_state_dict(state["optimizer"])
+        if state["optimizer"] is not None:
+            optimizer.load_state_dict(state["optimizer"])
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["peak"] = peak
         self.step, self.elapsed = state["step"], state["elapsed"]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from adapter_store.base.assemble import VISION_LAYERS
 from trainer_worker.pretrain.packing import Batch
 from trainer_worker.pretrain.picture import GRID, SIDE
 
@@ -27,9 +28,9 @@ def to_pixels(image: Image.Image) -> Tensor:
 
 @torch.no_grad()
 def tower_features(tower: Any, pixels: Tensor) -> Tensor:
-    """Return what LLaVA reads from the tower (before its last norm): `[pictures, patches, hidden]`."""
-    outputs = tower(pixels, output_hidden_states=True)
-    return outputs.hidden_states[-1]
+    """Return what LLaVA reads from the tower, layers side by side: `[pictures, patches, layers * hidden]`."""
+    states = tower(pixels, output_hidden_states=True).hidden_states
+    return torch.cat([states[layer] for layer in VISION_LAYERS], -1)
 
 
 class Projector(nn.Module):
