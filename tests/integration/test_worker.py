@@ -82,7 +82,7 @@ class Site:
     def finish(self, job: Job, name: str = "survivor") -> Job:
         """Run a worker in this process until the job has ended."""
         worker = self.worker(name)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not self.queue.get(job.id).status.terminal:
             assert time.monotonic() < deadline, self.queue.get(job.id)
             worker.run_one(0.2)
@@ -177,7 +177,7 @@ def test_bad_jobs_fail_with_a_reason_and_the_next_one_runs(site: Site):
 
 
 def test_a_running_job_can_be_cancelled_and_a_stopping_worker_hands_back(site: Site):
-    slow = site.submit("colors", epochs=50_000)
+    slow = site.submit("colors", epochs=9000)
     worker = site.worker()
     thread = threading.Thread(target=worker.run_one, args=(1.0,))
     thread.start()
@@ -197,7 +197,7 @@ def test_a_running_job_can_be_cancelled_and_a_stopping_worker_hands_back(site: S
 
 
 def wait_for_phase(site: Site, job: Job, phase: str, times: int = 1) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         events = site.queue.events(job.id, limit=1000)
         if sum(event.data.get("phase") == phase for event in events if event.type == "phase") >= times:
@@ -226,7 +226,7 @@ def test_a_worker_killed_anywhere_leaves_exactly_one_version(site: Site, spawnin
     job = site.submit("colors")
     process = spawning.Process(target=work_until_killed, args=(point, site.flags()))
     process.start()
-    process.join(timeout=90)
+    process.join(timeout=300)
     assert process.exitcode == -signal.SIGKILL
     ended = site.finish(job)
     assert ended.status is JobStatus.SUCCEEDED, ended.error
@@ -240,10 +240,10 @@ def test_a_worker_killed_anywhere_leaves_exactly_one_version(site: Site, spawnin
 def test_sigterm_ends_the_process_cleanly(site: Site, spawning):
     process = spawning.Process(target=work_until_killed, args=("phase:never", site.flags()))
     process.start()
-    job = site.submit("colors", epochs=50_000)
+    job = site.submit("colors", epochs=9000)
     wait_for_phase(site, job, "train")
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
-    process.join(timeout=30)
+    process.join(timeout=120)
     assert process.exitcode == 0
     assert not site.queue.get(job.id).status.terminal
