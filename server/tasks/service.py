@@ -54,13 +54,25 @@ async def read_json(request: Request) -> dict[str, Any]:
     """Return the body as a JSON object; raise InputError if it is none."""
     raw = await request.body()
     try:
-        body = await asyncio.to_thread(json.loads, raw)
+        body = await asyncio.to_thread(_parse, raw)
+    except UnicodeEncodeError:
+        raise InputError(
+            "the body has half of a surrogate pair (\\ud800 to \\udfff): that is no text"
+        ) from None
     except (ValueError, RecursionError):
         raise InputError(
             "the body is not JSON; send application/json, or a file as multipart/form-data"
         ) from None
     if not isinstance(body, dict):
         raise InputError('the body must be a JSON object such as {"examples": [...]}')
+    return body
+
+
+def _parse(raw: bytes) -> Any:
+    """Return the JSON value; raise UnicodeEncodeError if a text in it cannot be written as UTF-8."""
+    body = json.loads(raw)
+    if b"\\u" in raw:
+        json.dumps(body, ensure_ascii=False).encode()
     return body
 
 
