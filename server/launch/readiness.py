@@ -10,10 +10,10 @@ import httpx
 _POLL_SECONDS = 0.25
 
 
-def readiness(url: str) -> tuple[bool, str]:
+def readiness(client: httpx.Client) -> tuple[bool, str]:
     """Return whether `/ready` answers 200, and in words what is missing otherwise."""
     try:
-        response = httpx.get(f"{url}/ready", timeout=5.0, trust_env=False)
+        response = client.get("/ready")
     except httpx.HTTPError:
         return False, "starting"
     if response.status_code == 200:
@@ -48,11 +48,13 @@ def wait_until_ready(
         Whether it became ready.
     """
     began = time.monotonic()
-    while time.monotonic() - began < timeout_seconds and not give_up():
-        ready, reason = readiness(url)
-        if ready:
-            return True
-        if on_wait is not None:
-            on_wait(time.monotonic() - began, reason)
-        time.sleep(_POLL_SECONDS)
+    # One client for all polls: each new one reads the certificates of the system, at a time when cores are busy.
+    with httpx.Client(base_url=url, timeout=5.0, trust_env=False) as client:
+        while time.monotonic() - began < timeout_seconds and not give_up():
+            ready, reason = readiness(client)
+            if ready:
+                return True
+            if on_wait is not None:
+                on_wait(time.monotonic() - began, reason)
+            time.sleep(_POLL_SECONDS)
     return False

@@ -15,6 +15,7 @@ from adapter_store.base.packages import EASY_VQA
 from adapter_store.base.trained_part import load_trained_part, shipped_weights_dir
 from trainer_worker.pretrain.easy import EasyVqa
 from trainer_worker.pretrain.packing import Packer
+from trainer_worker.pretrain.picture import Question
 from trainer_worker.pretrain.scenes import generic_probe
 from trainer_worker.pretrain.scoring import (
     BARS,

@@ -41,25 +41,16 @@ class Up:
         self.home = home
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        command = [
-            sys.executable,
-            "-m",
-            "server.cli.main",
-            "up",
-            "--json",
-            "--home",
-            str(home),
-            "--base",
-            str(base),
-        ]
-        command += [
-            "--port",
-            str(self.port),
-            "--metrics-port",
-            str(free_port()),
-            "--retention-questions",
-            "0",
-        ]
+        flags = {
+            "--home": home,
+            "--base": base,
+            "--port": self.port,
+            "--metrics-port": free_port(),
+            "--retention-questions": 0,
+            "--nice": 0,
+        }
+        words = [str(word) for pair in flags.items() for word in pair]
+        command = [sys.executable, "-m", "server.cli.main", "up", "--json", *words]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment()
         )
@@ -114,7 +105,7 @@ def strata(up: Up, *words: str) -> subprocess.CompletedProcess[str]:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
 
@@ -145,7 +136,7 @@ def test_the_examples_run_and_teaching_makes_a_version_that_can_be_served(up: Up
     settings = environment(STRATA_URL=up.url)
     taught = subprocess.run(
         [sys.executable, "examples/teach.py", str(birds), "birds", "Which bird is it?"],
-        cwd=ROOT, env=settings, capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, env=settings, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert taught.returncode == 0, taught.stderr
     assert "succeeded: version v1" in taught.stdout
