@@ -48,7 +48,7 @@ def wait_until_ready(
         Whether it became ready.
     """
     began = time.monotonic()
-    # One client for all polls: each new one reads the certificates of the system, at a time when cores are busy.
+    # One client for all polls: each new one reads the system's certificates, while the cores are busy.
     with httpx.Client(base_url=url, timeout=5.0, trust_env=False) as client:
         while time.monotonic() - began < timeout_seconds and not give_up():
             ready, reason = readiness(client)
