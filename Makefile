@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CODE := server adapter_store trainer_worker tests examples $(wildcard benchmarks)
 
-.PHONY: setup base demo up test check format clean
+.PHONY: help setup base demo up test check format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -37,10 +37,10 @@ $(STAMP): pyproject.toml requirements.lock
 base: $(STAMP)
 	@$(BIN)/strata base --assemble
 
-demo: base
+demo: $(STAMP)
 	@$(BIN)/strata demo
 
-up: base
+up: $(STAMP)
 	@$(BIN)/strata up
 
 check: $(STAMP)
