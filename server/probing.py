@@ -12,9 +12,9 @@ from adapter_store.errors import BaseModelError, ProbeFailed, StrataError
 from adapter_store.images import decode_image
 from adapter_store.rendering import Message
 from adapter_store.versions import Probe
-from server.adaptation import Resident
 from server.engine import Engine, GenerationRequest, Sampling, TokenLogprob
 from server.logs import log
+from server.residency import Resident
 from server.retrieval import Question, Retriever
 
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from adapter_store.errors import BaseModelError
 from adapter_store.settings import EMBEDDED_BASE
 from adapter_store.versions import VersionStore
-from server.adaptation import LiveVersions, LoadState
+from server.adaptation import LiveVersions
 from server.engine import Engine
 from server.logs import log
 from server.metrics import Metrics
 from server.probing import Prober, warm_up
+from server.residency import LoadState, Residents
 from server.retrieval import Retriever
 
 if TYPE_CHECKING:
@@ -78,15 +79,16 @@ async def open_serving(choice: ModelChoice, name: str, store: VersionStore, metr
     engine, retriever, end_ids = await asyncio.to_thread(_build, base, choice)
     engine.start()
     metrics.watch_engine(engine.stats)
-    live = LiveVersions(
-        name=name,
+    residents = Residents(
         engine=engine,
         store=store,
         load_state=_state_loader(base.digest),
         probe=Prober(retriever, engine, end_ids=end_ids, tolerance=choice.probe_tolerance),
         metrics=metrics,
         banks=choice.banks,
-        poll_seconds=choice.alias_poll_seconds,
+    )
+    live = LiveVersions(
+        name=name, store=store, residents=residents, metrics=metrics, poll_seconds=choice.alias_poll_seconds
     )
     serving = Serving(base.base_id, base.digest, engine, retriever, live)
     try:

@@ -1,0 +1,196 @@
+"""Hold versions in the engine's banks: bring in, prove, lease, drain, and refuse for good what fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapter_store.errors import (
+    ConflictError,
+    ProbeFailed,
+    StateError,
+    StoreError,
+    StrataError,
+    UnavailableError,
+)
+from adapter_store.names import BASE_VERSION
+from adapter_store.versions import Manifest, VersionStore
+from server.engine import Engine
+from server.logs import log
+from server.metrics import Metrics
+
+if TYPE_CHECKING:
+    from adapter_store.state import AdapterState
+
+Probe = Callable[["Resident", Path], Awaitable[None]]
+"""Raises ProbeFailed when a staged version does not reproduce its recorded answer."""
+LoadState = Callable[[Path], "AdapterState"]
+_LOAD_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A version whose increments lie in a bank of the engine."""
+
+    version: str
+    state: AdapterState
+    manifest: Manifest
+    slot: int
+
+
+class Residents:
+    """Keep as many versions in the banks as there are banks; one is brought in at a time.
+
+    Attributes:
+        pinned: the version that is never drained to make room, or None.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        store: VersionStore,
+        load_state: LoadState,
+        probe: Probe,
+        metrics: Metrics,
+        banks: int,
+        drain_timeout_seconds: float = 120.0,
+    ) -> None:
+        self.pinned: str | None = None
+        self._engine = engine
+        self._store = store
+        self._load_state = load_state
+        self._probe = probe
+        self._metrics = metrics
+        self._banks = banks
+        self._drain_timeout_seconds = drain_timeout_seconds
+        self._ready: OrderedDict[str, Resident] = OrderedDict()  # least recently used first
+        self._leases: Counter[str] = Counter()
+        self._draining: set[str] = set()
+        self._refused: dict[str, StrataError] = {}
+        self._loading = asyncio.Lock()
+        self._idle = asyncio.Event()
+
+    def __contains__(self, version: str) -> bool:
+        return version in self._ready
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Return the versions that are never served, with the reason."""
+        return {version: error.message for version, error in self._refused.items()}
+
+    def inflight(self) -> dict[str, int]:
+        """Return the leases of each bank; ``base`` counts the requests without increments."""
+        counts = {"base": self._leases[BASE_VERSION], **{f"bank{slot}": 0 for slot in range(self._banks)}}
+        for version, resident in self._ready.items():
+            counts[f"bank{resident.slot}"] = self._leases[version]
+        return counts
+
+    async def hold(self, version: str) -> Resident | None:
+        """Lease ``version``, bringing it in if need be; None stands for the base. Give it back with ``drop``.
+
+        Raises:
+            ConflictError: the version was refused.
+            UnavailableError: no bank became free in time, or the store cannot be read.
+        """
+        if version != BASE_VERSION and (version not in self._ready or version in self._draining):
+            try:
+                async with asyncio.timeout(self._drain_timeout_seconds + _LOAD_SECONDS):
+                    return await self._load(version, lease=True)
+            except TimeoutError:
+                text = f"version {version} could not be loaded in time; try again later"
+                raise UnavailableError(text) from None
+        self._leases[version] += 1
+        if version == BASE_VERSION:
+            return None
+        self._ready.move_to_end(version)
+        return self._ready[version]
+
+    def drop(self, version: str) -> None:
+        """Give back one lease of ``version``."""
+        self._leases[version] -= 1
+        if version in self._draining:
+            self._idle.set()
+
+    async def bring(self, version: str) -> Resident | None:
+        """Make ``version`` resident without a lease; None stands for the base. Raises as ``hold``."""
+        return None if version == BASE_VERSION else await self._load(version, lease=False)
+
+    async def _load(self, version: str, *, lease: bool) -> Resident:
+        """Make ``version`` resident, one at a time; a lease is taken before anyone can evict it."""
+        async with self._loading:
+            resident = self._ready.get(version)
+            if resident is None:
+                resident = await self._try_to_bring_in(version)
+            if lease:
+                self._leases[version] += 1
+            self._ready.move_to_end(version)
+            return resident
+
+    async def _try_to_bring_in(self, version: str) -> Resident:
+        if version in self._refused:
+            raise _never_served(version, self._refused[version])
+        try:
+            resident = await self._bring_in(version)
+        except (StoreError, StateError) as error:
+            self._refuse(version, error)
+            raise _never_served(version, error) from error
+        except OSError as error:
+            text = f"version {version} cannot be read from the store now; try again later"
+            raise UnavailableError(text) from error
+        self._metrics.loads.labels("ok").inc()
+        return resident
+
+    async def _bring_in(self, version: str) -> Resident:
+        """Verify, stage and probe; only then is the version ready."""
+        manifest = await asyncio.to_thread(self._store.manifest, version)
+        folder = await asyncio.to_thread(self._store.fetch, version)
+        state = await asyncio.to_thread(self._load_state, folder)
+        resident = Resident(version, state, manifest, await self._make_room())
+        try:
+            await self._engine.stage(version, state)
+            await self._probe(resident, folder)
+        except BaseException:
+            self._engine.release(version)
+            raise
+        self._ready[version] = resident
+        return resident
+
+    async def _make_room(self) -> int:
+        """Return a free slot, draining the least recently used version if there is none."""
+        taken = {resident.slot for resident in self._ready.values()}
+        free = sorted(set(range(self._banks)) - taken)
+        if free:
+            return free[0]
+        candidates = [version for version in self._ready if version != self.pinned]
+        victim = min(candidates, key=lambda version: bool(self._leases[version]))
+        self._draining.add(victim)
+        try:
+            async with asyncio.timeout(self._drain_timeout_seconds):
+                while self._leases[victim]:
+                    self._idle.clear()
+                    await self._idle.wait()
+        except TimeoutError:
+            text = f"every bank is in use and {victim} did not become idle in time; try again later"
+            raise UnavailableError(text) from None
+        finally:
+            self._draining.discard(victim)
+        self._engine.release(victim)
+        return self._ready.pop(victim).slot
+
+    def _refuse(self, version: str, error: StrataError) -> None:
+        self._refused[version] = error
+        self._metrics.loads.labels("refused").inc()
+        self._metrics.rejected.labels(error.code).inc()
+        log("version refused", logging.ERROR, version=version, code=error.code, reason=error.message)
+
+
+def _never_served(version: str, error: StrataError) -> ConflictError:
+    fault = ConflictError(f"version {version} is not served: {error.message}", param="model")
+    fault.code = error.code if isinstance(error, ProbeFailed) else "version_refused"
+    return fault
