@@ -16,7 +16,7 @@ from server.launch.readiness import wait_until_ready
 from server.launch.stack import Stack, StackOptions
 from server.launch.supervisor import Event, LaunchFailed
 
-_READY_TIMEOUT_SECONDS = 300.0
+_READY_TIMEOUT_SECONDS = 600.0
 _STOP_TIMEOUT_SECONDS = 90.0
 # What the user set for a service of their own must not reach into the demo; empty stands for the default.
 _OWN = {"STRATA_STORE_URL": "", "STRATA_API_KEYS": "", "STRATA_MODEL_NAME": ""}
