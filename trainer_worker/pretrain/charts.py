@@ -66,9 +66,9 @@ def _ask(rng: random.Random, colors: list[str], heights: list[float]) -> list[Qu
             rng.choice(("How many bars are there?", "How many bars does the chart have?")),
             NUMBERS[len(colors)],
         ),
-        ("color", rng.choice(("What color is the first bar?", "What color is the leftmost bar?")), colors[0]),
+        ("chart", rng.choice(("What color is the first bar?", "What color is the leftmost bar?")), colors[0]),
         (
-            "color",
+            "chart",
             rng.choice(("What color is the last bar?", "What color is the rightmost bar?")),
             colors[-1],
         ),

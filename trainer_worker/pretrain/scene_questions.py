@@ -12,18 +12,7 @@ from trainer_worker.pretrain.picture import COLORS, NUMBERS, Question, vary_phra
 if TYPE_CHECKING:
     from trainer_worker.pretrain.scenes import Scene, Thing
 
-_SHAPE_WORDS = (
-    "circle",
-    "square",
-    "triangle",
-    "rectangle",
-    "star",
-    "diamond",
-    "cross",
-    "ring",
-    "hexagon",
-    "heart",
-)
+_SHAPE_WORDS = ("circle", "triangle", "rectangle", "star", "diamond", "cross", "ring", "hexagon", "heart")
 _KINDS = ("shape", "color", "yes/no", "count", "relation", "position", "size", "background", "describe")
 _WEIGHTS = (20, 22, 36, 5, 4, 3, 2, 2, 6)
 
