@@ -1,1 +1,1 @@
-"""Shared ground of server and trainer_worker: what an adapter version is, how it is kept, and the job that leads to it."""
+"""Shared ground of both siblings: what an adapter version is, how it is kept, and the job that leads to it."""

@@ -14,7 +14,7 @@ BASE_VERSION = "base"
 def _check(value: str, kind: str) -> str:
     if not _NAME.fullmatch(value) or ".." in value:
         raise InputError(
-            f"{kind} {value[:80]!r} is not allowed: use 1 to 63 of a-z 0-9 . _ - starting with a letter or digit,"
+            f"{kind} {value[:80]!r} is not allowed: use 1 to 63 of a-z 0-9 . _ - with a letter or digit first"
             " and no two dots in a row",
             param=kind,
         )
