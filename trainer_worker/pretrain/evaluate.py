@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--base", type=Path, help="folder of the base (default: the embedded one)")
     parser.add_argument(
-        "--pictures", type=int, default=400, help="held-out pictures to ask about (default 400)"
+        "--pictures", type=int, default=120, help="held-out pictures to ask about (default 120)"
     )
     parser.add_argument("--write", type=Path, help="also write the report to this file")
     options = parser.parse_args(arguments)

@@ -168,7 +168,7 @@ def untouched_base() -> Base:
     return load_base(folder)
 
 
-def evaluate(base: Base, pictures: int = 400) -> dict[str, Any]:
+def evaluate(base: Base, pictures: int = 120) -> dict[str, Any]:
     """Score a base: questions by kind beside the question-only baseline, and its chat."""
     easy = EasyVqa(fetch(EASY_VQA, default_cache_dir()), "test")
     rows = held_out_rows(Packer(base.tokenizer, LENGTH), easy, pictures)
