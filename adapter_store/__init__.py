@@ -1,1 +1,1 @@
-"""Shared ground of both siblings: what an adapter version is, how it is kept, and the job that leads to it."""
+"""Hold what both siblings share: what an adapter version is, how it is kept, and the job that leads to it."""
