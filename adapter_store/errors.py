@@ -16,6 +16,7 @@
     │   └── NotALlava               it is a model, but not a LLaVA
     ├── StateError                  an adapter state cannot be used
     │   ├── BaseMismatch            it was made for another base
+    │   ├── TargetMismatch          it adapts other linears than this program's settings name
     │   └── StateInvalid            wrong shapes, NaN, foreign or damaged files
     ├── StoreError                  the version store refused
     │   ├── VersionCorrupt          a file does not match its recorded sha256
@@ -122,6 +123,12 @@ class BaseMismatch(StateError):
     """Report a state that was made for another base."""
 
     code = "base_mismatch"
+
+
+class TargetMismatch(StateError):
+    """Report a state that adapts other linears than the engine was told to."""
+
+    code = "target_mismatch"
 
 
 class StateInvalid(StateError):

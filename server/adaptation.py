@@ -2,8 +2,8 @@
 
 A model name is ``<name>`` (alias ``stable``), ``<name>@<alias>``, ``<name>@v12`` or ``<name>@base``.
 A request leases its version and finishes on it, whatever is published meanwhile. A new version is verified,
-staged into an idle bank and probed before the first request sees it; one that fails never serves, and its
-alias is put back.
+staged into an idle bank and probed before the first request sees it; one that fails never serves. Only one
+that is damaged or fails its probe has its alias put back: other faults may be this gateway's own.
 """
 
 from __future__ import annotations
@@ -15,12 +15,23 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from adapter_store.errors import AliasConflict, NotFoundError, StrataError, UnavailableError
+from adapter_store.errors import (
+    AliasConflict,
+    BaseMismatch,
+    NotFoundError,
+    ProbeFailed,
+    StateError,
+    StoreError,
+    StrataError,
+    TargetMismatch,
+    UnavailableError,
+    VersionCorrupt,
+)
 from adapter_store.names import BASE_VERSION, check_version_id
 from adapter_store.versions import AliasRecord, Manifest, VersionStore
 from server.logs import log
 from server.metrics import Metrics
-from server.residency import Resident, Residents
+from server.residency import Resident, Residents, VersionRefused
 
 STABLE = "stable"
 ACTOR = "gateway"
@@ -30,6 +41,12 @@ class UnknownModel(NotFoundError):
     """Report a model, alias or version that does not exist, with what does."""
 
     code = "model_not_found"
+
+
+class WrongBase(StateError):
+    """Report that what ``stable`` names was made for another base or other linears than this gateway runs."""
+
+    code = "wrong_base"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +78,7 @@ class LiveVersions:
         self._aliases: dict[str, AliasRecord] = {}
         self._served: str | None = None
         self._stuck_revisions: set[int] = set()
+        self._said: str | None = None
         self._poke = asyncio.Event()
         self._follower: asyncio.Task[None] | None = None
 
@@ -79,12 +97,16 @@ class LiveVersions:
         return self._residents.inflight()
 
     async def start(self) -> None:
-        """Serve what ``stable`` names, then follow it; falls back to an earlier version if that one fails."""
+        """Serve what ``stable`` names, then follow it; falls back to an earlier version if that one fails.
+
+        Raises:
+            WrongBase: the version was made for another base; the message says for which.
+        """
         while self._served is None:
             try:
                 await self.refresh()
-            except OSError as error:
-                log("the version store cannot be read yet", logging.WARNING, reason=str(error)[:300])
+            except (OSError, StoreError, UnavailableError) as error:
+                self._say_once("the version store cannot be read yet", reason=str(error)[:300])
             if self._served is None:
                 await asyncio.sleep(self._poll_seconds)
         self._follower = asyncio.create_task(self._follow(), name="follow-aliases")
@@ -138,24 +160,38 @@ class LiveVersions:
     async def refresh(self) -> None:
         """Read the aliases once and, if ``stable`` moved, load, probe and serve its version.
 
-        A version that fails is refused for good and ``stable`` put back by compare-and-set: to what serves
-        now, or at the start to the newest earlier version that works.
+        A version that fails is not served: instead what serves now, or at the start the newest earlier
+        version that works. Only if it is damaged or fails its probe, ``stable`` is put back by
+        compare-and-set; else the fault may be of this gateway, and the alias belongs to all.
+
+        Raises:
+            WrongBase: at the start, the version was made for another base or other linears.
         """
         await self._read_aliases()
         record = self._aliases.get(STABLE)
         wanted = record.version if record else BASE_VERSION
+        tried: set[str] = set()
         started = time.perf_counter()
         while wanted != self._served:
+            tried.add(wanted)
             try:
                 resident = await self._residents.bring(wanted)
             except UnavailableError as error:
-                log("stable cannot be loaded yet", logging.WARNING, version=wanted, reason=error.message)
+                self._say_once("stable cannot be loaded yet", version=wanted, reason=error.message)
                 return
             except StrataError as error:
-                back = self._served or await self._earlier_than(wanted)
-                record = await self._put_back(record, back, f"{wanted} was refused: {error.message}")
+                cause = error.cause if isinstance(error, VersionRefused) else error
+                if self._served is None and isinstance(cause, BaseMismatch | TargetMismatch):
+                    raise await self._wrong_base(wanted, cause) from error
+                back = self._served or await self._earlier_than(tried)
+                if isinstance(cause, ProbeFailed | VersionCorrupt):
+                    record = await self._put_back(record, back, f"{wanted} was refused: {cause.message}")
+                else:
+                    record = None
+                    self._say_once("stable is not followed", version=wanted, reason=cause.message)
                 wanted = back
             else:
+                self._said = None
                 self._serve(wanted, resident, time.perf_counter() - started)
 
     def _serve(self, version: str, resident: Resident | None, seconds: float) -> None:
@@ -212,12 +248,31 @@ class LiveVersions:
         log("stable put back", logging.ERROR, version=version, reason=reason)
         return moved
 
-    async def _earlier_than(self, version: str) -> str:
+    async def _earlier_than(self, tried: set[str]) -> str:
+        """Return the version that ``stable`` named last and that was not tried yet; the base at the end."""
         history = await asyncio.to_thread(self._store.aliases.history, STABLE)
         for record in reversed(history):
-            if record.version != version and record.version not in self.refused:
+            if record.version not in tried and record.version not in self.refused:
                 return record.version
         return BASE_VERSION
+
+    async def _wrong_base(self, version: str, cause: StrataError) -> WrongBase:
+        if isinstance(cause, TargetMismatch):
+            return WrongBase(f"stable names version {version}, which does not fit: {cause.message}")
+        manifest = await asyncio.to_thread(self._store.manifest, version)
+        text = (
+            f"stable names version {version}, which was made for the base {manifest.base_id} "
+            f"({manifest.base_digest[:12]}), and another base is loaded"
+        )
+        advice = "set STRATA_BASE to that base, or give this base a STRATA_HOME and a store of its own"
+        return WrongBase(f"{text}: {advice}")
+
+    def _say_once(self, text: str, **fields: str) -> None:
+        """Log what every poll would find again only when it is new."""
+        said = f"{text} {fields}"
+        if said != self._said:
+            self._said = said
+            log(text, logging.WARNING, **fields)
 
 
 def show_quality(metrics: Metrics, manifest: Manifest | None) -> None:

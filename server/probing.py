@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from adapter_store.errors import BaseModelError, ProbeFailed, StrataError
+from adapter_store.errors import BaseModelError, ProbeFailed, StrataError, UnavailableError
 from adapter_store.images import decode_image
 from adapter_store.rendering import Message
 from adapter_store.versions import Probe
@@ -51,13 +51,19 @@ class Prober:
         self._tolerance = tolerance
 
     async def __call__(self, resident: Resident, folder: Path) -> None:
-        """Raise ProbeFailed unless token ids are equal and log probabilities within the tolerance."""
+        """Raise ProbeFailed unless token ids are equal and log probabilities within the tolerance.
+
+        Raises:
+            UnavailableError: the engine is too busy or stopping, which says nothing about the version.
+        """
         probe = resident.manifest.probe
         if probe is None:
             log("version has no probe", version=resident.version)
             return
         try:
             picked = await self._ask(probe, resident, folder)
+        except UnavailableError:
+            raise
         except StrataError as error:
             raise ProbeFailed(
                 f"the probe of {resident.version} could not be asked: {error.message}"
@@ -82,8 +88,10 @@ class Prober:
         )
         picked: list[TokenLogprob] = []
         async for chunk in self._engine.generate(request):
-            if chunk.finish_reason in ("error", "abort"):
-                raise ProbeFailed(f"the engine gave up on the probe: {chunk.error or chunk.finish_reason}")
+            if chunk.finish_reason == "abort" or (chunk.finish_reason and self._engine.stats().error):
+                raise UnavailableError("the engine stopped while it was asked the probe")
+            if chunk.finish_reason == "error":
+                raise ProbeFailed(f"the engine gave up on the probe: {chunk.error}")
             picked.extend(chunk.logprobs or ())
         return picked
 

@@ -17,6 +17,7 @@ from adapter_store.errors import (
     StoreError,
     StrataError,
     UnavailableError,
+    VersionCorrupt,
 )
 from adapter_store.names import BASE_VERSION
 from adapter_store.versions import Manifest, VersionStore
@@ -95,7 +96,7 @@ class Residents:
         """Lease ``version``, bringing it in if need be; None stands for the base. Give it back with ``drop``.
 
         Raises:
-            ConflictError: the version was refused.
+            VersionRefused: the version is damaged, failed its probe or does not fit this base.
             UnavailableError: no bank became free in time, or the store cannot be read.
         """
         if version != BASE_VERSION and (version not in self._ready or version in self._draining):
@@ -119,7 +120,12 @@ class Residents:
 
     async def bring(self, version: str) -> Resident | None:
         """Make ``version`` resident without a lease; None stands for the base. Raises as ``hold``."""
-        return None if version == BASE_VERSION else await self._load(version, lease=False)
+        if version == BASE_VERSION:
+            return None
+        if version in self._ready and version not in self._draining:
+            self._ready.move_to_end(version)
+            return self._ready[version]
+        return await self._load(version, lease=False)
 
     async def _load(self, version: str, *, lease: bool) -> Resident:
         """Make ``version`` resident, one at a time; a lease is taken before anyone can evict it."""
@@ -134,13 +140,14 @@ class Residents:
 
     async def _try_to_bring_in(self, version: str) -> Resident:
         if version in self._refused:
-            raise _never_served(version, self._refused[version])
+            raise VersionRefused(version, self._refused[version])
         try:
             resident = await self._bring_in(version)
-        except (StoreError, StateError) as error:
+        except (VersionCorrupt, ProbeFailed, StateError) as error:
             self._refuse(version, error)
-            raise _never_served(version, error) from error
-        except OSError as error:
+            raise VersionRefused(version, error) from error
+        except (StoreError, OSError) as error:
+            log("version cannot be read now", logging.WARNING, version=version, reason=str(error)[:300])
             text = f"version {version} cannot be read from the store now; try again later"
             raise UnavailableError(text) from error
         self._metrics.loads.labels("ok").inc()
@@ -190,7 +197,13 @@ class Residents:
         log("version refused", logging.ERROR, version=version, code=error.code, reason=error.message)
 
 
-def _never_served(version: str, error: StrataError) -> ConflictError:
-    fault = ConflictError(f"version {version} is not served: {error.message}", param="model")
-    fault.code = error.code if isinstance(error, ProbeFailed) else "version_refused"
-    return fault
+class VersionRefused(ConflictError):
+    """Report a version that this gateway never serves; ``cause`` says why."""
+
+    code = "version_refused"
+
+    def __init__(self, version: str, cause: StrataError) -> None:
+        super().__init__(f"version {version} is not served: {cause.message}", param="model")
+        self.cause = cause
+        if isinstance(cause, ProbeFailed):
+            self.code = cause.code

@@ -26,7 +26,7 @@ class BankSlot:
     """Hold one bank's version and count; ``bank`` None is the base's own slot or an empty bank.
 
     ``released`` orders released versions, oldest lowest; None is in use. ``filling`` names the version to
-    come.
+    come; ``abandoned`` tells that whoever wanted it has left.
     """
 
     version: str | None = None
@@ -36,6 +36,7 @@ class BankSlot:
     inflight: int = 0
     released: int | None = None
     filling: str | None = None
+    abandoned: bool = False
 
 
 class Banks:
@@ -74,13 +75,18 @@ class Banks:
             return {slot.version: slot.inflight for slot in slots if slot.version is not None}
 
     def release(self, version: str) -> None:
-        """Allow ``version`` to be replaced once drained; base and unknown versions are ignored."""
+        """Allow ``version`` to be replaced once drained; base and unknown versions are ignored.
+
+        A version that is still being loaded is released as soon as it is in its bank.
+        """
         with self._lock:
-            slot = self._find(version)
-            if slot is None or slot is self._base or slot.released is not None:
+            coming = self._coming(version)
+            if coming is not None:
+                coming.abandoned = True
                 return
-            self._releases += 1
-            slot.released = self._releases
+            slot = self._find(version)
+            if slot is not None and slot is not self._base and slot.released is None:
+                self._release(slot)
 
     def reserve(self, version: str) -> BankSlot | None:
         """Choose the bank for ``version``: an empty one, else the one released longest ago.
@@ -96,7 +102,9 @@ class Banks:
             if known is not None and known.filling is None:
                 known.released = None
                 return None
-            if any(slot.filling == version for slot in self._slots):
+            coming = self._coming(version)
+            if coming is not None:
+                coming.abandoned = False
                 return None
             open_slots = [slot for slot in self._slots if slot.filling is None]
             empty = [slot for slot in open_slots if slot.version is None]
@@ -111,12 +119,12 @@ class Banks:
     def filling(self, version: str) -> bool:
         """Tell whether ``version`` is on its way into a bank."""
         with self._lock:
-            return any(slot.filling == version for slot in self._slots)
+            return self._coming(version) is not None
 
     def cancel(self, slot: BankSlot) -> None:
         """Give a reserved bank back as it was."""
         with self._lock:
-            slot.filling = None
+            slot.filling, slot.abandoned = None, False
 
     def fill(self, slot: BankSlot, state: AdapterState) -> None:
         """Put ``state`` into a reserved and drained bank; on an error the bank is left empty."""
@@ -127,11 +135,21 @@ class Banks:
             slot.bank = self._build(state, slot.bank)
         except BaseException:
             with self._lock:
-                slot.filling, slot.released, slot.bank = None, None, None
+                slot.filling, slot.released, slot.bank, slot.abandoned = None, None, None, False
             raise
         with self._lock:
             slot.increments, slot.rank = state.rows, state.rank
             slot.version, slot.filling, slot.released = version, None, None
+            if slot.abandoned:
+                slot.abandoned = False
+                self._release(slot)
+
+    def _release(self, slot: BankSlot) -> None:
+        self._releases += 1
+        slot.released = self._releases
+
+    def _coming(self, version: str) -> BankSlot | None:
+        return next((slot for slot in self._slots if slot.filling == version), None)
 
     def _find(self, version: str) -> BankSlot | None:
         return next((slot for slot in (self._base, *self._slots) if slot.version == version), None)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from adapter_store.errors import EngineBusy, StateInvalid, UnavailableError
+from adapter_store.errors import EngineBusy, TargetMismatch, UnavailableError
 from server.engine.banks import Banks
 from server.engine.detokenizer import TokenTexts
 from server.engine.intake import Intake
@@ -215,9 +215,9 @@ class TransformersEngine:
         from adapter_store.bank import Bank
 
         if state.shapes != self._runner.increments.shapes:
-            raise StateInvalid(
-                f"the state adapts {state.shapes}, this engine's model {self._runner.increments.shapes}; "
-                "name the state's linears as the engine's targets"
+            raise TargetMismatch(
+                f"the state adapts {state.shapes}, this engine's model {self._runner.increments.shapes}: "
+                f"set STRATA_TARGETS={','.join(state.shapes)}"
             )
         if old is not None and state.rank == old.rank and state.rows <= old.capacity:
             old.fill(state)
