@@ -21,12 +21,16 @@ from adapter_store.errors import (
     ConflictError,
     DatasetError,
     EngineBusy,
+    FencedOut,
     InputError,
     NotFoundError,
+    ProbeFailed,
+    QueueUnavailable,
     StateError,
     StoreError,
     StrataError,
     UnavailableError,
+    VersionCorrupt,
 )
 from server.logs import log
 
@@ -38,8 +42,17 @@ _STATUS: tuple[tuple[type[StrataError], int], ...] = (
     (UnavailableError, 503),
     (BaseModelError, 503),
     (StateError, 409),
-    (StoreError, 409),
+    (ProbeFailed, 409),
+    (VersionCorrupt, 409),
+    (FencedOut, 409),
+    (StoreError, 503),
 )
+_INSIDE: tuple[tuple[type[StrataError], str], ...] = (
+    (QueueUnavailable, "the job queue cannot be used now; try again later"),
+    (BaseModelError, "the base cannot be served; the server's log says why"),
+    (StoreError, "the version store cannot be used now; try again later"),
+)
+"""What HTTP says instead of messages that name places on the server; those go to the log."""
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -126,7 +139,8 @@ def describe(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
     if isinstance(error, StrataError):
         status = status_of(error)
         if status != 500:
-            body = error_body(error.message, status=status, code=error.code, param=error.param)
+            message = _outside(error) if status == 503 else error.message
+            body = error_body(message, status=status, code=error.code, param=error.param)
             if isinstance(error, DatasetError):
                 body["error"]["report"] = error.report.to_dict()
             retry = error.retry_after_seconds if isinstance(error, UnavailableError) else _RETRY_AFTER_SECONDS
@@ -138,11 +152,17 @@ def describe(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
     return 500, error_body(text, status=500, code="internal_error"), {}
 
 
+def _outside(error: StrataError) -> str:
+    return next((text for kind, text in _INSIDE if isinstance(error, kind)), error.message)
+
+
 def response_for(error: Exception) -> JSONResponse:
     """Return the response for any exception, and log what is not the caller's fault."""
     status, body, headers = describe(error)
     if status == 500:
         log("request failed", logging.ERROR, error=error)
+    elif isinstance(error, StrataError) and status == 503 and _outside(error) != error.message:
+        log("a part is not available", logging.WARNING, code=error.code, reason=error.message[:500])
     return JSONResponse(body, status, headers)
 
 

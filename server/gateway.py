@@ -59,11 +59,15 @@ class Gateway:
     failure: StrataError | None = field(default=None)
 
     def ready(self) -> Serving:
-        """Return the serving half; raise NotReady, saying what is missing, before it is there."""
+        """Return the serving half; raise NotReady before it is there or if it could not start."""
         if self.serving is None:
-            reason = self.failure.message if self.failure else self.progress
-            raise NotReady(f"the server is not ready: {reason}")
+            raise NotReady(f"the server is not ready: {self.why_not}")
         return self.serving
+
+    @property
+    def why_not(self) -> str:
+        """Return what is missing before the server answers."""
+        return "it could not start; its log says why" if self.failure else self.progress
 
 
 def _gateway_of(request: Request) -> Gateway:

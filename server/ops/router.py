@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
@@ -14,6 +14,9 @@ from server.errors import describe
 from server.gateway import GatewayDep
 from server.metrics import CONTENT_TYPE
 from server.openapi import example
+
+if TYPE_CHECKING:
+    from server.serving import Serving
 
 router = APIRouter(tags=["operate"])
 
@@ -48,10 +51,14 @@ async def front_door(gateway: GatewayDep) -> dict[str, Any]:
 async def health(gateway: GatewayDep) -> dict[str, Any]:
     """Tell whether a restart is called for: 503 once the engine's thread has died."""
     if gateway.serving is not None:
-        stats = gateway.serving.engine.stats()
-        if not stats.alive or stats.error:
-            raise UnavailableError("the engine has stopped; restart the server")
+        _check_engine(gateway.serving)
     return {"status": "ok"}
+
+
+def _check_engine(serving: Serving) -> None:
+    stats = serving.engine.stats()
+    if not stats.alive or stats.error:
+        raise UnavailableError("the engine has stopped; restart the server")
 
 
 @router.get(
@@ -64,9 +71,12 @@ async def ready(gateway: GatewayDep) -> JSONResponse | dict[str, Any]:
     """Tell whether questions are answered; 503 says what is missing."""
     try:
         serving = gateway.ready()
+        _check_engine(serving)
     except UnavailableError as error:
         status, body, headers = describe(error)
-        return JSONResponse({**body, "status": "starting", "reason": gateway.progress}, status, headers)
+        starting = gateway.serving is None and gateway.failure is None
+        state = {"status": "starting" if starting else "failed", "reason": body["error"]["message"]}
+        return JSONResponse({**body, **state}, status, headers)
     return {
         "status": "ready",
         "version": serving.live.served,
