@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from adapter_store.errors import StrataError
 from trainer_worker.ema import HISTOGRAM_EDGES
 
 PHASE_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 20, 40, 80, 160, 320, 640, 1280, 3600)
@@ -68,8 +69,19 @@ class WorkerMetrics:
         )
 
     def serve(self, host: str, port: int) -> int:
-        """Serve ``/metrics`` from a thread; return the port (``port`` 0: any free one)."""
-        server, _ = start_http_server(port, host, registry=self.registry)
+        """Serve ``/metrics`` from a thread; return the port (``port`` 0: any free one).
+
+        Raises:
+            StrataError: the address is taken or not this machine's.
+        """
+        try:
+            server, _ = start_http_server(port, host, registry=self.registry)
+        except OSError as error:
+            raise StrataError(
+                f"/metrics cannot be served on {host}:{port} ({error.strerror}): another worker may use it;"
+                " give each worker its own --metrics-port, or 0 for any free one",
+                param="metrics_port",
+            ) from error
         return int(server.server_port)
 
     def alive(self) -> None:
