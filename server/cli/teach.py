@@ -149,6 +149,12 @@ def _show_end(job: dict[str, Any]) -> None:
         raise StrataError(f"job {job['id']} {job['status']}: {_why(job)}")
     gate = job.get("gate") or {}
     version = job.get("result_version") or job.get("fine_tuned_model")
+    if gate.get("promotion") == "conflict":
+        stdout.print(
+            f"[yellow]taught, not served[/]: {clean(str(version))} passed the gate, but stable had moved"
+        )
+        stdout.print(f"to serve it all the same: strata promote {clean(str(version))}")
+        return
     if gate.get("passed", True):
         stdout.print(f"[green]taught[/]: {clean(str(version))} is served now")
         return
