@@ -52,7 +52,10 @@ class KeyValues:
         return slots == 1 or self._round(length) * slots * self.token_bytes <= self.max_bytes
 
     def ensure(self, slots: int, length: int) -> None:
-        """Grow until ``slots`` rows of ``length`` tokens fit; if memory runs out, all is lost."""
+        """Make room for ``slots`` rows of ``length`` tokens; if memory runs out, all is lost.
+
+        No row may stand beyond them: where keeping more would break the bound, it is given up.
+        """
         if slots <= self.slots and length < self.length:
             return
         new_length = max(self.length, self._round(length))
@@ -60,6 +63,8 @@ class KeyValues:
         doubled = min(self.max_slots, max(_FIRST_SLOTS, 2 * self.slots))
         if slots > self.slots and new_length * doubled * self.token_bytes <= self.max_bytes:
             new_slots = max(new_slots, doubled)
+        if new_slots * new_length * self.token_bytes > self.max_bytes:
+            new_slots, new_length = slots, self._round(length)
         self._resize(new_slots, new_length)
 
     def shrink(self) -> None:
@@ -99,12 +104,13 @@ class KeyValues:
 
     def _resize(self, slots: int, length: int) -> None:
         shape = (2, slots, length, self.heads * self.head_dim)
+        rows, tokens = min(slots, self.slots), min(length, self.length) - 1
         kept, self.store = self.store, []
         try:
             for index in range(self.layers):
                 new = torch.zeros(shape, dtype=self.dtype, device=self.device)
                 if kept:
-                    new[:, : self.slots, : self.length - 1].copy_(kept[index][:, :, :-1])
+                    new[:, :rows, :tokens].copy_(kept[index][:, :rows, :tokens])
                     kept[index] = new  # the old layer's memory is free before the next one is made
                 self.store.append(new)
         except Exception:

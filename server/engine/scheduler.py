@@ -61,8 +61,7 @@ class Scheduler:
         self._admit()
         decode = self.running[: self.decoding]
         if decode:
-            longest = max(sequence.filled for sequence in decode) + 1
-            self.memory.ensure(len(self.running), longest)
+            self.memory.ensure(len(self.running), self._longest())
         return Plan(decode, self._pick_prefill(bool(decode)))
 
     def advance(self, piece: Piece) -> bool:
@@ -147,9 +146,14 @@ class Scheduler:
         finally:
             self.waiting.extendleft(reversed(held))
 
+    def _longest(self) -> int:
+        """Give the tokens that the longest running row holds, or will hold after its prompt."""
+        return max((max(row.filled, row.prompt_tokens) for row in self.running), default=0) + 1
+
     def _start(self, sequence: Sequence) -> None:
         try:
-            self.memory.ensure(len(self.running) + 1, sequence.prompt_tokens + 1)
+            longest = max(self._longest(), sequence.prompt_tokens + 1)
+            self.memory.ensure(len(self.running) + 1, longest)
         except Exception:
             self.waiting.appendleft(sequence)
             raise

@@ -44,6 +44,22 @@ def test_growth_keeps_what_is_stored() -> None:
     assert kept.nbytes == 0
 
 
+def test_slots_of_rows_that_left_are_given_up_before_the_bound_breaks() -> None:
+    bound = 4 * 128 * 2 * 2 * 8 * 4
+    tight = memory(max_bytes=bound)
+    tight.ensure(4, 100)
+    tokens = torch.randn(2, 2, 60, 8)
+    tight.write(1, 20, tokens)
+    assert tight.fits(2, 200)
+    tight.ensure(2, 200)
+    assert (tight.slots, tight.length) == (2, 256)
+    assert torch.equal(tight.read(1, 20, 80), tokens)
+    assert tight.fits(4, 100)
+    tight.ensure(4, 100)
+    assert tight.nbytes <= bound
+    assert torch.equal(tight.read(1, 20, 80), tokens)
+
+
 def test_bounds() -> None:
     tight = memory(max_bytes=3 * 128 * 2 * 2 * 8 * 4)
     assert tight.fits(3, 100)
