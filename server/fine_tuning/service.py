@@ -12,7 +12,7 @@ from server.adaptation import UnknownModel
 from server.fine_tuning.protocol import CreateJob
 from server.gateway import Gateway
 from server.jobs.hyperparameters import checked_hyperparameters
-from server.jobs.protocol import SUFFIX, TRAINING_FILE
+from server.jobs.protocol import SEED, SUFFIX, TRAINING_FILE
 from server.jobs.submission import checked_metadata
 
 
@@ -33,7 +33,7 @@ async def create_job(gateway: Gateway, wanted: CreateJob, idempotency_key: str |
     if wanted.suffix:
         own[SUFFIX] = wanted.suffix
     if wanted.seed is not None:
-        own["seed"] = str(wanted.seed)
+        own[SEED] = str(wanted.seed)
         settings.setdefault("seed", wanted.seed)
     return await gateway.submissions.submit_file(
         path,

@@ -6,16 +6,17 @@ from typing import Any
 
 from adapter_store.jobs import Job, JobEvent, JobStatus
 
-TRAINING_FILE = "training_file"
-SUFFIX = "suffix"
-_OWN_METADATA = frozenset({TRAINING_FILE, "validation_file", SUFFIX, "seed"})
-"""Keys under which a job keeps what the OpenAI request carries beside its metadata."""
+OWN_PREFIX = "strata:"
+"""Metadata keys of callers never begin so: a job keeps there what the OpenAI request carries beside them."""
+TRAINING_FILE = f"{OWN_PREFIX}training_file"
+SUFFIX = f"{OWN_PREFIX}suffix"
+SEED = f"{OWN_PREFIX}seed"
 
 
 def job_body(job: Job, model_name: str) -> dict[str, Any]:
     """Return one job; times are whole seconds since 1970 as in the OpenAI API."""
-    own = {key: job.metadata[key] for key in _OWN_METADATA if key in job.metadata}
-    metadata = {key: value for key, value in job.metadata.items() if key not in _OWN_METADATA}
+    own = {key: value for key, value in job.metadata.items() if key.startswith(OWN_PREFIX)}
+    metadata = {key: value for key, value in job.metadata.items() if key not in own}
     served = f"{model_name}@{job.result_version}" if job.result_version else None
     shown = {
         "n_epochs": "auto",
@@ -38,8 +39,8 @@ def job_body(job: Job, model_name: str) -> dict[str, Any]:
         "result_files": [],
         "trained_tokens": None,
         "training_file": own.get(TRAINING_FILE, job.dataset.id),
-        "validation_file": own.get("validation_file"),
-        "seed": int(own.get("seed", "0")),
+        "validation_file": None,
+        "seed": int(own.get(SEED, "0")),
         "hyperparameters": shown,
         "method": {"type": "supervised", "supervised": {"hyperparameters": shown}},
         "metadata": metadata or None,

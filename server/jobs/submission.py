@@ -14,6 +14,7 @@ from adapter_store.errors import DatasetError, InputError, StrataError
 from adapter_store.jobs import Job
 from adapter_store.jobs.record import Setting
 from server.jobs.link import QueueLink
+from server.jobs.protocol import OWN_PREFIX
 from server.metrics import Metrics
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -126,6 +127,8 @@ def checked_metadata(given: Mapping[str, Any] | None) -> dict[str, str]:
             f"metadata has {len(pairs)} pairs; at most {_MAX_METADATA} are kept", param="metadata"
         )
     for key, value in pairs.items():
+        if key.startswith(OWN_PREFIX):
+            raise InputError(f"metadata keys may not begin with {OWN_PREFIX!r}", param="metadata")
         if len(key) > 64 or not isinstance(value, str) or len(value) > 512:
             raise InputError(
                 "metadata keys have at most 64, text values at most 512 characters", param="metadata"
