@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from adapter_store.errors import BaseModelError, InputError
 from adapter_store.literal import LiteralTokenizer, Part
 from adapter_store.state import Span
+from adapter_store.texts import IMAGE_MARK, strip_image_marks
 
 if TYPE_CHECKING:
     from adapter_store.base.load import Base
 
 Role = Literal["system", "user", "assistant"]
 _Shape = tuple[tuple[Role, int], ...]
-IMAGE_MARK = "<image>"
 # LLaVA 1.5's own format, for a base whose folder holds no template.
 CLASSIC_TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] + ' ' }}"
@@ -293,13 +293,6 @@ class Renderer:
         for token, flag in zip(ids, mask, strict=True):
             expanded += [flag] * (self.image_tokens if token == self._image_token_id else 1)
         return expanded
-
-
-def strip_image_marks(text: str) -> str:
-    """Return ``text`` without image marks and the white space around them."""
-    if IMAGE_MARK not in text:
-        return text
-    return " ".join(part.strip() for part in text.split(IMAGE_MARK) if part.strip())
 
 
 def _checked(messages: Sequence[Message]) -> tuple[list[str], str, int]:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapter_store.datasets.records import Limits, Turn, shown
+from adapter_store.texts import IMAGE_MARK as MARK
+from adapter_store.texts import join_parts, strip_image_marks
 
-MARK = "<image>"
 ACCEPTED = (
     "LLaVA (conversations, image), ShareGPT (conversations or messages, images), "
     "OpenAI (messages with image_url) or plain examples (question, answer, image)"
@@ -138,7 +139,7 @@ def _plain_messages(record: dict[str, Any], note: Note) -> list[_Message] | None
         if not isinstance(value, str):
             note(key, f"the {key} is missing" if value is None else f"the {key} must be text")
             continue
-        messages.append(_Message(role, key, value.replace(MARK, " "), value.count(MARK)))
+        messages.append(_Message(role, key, strip_image_marks(value), value.count(MARK)))
     return messages if len(messages) == 2 else None
 
 
@@ -155,7 +156,7 @@ def _message(item: Any, field: str, references: list[Reference], note: Note) -> 
     content = item.get(text_key)
     where = f"{field}.{text_key}"
     if isinstance(content, str):
-        return _Message(role, where, content.replace(MARK, " "), content.count(MARK))
+        return _Message(role, where, strip_image_marks(content), content.count(MARK))
     if isinstance(content, list):
         return _parts(role, where, content, references, note)
     note(where, "the text is missing" if content is None else "must be text or a list of parts")
@@ -166,11 +167,12 @@ def _parts(
     role: str, field: str, parts: list[Any], references: list[Reference], note: Note
 ) -> _Message | None:
     message = _Message(role, field, "", 0)
+    texts: list[str] = []
     for index, part in enumerate(parts):
         where = f"{field}[{index}]"
         kind = part.get("type") if isinstance(part, dict) else None
         if kind in ("text", "input_text") and isinstance(part.get("text"), str):
-            message.text += part["text"].replace(MARK, " ")
+            texts.append(part["text"])
             message.marks += part["text"].count(MARK)
         elif kind in ("image_url", "image", "input_image"):
             message.marks += 1
@@ -183,6 +185,7 @@ def _parts(
         else:
             note(where, f'a part of type "{shown(str(kind), 24)}" is not read; use text and image_url')
             return None
+    message.text = strip_image_marks(join_parts(texts))
     return message
 
 

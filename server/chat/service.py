@@ -10,6 +10,7 @@ from typing import Any
 
 from adapter_store.errors import InputError
 from adapter_store.rendering import Message, Role
+from adapter_store.texts import join_parts
 from server.chat.protocol import ChatMessage, ChatRequest, ImagePart, choice_delta, usage_body
 from server.engine import Chunk, Sampling, TokenLogprob
 from server.gateway import Gateway, Limits
@@ -116,7 +117,7 @@ def _text(message: ChatMessage) -> str:
         return ""
     if isinstance(message.content, str):
         return message.content
-    return "\n".join(part.text for part in message.content if not isinstance(part, ImagePart))
+    return join_parts(part.text for part in message.content if not isinstance(part, ImagePart))
 
 
 def head_of(chat: ChatRequest, running: Generation) -> dict[str, Any]:
