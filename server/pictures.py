@@ -65,7 +65,7 @@ class PictureLoader:
                 ) as answer,
             ):
                 return await self._read(answer)
-        except (httpx.HTTPError, TimeoutError):
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError):
             raise ImageError(
                 f"the picture could not be fetched from {host}; send it as data: URL", param=_PARAM
             ) from None
