@@ -33,6 +33,7 @@ class Program:
         stop_rank: Programs of a lower rank are stopped first, those of one rank together.
         grace_seconds: How long it may take to end after SIGTERM before it is killed.
         fatal_status: Exit statuses that a restart cannot cure, such as a usage error.
+        vital: Whether the others are stopped too once it is given up.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Program:
     stop_rank: int = 0
     grace_seconds: float = 30.0
     fatal_status: tuple[int, ...] = (2,)
+    vital: bool = True
 
 
 class Child:

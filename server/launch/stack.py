@@ -163,5 +163,5 @@ def programs(options: StackOptions, redis_url: str) -> list[Program]:
     worker = {**shared, "STRATA_METRICS_PORT": str(options.metrics_port)}
     return [
         Program(GATEWAY, (sys.executable, "-m", "server"), gateway),
-        Program(WORKER, (sys.executable, "-m", "trainer_worker"), worker),
+        Program(WORKER, (sys.executable, "-m", "trainer_worker"), worker, vital=False),
     ]

@@ -28,7 +28,7 @@ class LaunchFailed(StrataError):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Tell what happened to a program: started, ready, restarting, stopping, killed, stopped."""
+    """Tell what happened to a program: started, ready, restarting, given up, stopping, killed, stopped."""
 
     kind: str
     program: str
@@ -42,7 +42,7 @@ class RestartPolicy:
     Attributes:
         first_delay_seconds: Wait before the first restart; doubled for each crash in a row.
         longest_delay_seconds: Upper bound of the wait.
-        give_up_after: Crashes in a row after which everything is stopped.
+        give_up_after: Crashes in a row after which a program is given up, and with a vital one all others.
     """
 
     first_delay_seconds: float = 1.0
@@ -74,6 +74,7 @@ class Supervisor:
         self._children: dict[str, Child] = {}
         self._crashes: dict[str, int] = {}
         self._restart_at: dict[str, float] = {}
+        self._given_up: set[str] = set()
 
     def run(self, stop: threading.Event, hurry: threading.Event | None = None) -> None:
         """Start all programs and watch them until `stop` is set; on the way out stop them in order.
@@ -83,7 +84,7 @@ class Supervisor:
             hurry: When set during the stop, whatever still runs is killed at once.
 
         Raises:
-            LaunchFailed: If a program did not become ready, refused its settings, or crashed too often.
+            LaunchFailed: If a program was not ready, refused its settings, or (a vital one) crashed often.
         """
         try:
             self._start_all(stop)
@@ -134,6 +135,8 @@ class Supervisor:
                     del self._restart_at[name]
                     self._start(program)
                 continue
+            if name in self._given_up:
+                continue
             child = self._children[name]
             status = child.status()
             if status is not None:
@@ -147,7 +150,12 @@ class Supervisor:
         crashes = 1 if steady else self._crashes.get(program.name, 0) + 1
         self._crashes[program.name] = crashes
         if crashes >= self._policy.give_up_after:
-            raise _failure(child, f"ended {crashes} times in a row ({describe_status(status)})")
+            failure = _failure(child, f"ended {crashes} times in a row ({describe_status(status)})")
+            if program.vital:
+                raise failure
+            self._given_up.add(program.name)
+            self._on_event(Event("given up", program.name, f"{failure.message}; the others go on without it"))
+            return
         delay = self._policy.delay_seconds(crashes)
         self._restart_at[program.name] = time.monotonic() + delay
         message = f"{describe_status(status)}; starting it again in {delay:.0f} s"
