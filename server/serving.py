@@ -109,9 +109,11 @@ async def open_serving(choice: ModelChoice, name: str, store: VersionStore, metr
 
 def _load_base(choice: ModelChoice) -> Base:
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from adapter_store.base import ensure_embedded_base, load_base
 
+    disable_progress_bar()  # the log is one JSON object a line
     if choice.threads:
         torch.set_num_threads(choice.threads)
     device = choice.device
