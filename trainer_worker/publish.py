@@ -14,7 +14,7 @@ from adapter_store.errors import AliasConflict
 from adapter_store.matrix import AccuracyMatrix
 from adapter_store.names import BASE_VERSION
 from adapter_store.state import AdapterState
-from adapter_store.versions import AliasTable, Manifest, ManifestDraft, Probe, VersionStore
+from adapter_store.versions import AliasRecord, AliasTable, Manifest, ManifestDraft, Probe, VersionStore
 
 STABLE, PREVIOUS = "stable", "previous"
 ACTOR = "trainer"
@@ -33,7 +33,7 @@ class RecordedProbe:
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """What happened to ``stable``: ``decision`` is promoted, held_back or conflict."""
+    """What happened to ``stable``: ``decision`` is promoted, held_back, conflict or superseded."""
 
     decision: str
     message: str
@@ -66,7 +66,8 @@ def promote(aliases: AliasTable, manifest: Manifest) -> Promotion:
     if manifest.gate is None or not manifest.gate.passed:
         reasons = "; ".join(manifest.gate.reasons) if manifest.gate else "it was not gated"
         return Promotion("held_back", f"{manifest.version} is kept as a candidate: {reasons}")
-    if not _moved_already(aliases, manifest.version):
+    moved = _moved_to(aliases, manifest.version)
+    if moved is None:
         record = aliases.get(STABLE)
         current = record.version if record else BASE_VERSION
         conflict = (
@@ -77,10 +78,18 @@ def promote(aliases: AliasTable, manifest: Manifest) -> Promotion:
         try:
             reason = f"{manifest.decision} {manifest.task}: the gate passed"
             revision = record.revision if record else 0
-            aliases.move(STABLE, manifest.version, expected_revision=revision, reason=reason, actor=ACTOR)
+            moved = aliases.move(
+                STABLE, manifest.version, expected_revision=revision, reason=reason, actor=ACTOR
+            )
         except AliasConflict:
             return Promotion("conflict", conflict)
-    _remember_previous(aliases, manifest)
+    current = aliases.get(STABLE)
+    if current is not None and current.revision != moved.revision:
+        # An earlier attempt moved it, somebody moved it on: their stable and previous stand.
+        return Promotion(
+            "superseded", f"{manifest.version} was stable; {current.actor} moved stable to {current.version}"
+        )
+    _remember_previous(aliases, manifest, moved)
     return Promotion("promoted", f"stable is {manifest.version}")
 
 
@@ -100,13 +109,15 @@ def stage_matrix(
     )
 
 
-def _moved_already(aliases: AliasTable, version: str) -> bool:
-    return any(record.version == version and record.actor == ACTOR for record in aliases.history(STABLE))
+def _moved_to(aliases: AliasTable, version: str) -> AliasRecord | None:
+    """Return the trainer's own move of ``stable`` to a version, if it was made already."""
+    moves = aliases.history(STABLE)
+    return next((move for move in moves if move.version == version and move.actor == ACTOR), None)
 
 
-def _remember_previous(aliases: AliasTable, manifest: Manifest) -> None:
+def _remember_previous(aliases: AliasTable, manifest: Manifest, moved: AliasRecord) -> None:
     record = aliases.get(PREVIOUS)
-    if record is not None and record.version == manifest.parent:
+    if record is not None and (record.version == manifest.parent or record.moved_at > moved.moved_at):
         return
     reason = f"stable before {manifest.version}"
     try:
