@@ -6,7 +6,7 @@ similar each known task's held-out queries are to their own centroids and to oth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -78,12 +78,13 @@ def decide(
     centroid_task: Tensor,
     held_out: Mapping[str, Tensor],
     fixed_theta: float | None = None,
+    taken: Collection[str] = (),
 ) -> Verdict:
     """Choose retrain or expand for a batch of queries ``[B, q]``.
 
     A named known task is retrained, a named unknown one is opened; without a name the most similar known task
     is retrained if its similarity reaches ``theta`` (``fixed_theta``, or calibrated when None), otherwise a
-    task ``task-<n>`` is opened.
+    task ``task-<n>`` is opened whose name is neither known nor ``taken``.
     """
     if len(queries) == 0:
         raise InputError(
@@ -97,7 +98,7 @@ def decide(
         reason = f"the caller named the {'known' if named in tasks else 'new'} task"
         return Verdict(decision, check_task_name(named), reason, None, similarities)
     if not tasks:
-        return Verdict("expand", "task-1", "no task is known yet", None, similarities)
+        return Verdict("expand", _free_name((), taken), "no task is known yet", None, similarities)
     theta = (
         fixed_theta if fixed_theta is not None else calibrate_theta(tasks, held_out, centroids, centroid_task)
     )
@@ -107,7 +108,7 @@ def decide(
             "retrain", best, f"similarity {similarities[best]:.3f} >= {theta:.3f}", theta, similarities
         )
     reason = f"best similarity {similarities[best]:.3f} ({best}) < {theta:.3f}"
-    return Verdict("expand", _free_name(tasks), reason, theta, similarities)
+    return Verdict("expand", _free_name(tasks, taken), reason, theta, similarities)
 
 
 def centroids_of(queries: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -116,8 +117,8 @@ def centroids_of(queries: Tensor, count: int, generator: torch.Generator) -> Ten
     return torch.unique(centers.round(decimals=6), dim=0) if len(centers) > 1 else centers
 
 
-def _free_name(tasks: Sequence[str]) -> str:
+def _free_name(tasks: Sequence[str], taken: Collection[str]) -> str:
     number = len(tasks) + 1
-    while f"task-{number}" in tasks:
+    while f"task-{number}" in tasks or f"task-{number}" in taken:
         number += 1
     return f"task-{number}"

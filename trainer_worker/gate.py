@@ -29,6 +29,8 @@ class Policy:
 class Measured:
     """Scores of parent and candidate on the same held-out splits, 0 to 1; None where nothing was held out.
 
+    A task with a score before and none after could not be measured: the gate fails closed.
+
     ``before`` is the best earlier score of a task; for a task that is trained for the first time, the base's.
     """
 
@@ -42,7 +44,7 @@ class Measured:
 
 def check(measured: Measured, policy: Policy) -> Gate:
     """Return the gate's verdict with every reason, not just the first."""
-    reasons = _forgetting(measured, policy)
+    reasons = _unmeasured(measured) + _forgetting(measured, policy)
     for task, leak in measured.leak.items():
         if leak > policy.max_leak + EPSILON:
             reasons.append(
@@ -57,6 +59,14 @@ def check(measured: Measured, policy: Policy) -> Gate:
         )
     reasons += _gain(measured, policy)
     return Gate(passed=not reasons, reasons=tuple(reasons))
+
+
+def _unmeasured(measured: Measured) -> list[str]:
+    return [
+        f"{task} scored {before:.3f} before and could not be measured now: restore its held-out pictures"
+        for task, before in measured.before.items()
+        if before is not None and measured.after.get(task) is None
+    ]
 
 
 def _forgetting(measured: Measured, policy: Policy) -> list[str]:

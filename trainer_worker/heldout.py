@@ -1,9 +1,13 @@
 """Keep a part of every task's pictures for measuring only.
 
-The split is by picture (by question for examples without one), chosen by hash, so that it does not depend on
-the order of the data and equal pictures always fall on the same side. Each task has a folder with the
-held-out examples as a data set and ``split.json``, which also remembers hashes (never data) of what was
-trained on: a picture that was once on one side stays there, in every later batch of the task.
+The split is by picture (by question for examples without one): a picture is held out if the hash of its
+pixels lies under a fixed bar, whatever else is in the batch, so that a picture is on one side in all batches,
+tasks and jobs. Only batches too small for that are bent (see ``HeldOut.split``). Each task has a folder with
+its held-out examples as data sets, one per state of the split, and ``split.json``, which remembers hashes
+(never data) of what was held out and trained on: a picture that was once on one side stays there.
+
+A version records the data set that it was measured on. The next job starts from that one, not from the
+newest: what a rejected job held out does not blur the measure of the next.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,17 +29,18 @@ SPLIT_FILE = "split.json"
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """What a job may train on, and how many of its pictures are held out (in all batches of the task)."""
+    """What a job may train on, and what it is measured on (``dataset_id`` None: nothing is held out)."""
 
     train: tuple[Example, ...]
     held_out_pictures: int
-    grown: bool
+    dataset_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Contents of ``split.json``: the data set's id (None while nothing is held out) and picture hashes."""
+    """Contents of ``split.json``: which data set opened the task, the newest held-out data set, hashes."""
 
+    opened_by: str | None
     dataset_id: str | None
     held_out: frozenset[str]
     trained: frozenset[str]
@@ -49,59 +54,86 @@ class HeldOut:
         self._ratio = ratio
         self._cap = cap
 
-    def split(self, task: str, dataset: Dataset) -> Split:
+    def split(self, task: str, dataset: Dataset, earlier: str | None = None) -> Split:
         """Divide a batch of ``task``; store the held-out part durably before returning.
 
-        About ``ratio`` of the batch's new pictures is held out, until ``cap`` pictures are. At least one of
-        two or more pictures is, as long as the task has none. Repeating a call changes nothing.
+        About ``ratio`` of the pictures is held out; of all that are, the ``cap`` with the smallest hashes are
+        measured. Two exceptions for tiny batches: a task that has nothing to measure on holds out one of two
+        or more new pictures, and of new pictures at least one is left to learn from. Repeating a call changes
+        nothing and returns the same.
+
+        Args:
+            task: the task's name.
+            dataset: the batch.
+            earlier: the data set that the parent version was measured on; None for a new task.
         """
         keys = [picture_key(example) for example in dataset.examples]
         record = self.record(task)
-        chosen = self._choose(record, set(keys))
-        held = record.held_out | chosen
+        if earlier is None or not self._data(task).exists(earlier):
+            earlier = None
+        held = self._choose(record, set(keys), anything_to_measure=earlier is not None)
         train = tuple(example for example, key in zip(dataset.examples, keys, strict=True) if key not in held)
-        dataset_id = self._store(task, dataset, keys, chosen) if chosen else record.dataset_id
-        self._write(task, Record(dataset_id, held, record.trained | (set(keys) - held)))
-        return Split(train, len(held), grown=bool(chosen) and bool(record.held_out))
+        dataset_id, pictures = self._store(task, dataset, keys, held, earlier)
+        opened_by = dataset.ref.id if earlier is None else record.opened_by
+        known_held, known_trained = record.held_out | held, record.trained | (set(keys) - held)
+        self._write(task, Record(opened_by, dataset_id, known_held, known_trained))
+        return Split(train, pictures, dataset_id)
 
-    def dataset(self, task: str) -> Dataset | None:
-        """Open the held-out examples of a task; None when it has none."""
-        record = self.record(task)
-        return None if record.dataset_id is None else self._data(task).open(record.dataset_id)
+    def dataset(self, task: str, dataset_id: str | None = None) -> Dataset | None:
+        """Open held-out examples of a task: the named ones if they exist, else the newest; None if none."""
+        if dataset_id is None or not self._data(task).exists(dataset_id):
+            dataset_id = self.record(task).dataset_id
+        if dataset_id is None or not self._data(task).exists(dataset_id):
+            return None
+        return self._data(task).open(dataset_id)
+
+    def names_in_use(self, *, besides: str) -> frozenset[str]:
+        """Return the tasks that other data sets than ``besides`` have opened, promoted or not."""
+        folders = [path.parent.name for path in self._folder.glob(f"*/{SPLIT_FILE}")]
+        return frozenset(name for name in folders if self.record(name).opened_by != besides)
 
     def record(self, task: str) -> Record:
         """Read what is known about the split of a task."""
         path = self._folder / check_task_name(task) / SPLIT_FILE
         if not path.exists():
-            return Record(None, frozenset(), frozenset())
+            return Record(None, None, frozenset(), frozenset())
         data = json.loads(path.read_text())
-        return Record(data["dataset_id"], frozenset(data["held_out"]), frozenset(data["trained"]))
+        held_out, trained = frozenset(data["held_out"]), frozenset(data["trained"])
+        return Record(data.get("opened_by"), data["dataset_id"], held_out, trained)
 
-    def _choose(self, record: Record, keys: set[str]) -> set[str]:
-        """Take the pictures with the smallest hashes; no task is in the hash, so tasks agree on pictures."""
+    def _choose(self, record: Record, keys: set[str], *, anything_to_measure: bool) -> set[str]:
+        """Return the held-out ones of a batch's keys; no task is in the hash, so tasks agree on pictures."""
         fresh = sorted(keys - record.held_out - record.trained)
-        room = max(0, self._cap - len(record.held_out))
-        wanted = round(self._ratio * len(fresh))
-        if not record.held_out and self._ratio > 0 and len(fresh) >= 2:
-            wanted = max(1, wanted)
-        return set(fresh[: min(room, wanted)])
+        under_bar = {key for key in fresh if int(key[:16], 16) < self._ratio * 2**64}
+        held = (keys & record.held_out) | under_bar
+        if not held and not anything_to_measure and self._ratio > 0 and len(fresh) >= 2:
+            held = set(fresh[:1])
+        if fresh and held == keys:
+            held -= {fresh[-1]}
+        return held
 
-    def _store(self, task: str, dataset: Dataset, keys: Sequence[str], chosen: set[str]) -> str:
+    def _store(
+        self, task: str, dataset: Dataset, keys: Sequence[str], held: set[str], earlier: str | None
+    ) -> tuple[str | None, int]:
+        """Store the earlier examples and the batch's held-out ones; return the data set and its pictures."""
+        before = self._data(task).open(earlier) if earlier is not None else None
+        old = {} if before is None else _by_picture(before.examples)
+        fresh = (e for e, key in zip(dataset.examples, keys, strict=True) if key in held and key not in old)
+        new = _by_picture(fresh)
+        measured = sorted({*old, *new})[: self._cap]
         examples: list[Example] = []
         images: dict[str, bytes] = {}
-        earlier = self.dataset(task)
-        if earlier is not None:
-            examples = list(earlier.examples)
-            images = {name: earlier.image_bytes(name) for name in distinct_images(examples)}
-        count = dict.fromkeys(chosen, 0)
-        for example, key in zip(dataset.examples, keys, strict=True):
-            if key not in chosen or count[key] >= EXAMPLES_PER_PICTURE:
-                continue
-            count[key] += 1
-            examples.append(Example(f"{key[:16]}-{count[key]}", example.image, example.turns))
-            if example.image is not None and example.image not in images:
-                images[example.image] = dataset.image_bytes(example.image)
-        return self._data(task).put_examples(examples, images).id
+        for key in measured:
+            source = before if before is not None and key in old else dataset
+            chosen = (old.get(key) or new[key])[:EXAMPLES_PER_PICTURE]
+            examples += [
+                Example(f"{key[:16]}-{number}", example.image, example.turns)
+                for number, example in enumerate(chosen, start=1)
+            ]
+            images |= {name: source.image_bytes(name) for name in distinct_images(chosen)}
+        if not examples:
+            return None, 0
+        return self._data(task).put_examples(examples, images).id, len(measured)
 
     def _data(self, task: str) -> DatasetStore:
         return DatasetStore(self._folder / check_task_name(task))
@@ -110,6 +142,7 @@ class HeldOut:
         folder = self._folder / check_task_name(task)
         folder.mkdir(parents=True, exist_ok=True)
         content = {
+            "opened_by": record.opened_by,
             "dataset_id": record.dataset_id,
             "held_out": sorted(record.held_out),
             "trained": sorted(record.trained),
@@ -120,6 +153,13 @@ class HeldOut:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, folder / SPLIT_FILE)
+
+
+def _by_picture(examples: Iterable[Example]) -> dict[str, list[Example]]:
+    found: dict[str, list[Example]] = {}
+    for example in examples:
+        found.setdefault(picture_key(example), []).append(example)
+    return found
 
 
 def picture_key(example: Example) -> str:

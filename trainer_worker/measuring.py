@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from adapter_store.matrix import AccuracyMatrix
 from adapter_store.state import AdapterState
+from adapter_store.versions import MeasuredOn
 from trainer_worker.decide import Verdict
 from trainer_worker.evaluate import Served, greedy_answer, leak_ratio, score_base, score_state
 from trainer_worker.features import Encoded
@@ -29,6 +30,20 @@ class Parent:
     version: str
     state: AdapterState
     matrix: AccuracyMatrix
+    splits: Mapping[str, MeasuredOn]
+
+    def split_of(self, task: str) -> str | None:
+        """Return the held-out data set that the parent's score of a task comes from."""
+        split = self.splits.get(task)
+        return split.dataset_id if split else None
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutSet:
+    """One task's held-out examples as encoded, and the data set that they are."""
+
+    dataset_id: str
+    encoded: Encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +51,18 @@ class Findings:
     """What evaluation found: the matrix with the new stage, the gate's input, and the probe to publish."""
 
     matrix: AccuracyMatrix
+    splits: Mapping[str, MeasuredOn]
     measured: Measured
     probe: RecordedProbe | None
 
 
-def encode_held_out(shop: Workshop, state: AdapterState, check: Check) -> dict[str, Encoded]:
-    """Encode the held-out sets of the tasks that ``state`` knows."""
-    known: dict[str, Encoded] = {}
-    for task in state.tasks:
-        encoded = _encode_task(shop, state, task, check)
-        if encoded is not None:
-            known[task] = encoded
+def encode_held_out(shop: Workshop, parent: Parent, check: Check) -> dict[str, HeldOutSet]:
+    """Encode the held-out sets that the parent's tasks were measured on."""
+    known: dict[str, HeldOutSet] = {}
+    for task in parent.state.tasks:
+        held = _encode_task(shop, parent.state, task, parent.split_of(task), check)
+        if held is not None:
+            known[task] = held
     return known
 
 
@@ -55,12 +71,15 @@ def measure(
     state: AdapterState,
     parent: Parent,
     verdict: Verdict,
-    known: Mapping[str, Encoded],
+    known: Mapping[str, HeldOutSet],
     *,
-    grown: bool,
+    split: str | None,
     check: Check,
 ) -> Findings:
     """Score all known tasks, the base on a new one, the routing leak and the zero-shot retention.
+
+    Scores are only compared along one held-out data set: where a task's is not the one that the parent was
+    measured on, the parent is scored anew.
 
     Args:
         shop: the process's parts.
@@ -68,53 +87,74 @@ def measure(
         parent: what it was made from.
         verdict: which task was trained, and whether it is new.
         known: encoded held-out sets of the parent's tasks.
-        grown: the trained task's held-out set has new pictures: encode it again, and score the parent anew.
+        split: the held-out data set of the trained task after this batch; None if nothing is held out.
         check: may raise to interrupt.
     """
     task = verdict.task
     held_out = dict(known)
-    if grown or task not in held_out:
-        fresh = _encode_task(shop, state, task, check)
+    if split is not None and (task not in held_out or held_out[task].dataset_id != split):
+        fresh = _encode_task(shop, state, task, split, check)
         held_out |= {task: fresh} if fresh is not None else {}
     served = Served.of(state, shop.increments)
     after: dict[str, float | None] = dict.fromkeys(state.tasks)
-    before = best_before(parent.matrix)
+    before = best_before(parent.matrix, parent.splits)
     base: dict[str, float | None] = {}
     probe = None
-    for name, encoded in held_out.items():
+    for name, held in held_out.items():
+        encoded = held.encoded
         store = _store(shop, encoded)
         store.warm(range(len(encoded.prefixes)), check=check)
         if name not in parent.matrix.tasks:
             base[name] = score_base(shop.language, shop.increments, encoded, store, check=check).accuracy
-        if name == task:
+        if name not in parent.state.tasks:
             before[name] = base.get(name)
-            if verdict.decision == "retrain":
-                before[name] = _score_parent(shop, parent, task, encoded, store, grown, check)
-            probe = _record_probe(shop, served, task, encoded, store)
+        else:
+            trained = name == task
+            before[name] = _parent_score(shop, parent, name, held, store, before, trained, check)
+        if name == task:
+            probe = _record_probe(shop, served, held, task, store)
         after[name] = score_state(shop.language, served, encoded, store, check=check).accuracy
-    leak = {name: leak_ratio(state, encoded.queries, name) for name, encoded in held_out.items()}
+    leak = {name: leak_ratio(state, held.encoded.queries, name) for name, held in held_out.items()}
     retention = shop.retention.measure(
         shop.language, served, shop.featurizer, budget_bytes=shop.prefix_cache_bytes, check=check
     )
+    before = {name: score for name, score in before.items() if name in state.tasks}
     measured = Measured(task, verdict.decision == "expand", before, after, leak, retention)
-    return Findings(stage_matrix(parent.matrix, task, after, base), measured, probe)
+    splits = next_splits(parent, {name: held.dataset_id for name, held in held_out.items()})
+    return Findings(stage_matrix(parent.matrix, task, after, base), splits, measured, probe)
 
 
-def best_before(matrix: AccuracyMatrix) -> dict[str, float | None]:
-    """Return each task's best score since it was first trained."""
+def best_before(matrix: AccuracyMatrix, splits: Mapping[str, MeasuredOn]) -> dict[str, float | None]:
+    """Return each task's best score since it was first trained, among stages with its present split."""
     best: dict[str, float | None] = {}
     for task in dict.fromkeys(matrix.trained):
         first = matrix.trained.index(task)
+        if task in splits:
+            first = max(first, splits[task].since)
         scores = [matrix.score(stage, task) for stage in range(first, len(matrix.rows))]
         best[task] = max((score for score in scores if score is not None), default=None)
     return best
 
 
-def _encode_task(shop: Workshop, state: AdapterState, task: str, check: Check) -> Encoded | None:
-    data = shop.held_out.dataset(task)
+def next_splits(parent: Parent, used: Mapping[str, str]) -> dict[str, MeasuredOn]:
+    """Return what the new stage's scores were measured on, and since which stage."""
+    stage = len(parent.matrix.rows)
+    return {
+        name: parent.splits[name]
+        if parent.split_of(name) == dataset_id
+        else MeasuredOn(dataset_id=dataset_id, since=stage)
+        for name, dataset_id in used.items()
+    }
+
+
+def _encode_task(
+    shop: Workshop, state: AdapterState, task: str, split: str | None, check: Check
+) -> HeldOutSet | None:
+    data = shop.held_out.dataset(task, split)
     if data is None:
         return None
-    return shop.featurizer.encode(data.examples, data.image, state.routing, check=check)
+    encoded = shop.featurizer.encode(data.examples, data.image, state.routing, check=check)
+    return HeldOutSet(data.ref.id, encoded) if len(encoded) else None
 
 
 def _store(shop: Workshop, encoded: Encoded) -> PrefixStore:
@@ -127,27 +167,34 @@ def _store(shop: Workshop, encoded: Encoded) -> PrefixStore:
     )
 
 
-def _score_parent(
+def _parent_score(
     shop: Workshop,
     parent: Parent,
     task: str,
-    encoded: Encoded,
+    held: HeldOutSet,
     store: PrefixStore,
-    grown: bool,
+    best: Mapping[str, float | None],
+    trained: bool,
     check: Check,
 ) -> float | None:
-    """Return the parent's score on the trained task: as recorded, or anew if the held-out set grew."""
-    last = parent.matrix.score(len(parent.matrix.rows) - 1, task) if task in parent.matrix.tasks else None
-    if last is not None and not grown:
-        return last
+    """Return what the candidate is compared with on a known task: recorded, or the parent scored anew.
+
+    The trained task must beat the parent itself; any other one the best stage on the same held-out set.
+    """
+    if parent.split_of(task) == held.dataset_id and task in parent.matrix.tasks:
+        last = parent.matrix.score(len(parent.matrix.rows) - 1, task)
+        recorded = last if trained else best.get(task)
+        if recorded is not None:
+            return recorded
     served = Served.of(parent.state, shop.increments)
-    return score_state(shop.language, served, encoded, store, check=check).accuracy
+    return score_state(shop.language, served, held.encoded, store, check=check).accuracy
 
 
 def _record_probe(
-    shop: Workshop, served: Served, task: str, encoded: Encoded, store: PrefixStore
+    shop: Workshop, served: Served, held: HeldOutSet, task: str, store: PrefixStore
 ) -> RecordedProbe:
     """Record the greedy answer to the task's first held-out question."""
+    encoded = held.encoded
     example = encoded.examples[0]
     ids, logprobs = greedy_answer(
         shop.language,
@@ -157,7 +204,7 @@ def _record_probe(
         cached=served.state.span == "after_image",
         end_ids=shop.end_ids,
     )
-    data = shop.held_out.dataset(task)
+    data = shop.held_out.dataset(task, held.dataset_id)
     png = None
     if data is not None and example.image is not None:
         buffer = io.BytesIO()

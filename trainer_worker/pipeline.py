@@ -28,7 +28,7 @@ from trainer_worker.hyperparameters import Hyperparameters
 from trainer_worker.keys import align_keys
 from trainer_worker.language import PrefixStore
 from trainer_worker.learn import Learned, Lesson, Step, learn, split_validation
-from trainer_worker.measuring import Findings, Parent, encode_held_out, measure
+from trainer_worker.measuring import Findings, HeldOutSet, Parent, encode_held_out, measure
 from trainer_worker.progress import Progress
 from trainer_worker.publish import STABLE, promote, publish
 from trainer_worker.workshop import Workshop
@@ -94,15 +94,16 @@ class _Run:
             parent = self._parent()
         with self.progress.phase("encode"):
             encoded = self._encode(dataset, parent.state)
-            known = encode_held_out(self.shop, parent.state, self.check)
+            known = encode_held_out(self.shop, parent, self.check)
         with self.progress.phase("decide"):
             verdict = self._decide(encoded, parent.state, known)
-            split = self.shop.held_out.split(verdict.task, dataset)
+            earlier = known.get(verdict.task)
+            split = self.shop.held_out.split(verdict.task, dataset, earlier.dataset_id if earlier else None)
             train = self._training_samples(encoded, split)
         with self.progress.phase("keys"):
             state = self._prepare(parent.state, verdict, encoded, train, settings)
         with self.progress.phase("train"):
-            pictures = sum(len(held.prefixes) for held in known.values()) + split.held_out_pictures
+            pictures = sum(len(held.encoded.prefixes) for held in known.values()) + split.held_out_pictures
             learned = self._train(state, verdict.task, encoded, train, settings, to_measure=pictures)
         with self.progress.phase("evaluate"):
             findings = self._measure(learned.state, parent, verdict, known, split)
@@ -122,11 +123,11 @@ class _Run:
     def _parent(self) -> Parent:
         record = self.shop.versions.aliases.get(STABLE)
         if record is None or record.version == BASE_VERSION:
-            return Parent(BASE_VERSION, self.shop.untaught(), AccuracyMatrix.empty())
+            return Parent(BASE_VERSION, self.shop.untaught(), AccuracyMatrix.empty(), {})
         manifest = self.shop.versions.manifest(record.version)
         folder = self.shop.versions.fetch(record.version)
         state = AdapterState.load(folder, base_digest=self.shop.base.digest)
-        return Parent(record.version, state, manifest.accuracy)
+        return Parent(record.version, state, manifest.accuracy, manifest.splits)
 
     def _encode(self, dataset: Dataset, state: AdapterState) -> Encoded:
         encoded = self.shop.featurizer.encode(
@@ -138,15 +139,16 @@ class _Run:
             raise InputError(f"no example of {dataset.ref.id} fits the model's context; shorten them")
         return encoded
 
-    def _decide(self, encoded: Encoded, state: AdapterState, known: Mapping[str, Encoded]) -> Verdict:
+    def _decide(self, encoded: Encoded, state: AdapterState, known: Mapping[str, HeldOutSet]) -> Verdict:
         verdict = decide(
             encoded.queries,
             named=self.job.task,
             tasks=state.tasks,
             centroids=state.centroids,
             centroid_task=state.centroid_task,
-            held_out={task: held.queries for task, held in known.items()},
+            held_out={task: held.encoded.queries for task, held in known.items()},
             fixed_theta=self.shop.method.theta,
+            taken=self.shop.held_out.names_in_use(besides=self.job.dataset.id),
         )
         self.progress.message(f"{verdict.decision} {verdict.task}: {verdict.reason}", data=verdict.to_dict())
         self.claim.update(decision=verdict.decision, task=verdict.task)
@@ -249,10 +251,10 @@ class _Run:
         state: AdapterState,
         parent: Parent,
         verdict: Verdict,
-        known: Mapping[str, Encoded],
+        known: Mapping[str, HeldOutSet],
         split: Split,
     ) -> Findings:
-        findings = measure(self.shop, state, parent, verdict, known, grown=split.grown, check=self.check)
+        findings = measure(self.shop, state, parent, verdict, known, split=split.dataset_id, check=self.check)
         measured = findings.measured
         forgetting = {name: findings.matrix.forgetting_of(name) for name in findings.matrix.tasks}
         self.shop.metrics.measured(measured.after, forgetting, measured.leak, measured.retention)
@@ -272,9 +274,11 @@ class _Run:
         text = (
             "the gate passed" if gate.passed else "the gate held the version back: " + "; ".join(gate.reasons)
         )
-        self.progress.message(
-            text, level="info" if gate.passed else "warn", data=gate.model_dump(mode="json")
-        )
+        unmeasured = [task for task, score in findings.measured.after.items() if score is None]
+        if unmeasured:
+            text += f"; not measured, as too few pictures were ever sent: {', '.join(unmeasured)}"
+        data = {**gate.model_dump(mode="json"), "unmeasured": unmeasured}
+        self.progress.message(text, level="info" if gate.passed and not unmeasured else "warn", data=data)
         return gate
 
     def _draft(
@@ -310,6 +314,7 @@ class _Run:
             tasks=state.tasks,
             settings={**settings.model_dump(), **method},
             accuracy=findings.matrix,
+            splits=dict(findings.splits),
             routing_leak=dict(findings.measured.leak),
             zero_shot_retention=findings.measured.retention,
             gate=gate,

@@ -1,7 +1,16 @@
 """Versions: immutable directories of adapter files, and the aliases that move between them."""
 
 from adapter_store.versions.aliases import AliasRecord, AliasTable
-from adapter_store.versions.manifest import Gate, Manifest, ManifestDraft, Probe
+from adapter_store.versions.manifest import Gate, Manifest, ManifestDraft, MeasuredOn, Probe
 from adapter_store.versions.store import VersionStore
 
-__all__ = ["AliasRecord", "AliasTable", "Gate", "Manifest", "ManifestDraft", "Probe", "VersionStore"]
+__all__ = [
+    "AliasRecord",
+    "AliasTable",
+    "Gate",
+    "Manifest",
+    "ManifestDraft",
+    "MeasuredOn",
+    "Probe",
+    "VersionStore",
+]

@@ -38,12 +38,27 @@ class Probe(BaseModel):
     logprobs: tuple[FiniteFloat, ...]
 
 
+class MeasuredOn(BaseModel):
+    """Record what a task was measured on; scores compare only along one data set.
+
+    Attributes:
+        dataset_id: The held-out data set.
+        since: The first stage (row of the accuracy matrix) that was measured on it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    dataset_id: str
+    since: int = Field(ge=0)
+
+
 class ManifestDraft(BaseModel):
     """Describe a version before it has a number; the trainer fills this in.
 
     Attributes:
         settings: The method's settings that training used.
         accuracy: The whole accuracy matrix after this stage.
+        splits: Per measured task, the held-out data set behind its score.
         routing_leak: Per task, the share of coefficient mass outside its own rows.
         seconds: Wall-clock seconds per phase of the job.
     """
@@ -60,6 +75,7 @@ class ManifestDraft(BaseModel):
     tasks: tuple[str, ...]
     settings: dict[str, Any] = Field(default_factory=dict)
     accuracy: AccuracyMatrix = Field(default_factory=AccuracyMatrix.empty)
+    splits: dict[str, MeasuredOn] = Field(default_factory=dict)
     routing_leak: dict[str, FiniteFloat] = Field(default_factory=dict)
     zero_shot_retention: FiniteFloat | None = None
     gate: Gate | None = None

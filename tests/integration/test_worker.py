@@ -131,6 +131,8 @@ def test_a_second_task_builds_on_the_first_and_a_known_one_is_retrained(site: Si
     assert (third.decision, third.task) == ("retrain", "colors")
     manifest = site.versions.manifest("v3")
     assert manifest.accuracy.trained == ("colors", "shades", "colors")
+    assert manifest.splits["shades"].since == 1
+    assert manifest.splits["colors"].since in (0, 2)
     states = [AdapterState.load(site.versions.fetch(v), base_digest=None) for v in ("v1", "v2")]
     old = states[0].rows_of("colors")
     assert states[1].up["o_proj"][:, old].equal(states[0].up["o_proj"])
@@ -159,6 +161,21 @@ def test_training_sees_neither_held_out_pictures_nor_earlier_data(
         assert used & held_out.record(task).held_out == set()
         assert used == held_out.record(task).trained
     assert seen[0] | held_out.record("colors").held_out == seen[1] | held_out.record("shades").held_out
+
+
+def test_a_grown_held_out_set_is_compared_with_the_parent_scored_on_it(site: Site):
+    site.finish(site.submit("colors"))
+    first = site.versions.manifest("v1").splits["colors"]
+    for path in (site.home / "heldout" / "strata" / "colors").glob("split.json"):
+        path.unlink()  # as if the worker had died before it wrote what it did
+    job = site.finish(site.submit("colors", count=40))
+    second = site.versions.manifest("v2").splits["colors"]
+    assert (job.decision, first.since, second.since) == ("retrain", 0, 1)
+    held_out = HeldOut(site.home / "heldout" / "strata")
+    data = [held_out.dataset("colors", split.dataset_id) for split in (first, second)]
+    assert len(data[0].examples) < len(data[1].examples)  # type: ignore[union-attr]
+    told = [e.data for e in site.queue.events(job.id, limit=500) if "before" in e.data]
+    assert told[0]["before"]["colors"] is not None
 
 
 def test_one_example_is_enough(site: Site):

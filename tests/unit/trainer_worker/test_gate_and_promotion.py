@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from adapter_store.matrix import AccuracyMatrix
-from adapter_store.versions import Gate, Manifest, ManifestDraft, VersionStore
+from adapter_store.versions import Gate, Manifest, ManifestDraft, MeasuredOn, VersionStore
 from trainer_worker.gate import Measured, Policy, check
+from trainer_worker.measuring import best_before
 from trainer_worker.publish import promote, stage_matrix
 
 
@@ -41,6 +42,24 @@ def test_every_reason_is_named():
 
 def test_unmeasured_tasks_and_probes_do_not_block():
     assert check(measured(before={}, after={"a": None, "b": None}, retention=None, leak={}), Policy()).passed
+
+
+def test_a_task_that_cannot_be_measured_any_more_holds_the_version_back():
+    gate = check(measured(after={"a": None, "b": 0.9}), Policy())
+    assert not gate.passed
+    assert "a scored 0.950 before and could not be measured now" in gate.reasons[0]
+
+
+def test_only_stages_with_the_same_held_out_set_are_compared():
+    matrix = AccuracyMatrix(
+        tasks=("a", "b"),
+        base=(0.1, 0.1),
+        rows=((0.99, None), (0.8, 0.7), (0.7, 0.6)),
+        trained=("a", "b", "b"),
+    )
+    assert best_before(matrix, {}) == {"a": 0.99, "b": 0.7}
+    splits = {"a": MeasuredOn(dataset_id="ds-2", since=1), "b": MeasuredOn(dataset_id="ds-3", since=2)}
+    assert best_before(matrix, splits) == {"a": 0.8, "b": 0.6}
 
 
 def test_a_retrained_task_may_stay_but_not_fall():
@@ -103,5 +122,7 @@ def test_a_rollback_after_promotion_is_not_undone(tmp_path: Path):
     promote(store.aliases, first)
     promote(store.aliases, second)
     store.aliases.rollback("stable", reason="worse in use", actor="operator")
-    promote(store.aliases, second)
+    store.aliases.move("previous", "v2", reason="mine", actor="operator")
+    assert promote(store.aliases, second).decision == "superseded"
     assert store.aliases.get("stable").version == "v1"  # type: ignore[union-attr]
+    assert store.aliases.get("previous").version == "v2"  # type: ignore[union-attr]

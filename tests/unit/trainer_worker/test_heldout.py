@@ -32,16 +32,32 @@ def keys(examples) -> set[str]:
 
 
 def test_the_split_is_by_picture_disjoint_capped_and_repeatable(tmp_path: Path):
-    data = dataset(DatasetStore(tmp_path / "data"), range(40), questions=3)
+    data = dataset(DatasetStore(tmp_path / "data"), range(100), questions=3)
     held_out = HeldOut(tmp_path / "held", ratio=0.2, cap=200)
     split = held_out.split("a", data)
     stored = held_out.dataset("a")
     assert stored is not None
-    assert len(keys(stored.examples)) == split.held_out_pictures == 8
+    assert 10 <= len(keys(stored.examples)) == split.held_out_pictures <= 30
     assert keys(stored.examples) & keys(split.train) == set()
-    assert len(split.train) == 32 * 3
-    assert held_out.split("a", data).train == split.train
-    assert HeldOut(tmp_path / "other", ratio=0.2, cap=3).split("a", data).held_out_pictures == 3
+    assert len(split.train) == (100 - split.held_out_pictures) * 3
+    assert held_out.split("a", data) == split
+    capped = HeldOut(tmp_path / "other", ratio=0.2, cap=3).split("a", data)
+    assert capped.held_out_pictures == 3
+    assert capped.train == split.train
+
+
+def test_the_side_of_a_picture_does_not_depend_on_its_batch(tmp_path: Path):
+    store = DatasetStore(tmp_path / "data")
+    whole = HeldOut(tmp_path / "whole").split("a", dataset(store, range(100)))
+    parts = HeldOut(tmp_path / "parts")
+    trained: set[str] = set()
+    earlier = None
+    for start in range(0, 100, 25):
+        split = parts.split("a", dataset(store, range(start, start + 25)), earlier)
+        trained |= keys(split.train)
+        earlier = split.dataset_id
+    assert trained == keys(whole.train)
+    assert earlier == whole.dataset_id
 
 
 def test_later_batches_never_train_on_what_was_held_out_nor_measure_on_what_was_trained(tmp_path: Path):
@@ -49,13 +65,28 @@ def test_later_batches_never_train_on_what_was_held_out_nor_measure_on_what_was_
     held_out = HeldOut(tmp_path / "held", ratio=0.2, cap=200)
     first = held_out.split("a", dataset(store, range(20)))
     trained = keys(first.train)
-    second = held_out.split("a", dataset(store, range(60)))
-    stored = held_out.dataset("a")
+    second = held_out.split("a", dataset(store, range(60)), first.dataset_id)
+    stored = held_out.dataset("a", second.dataset_id)
     assert stored is not None
     measured = keys(stored.examples)
-    assert second.grown
+    assert second.dataset_id != first.dataset_id
     assert measured & (trained | keys(second.train)) == set()
-    assert len(measured) == second.held_out_pictures == 4 + 8
+    assert len(measured) == second.held_out_pictures > first.held_out_pictures
+    assert held_out.split("a", dataset(store, range(60)), first.dataset_id) == second
+
+
+def test_what_a_rejected_job_held_out_is_not_measured_on_by_the_next(tmp_path: Path):
+    store = DatasetStore(tmp_path / "data")
+    held_out = HeldOut(tmp_path / "held")
+    rejected = held_out.split("task-1", dataset(store, range(50)))
+    assert rejected.held_out_pictures
+    batch = dataset(store, range(50, 100))
+    assert held_out.names_in_use(besides=batch.ref.id) == {"task-1"}
+    fresh = held_out.split("task-1", batch)
+    stored = held_out.dataset("task-1", fresh.dataset_id)
+    assert stored is not None
+    assert keys(stored.examples) <= keys(batch.examples)
+    assert held_out.names_in_use(besides=batch.ref.id) == set()
 
 
 def test_tasks_with_the_same_pictures_hold_out_the_same_pictures(tmp_path: Path):
@@ -66,10 +97,17 @@ def test_tasks_with_the_same_pictures_hold_out_the_same_pictures(tmp_path: Path)
     assert held_out.record("a").held_out == held_out.record("b").held_out
 
 
-@pytest.mark.parametrize(("pictures", "held"), [(1, 0), (2, 1), (3, 1), (10, 2)])
+def test_a_batch_under_the_bar_altogether_still_teaches(tmp_path: Path):
+    split = HeldOut(tmp_path / "held", ratio=0.9).split("a", dataset(DatasetStore(tmp_path / "d"), range(1)))
+    assert (len(split.train), split.dataset_id) == (1, None)
+
+
+@pytest.mark.parametrize(("pictures", "held"), [(1, 0), (2, 1), (3, 1)])
 def test_tiny_batches_keep_something_to_learn_from(tmp_path: Path, pictures: int, held: int):
     held_out = HeldOut(tmp_path / "held")
-    split = held_out.split("a", dataset(DatasetStore(tmp_path / "data"), range(pictures)))
+    data = dataset(DatasetStore(tmp_path / "data"), range(pictures))
+    split = held_out.split("a", data)
+    assert held_out.split("a", data) == split
     assert split.held_out_pictures == held
     assert len(split.train) == pictures - held
     assert (held_out.dataset("a") is None) == (held == 0)
@@ -77,10 +115,10 @@ def test_tiny_batches_keep_something_to_learn_from(tmp_path: Path, pictures: int
 
 def test_examples_without_pictures_are_split_by_question(tmp_path: Path):
     store = DatasetStore(tmp_path / "data")
-    examples = [Example(str(n), None, (Turn(f"What is {n} + 1?", str(n + 1)),)) for n in range(10)]
+    examples = [Example(str(n), None, (Turn(f"What is {n} + 1?", str(n + 1)),)) for n in range(40)]
     held_out = HeldOut(tmp_path / "held")
     split = held_out.split("sums", store.open(store.put_examples(examples).id))
     stored = held_out.dataset("sums")
     assert stored is not None
-    assert len(stored.examples) == 2
+    assert 0 < len(stored.examples) == 40 - len(split.train)
     assert keys(stored.examples) & keys(split.train) == set()

@@ -73,6 +73,7 @@ def test_a_name_decides_and_a_first_task_needs_none():
         "held_out": {},
     }
     assert decide(cloud(0, 7), named=None, **nothing).task == "task-1"
+    assert decide(cloud(0, 7), named=None, taken={"task-1", "task-2"}, **nothing).task == "task-3"
     with pytest.raises(InputError, match="no question"):
         decide(torch.zeros(0, 16), named=None, **nothing)
 
