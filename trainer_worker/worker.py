@@ -10,7 +10,14 @@ import logging
 import threading
 import time
 
-from adapter_store.errors import FencedOut, LeaseLost, StrataError, UnavailableError
+from adapter_store.errors import (
+    FencedOut,
+    LeaseLost,
+    StoreError,
+    StrataError,
+    UnavailableError,
+    VersionCorrupt,
+)
 from adapter_store.jobs.claim import Claim
 from adapter_store.jobs.queue import JobQueue
 from adapter_store.jobs.record import JobError, JobStatus
@@ -79,6 +86,10 @@ class Worker:
         except UnavailableError:
             # Redis or the store is away: the lease runs out and the job is delivered again.
             raise
+        except VersionCorrupt as error:
+            self._fail(claim, JobError(code=error.code, message=error.message, param=error.param))
+        except (OSError, StoreError) as error:
+            self._put_off(claim, error)
         except StrataError as error:
             self._fail(claim, JobError(code=error.code, message=error.message, param=error.param))
         except Exception:
@@ -99,6 +110,16 @@ class Worker:
                 claim.release()
         except LeaseLost as error:
             log.warning("job %s: %s", claim.job.id, error.message)
+
+    def _put_off(self, claim: Claim, error: OSError | StoreError) -> None:
+        """Leave a job whose store or disk failed to its lease: it is delivered again, up to the limit."""
+        log.warning(
+            "job %s met a fault of store or disk; it will be tried again", claim.job.id, exc_info=error
+        )
+        try:
+            claim.event(f"a fault of store or disk, to be tried again: {error}"[:1000], level="warn")
+        except LeaseLost as lost:
+            log.warning("job %s: %s", claim.job.id, lost.message)
 
     def _fail(self, claim: Claim, error: JobError) -> None:
         log.warning("job %s failed: %s", claim.job.id, error.message)
