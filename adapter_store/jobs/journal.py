@@ -81,7 +81,10 @@ class JobJournal:
             current = queue.get(job.id)
         except NotFoundError:
             if job.status.terminal:
-                queue.restore(job)
+                try:
+                    queue.restore(job)
+                except ConflictError as error:
+                    logger.warning("job %s stays in the journal only: %s", job.id, error.message)
                 return 0
             try:
                 holder = queue.submit(job).id
