@@ -149,12 +149,12 @@ def llava_config(text_config: Any) -> Any:
         patch_size=PATCH_SIZE,
         hidden_act="gelu",
         layer_norm_eps=1e-6,
-        vision_use_head=False,
+        vision_use_head=False,  # pyright: ignore[reportCallIssue]
     )
     return LlavaConfig(
         vision_config=vision,
         text_config=text_config,
-        image_token_id=IMAGE_TOKEN_ID,
+        image_token_id=IMAGE_TOKEN_ID,  # pyright: ignore[reportCallIssue]
         image_seq_length=IMAGE_TOKENS,
         projector_hidden_act="gelu",
         vision_feature_select_strategy="full",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,7 +76,7 @@ def flags_of(parser, verb: str) -> set[str]:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_documents_name_only_commands_that_exist(document: str):
     parser = build_parser()
-    verbs = next(action for action in parser._actions if action.dest == "verb").choices
+    verbs: Any = next(action for action in parser._actions if action.dest == "verb").choices
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     settings = {f"--{name.replace('_', '-')}" for name in known_names()}
     for line in shell_lines(document):

@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     from trainer_worker.pretrain.training import Settings, Trainer
 
     parser = argparse.ArgumentParser(
-        prog="python -m trainer_worker.pretrain", description=__doc__.splitlines()[0]
+        prog="python -m trainer_worker.pretrain", description=str(__doc__).splitlines()[0]
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for state, log and trained part")
     defaults = Settings()

@@ -63,7 +63,7 @@ def question_scores(base: Base, rows: Sequence[Row]) -> dict[str, dict[str, floa
     blank = torch.zeros(3, 84, 84)
     seen = score(_batches(rows), language, tower, projector)
     guessed = score(_batches([replace(row, pixels=blank) for row in rows]), language, tower, projector)
-    groups = {kind: (kind,) for kind in sorted(seen)}
+    groups: dict[str, tuple[str, ...]] = {kind: (kind,) for kind in sorted(seen)}
     groups |= {"shape and color": _SHAPE_AND_COLOR, "yes/no": _YES_NO, "scene yes/no": ("yes/no",)}
     groups["all"] = tuple(seen)
     return {name: _group(seen, guessed, kinds) for name, kinds in groups.items()}

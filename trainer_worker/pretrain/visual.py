@@ -45,6 +45,10 @@ class Projector(nn.Module):
         width: Hidden size of the language model.
     """
 
+    mean: Tensor
+    std: Tensor
+    scale: Tensor
+
     def __init__(self, mean: Tensor, std: Tensor, width: int) -> None:
         super().__init__()
         self.register_buffer("mean", mean)

@@ -265,4 +265,4 @@ def test_routing_settings_check_their_values() -> None:
         {"text_weight": 0.0, "image_weight": 0.0},
     ):
         with pytest.raises(StateInvalid):
-            RoutingSettings(**bad)
+            RoutingSettings(**bad)  # pyright: ignore[reportArgumentType]

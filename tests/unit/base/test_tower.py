@@ -66,7 +66,7 @@ def test_tower_equals_dinov2_without_its_class_token(dino: Dinov2Model) -> None:
         patch_size=PATCH,
         hidden_act="gelu",
         layer_norm_eps=1e-6,
-        vision_use_head=False,
+        vision_use_head=False,  # pyright: ignore[reportCallIssue]
     )
     tower = SiglipVisionModel(config).eval()
     tower.load_state_dict(siglip_state(_source(dino), LAYERS, GRID))

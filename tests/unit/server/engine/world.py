@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -14,16 +16,20 @@ from adapter_store.increments import attach
 from adapter_store.rendering import Message, Renderer
 from adapter_store.state import AdapterState
 from adapter_store.vision import ImageFeatures
-from server.engine.protocol import Chunk, GenerationRequest, Sampling
+from server.engine.protocol import Chunk, EngineStats, GenerationRequest, Sampling
+from server.engine.transformers_engine import TransformersEngine
+
+QUESTIONS = ["What is shown?", "Which digit is it? Answer with one word.", "yes?", "the color " * 9]
 
 
 @dataclass(frozen=True)
 class Oracle:
     """Compute answers one at a time with ``W0 + sum c_n B_n A_n`` as plain weights in an untouched copy."""
 
-    model: torch.nn.Module
+    model: Any
 
-    def adapted(self, state: AdapterState, c: torch.Tensor) -> torch.nn.Module:
+    def adapted(self, state: AdapterState, c: torch.Tensor | None) -> Any:
+        assert c is not None
         model = copy.deepcopy(self.model)
         layers = model.model.language_model.layers
         for target in state.targets:
@@ -40,7 +46,7 @@ class Oracle:
 
     @torch.no_grad()
     def answer(
-        self, request: GenerationRequest, count: int, adapted: torch.nn.Module | None = None
+        self, request: GenerationRequest, count: int, adapted: Any = None
     ) -> tuple[list[int], list[float]]:
         """Give ``count`` greedy tokens and their log probabilities; before ``gate_start`` acts the base."""
         ids = torch.tensor([list(request.input_ids)])
@@ -63,7 +69,7 @@ class Oracle:
             logits = self._forward(model, model.get_input_embeddings()(torch.tensor([[token]])), cache)
         return tokens, logprobs
 
-    def _forward(self, model: torch.nn.Module, embeds: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+    def _forward(self, model: Any, embeds: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         hidden = model.model.language_model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
         return model.lm_head(hidden.last_hidden_state[0, -1])
 
@@ -140,3 +146,16 @@ async def collect(stream: AsyncIterator[Chunk]) -> Answer:
         last=chunks[-1],
         chunks=chunks,
     )
+
+
+async def until(engine: TransformersEngine, reached: Callable[[EngineStats], bool]) -> None:
+    """Wait until the engine's counters say so, for as long as a loaded machine may need."""
+    for _ in range(5000):
+        if reached(engine.stats()):
+            return
+        await asyncio.sleep(0.002)
+    raise AssertionError(f"not reached: {engine.stats()}")
+
+
+async def settle(engine: TransformersEngine) -> None:
+    await until(engine, lambda stats: stats.running == stats.waiting == 0)
