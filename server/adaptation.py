@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from adapter_store.errors import (
     AliasConflict,
@@ -267,7 +268,7 @@ class LiveVersions:
         advice = "set STRATA_BASE to that base, or give this base a STRATA_HOME and a store of its own"
         return WrongBase(f"{text}: {advice}")
 
-    def _say_once(self, text: str, **fields: str) -> None:
+    def _say_once(self, text: str, **fields: Any) -> None:
         """Log what every poll would find again only when it is new."""
         said = f"{text} {fields}"
         if said != self._said:

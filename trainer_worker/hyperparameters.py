@@ -22,7 +22,10 @@ class Hyperparameters(BaseModel):
         max_steps: Optimizer steps at most; 0: no limit.
         batch_size: Questions per optimizer step.
         pack: Questions of one picture that share a row.
-        learning_rate: Peak rate of the increments; zero-initialized low rank on few linears needs a high one.
+        learning_rate: Peak rate: size of a step relative to the size of what an adapted linear acts on.
+        down_rate_ratio: Rate of the down projections, relative to their own size, beside the peak rate.
+        aimed: New down projections look where a survey of the base finds the answers (else: at random).
+        survey_samples: Training samples that the survey runs.
         context_learning_rate: Rate of the contextual logits w.
         warmup_ratio: Share of the run in which the rate grows from 0.
         clip_norm: Gradients are clipped to this L2 norm; 0: not clipped.
@@ -41,6 +44,9 @@ class Hyperparameters(BaseModel):
     batch_size: int = Field(default=32, ge=1, le=4096)
     pack: int = Field(default=4, ge=1, le=64)
     learning_rate: float = Field(default=5e-3, gt=0, le=1)
+    down_rate_ratio: float = Field(default=1, gt=0, le=100)
+    aimed: bool = True
+    survey_samples: int = Field(default=128, ge=1, le=100_000)
     learning_rate_multiplier: float = Field(default=1, gt=0, le=1000)
     context_learning_rate: float = Field(default=0.05, gt=0, le=10)
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1)

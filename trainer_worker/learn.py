@@ -277,7 +277,7 @@ class _Course:
 
 
 def split_validation(
-    groups: Sequence[int], settings: Hyperparameters, seed: int
+    groups: Sequence[str] | Sequence[int], settings: Hyperparameters, seed: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Divide sample indices into training and validation by group (picture): ``groups[i]`` is sample i's.
 
