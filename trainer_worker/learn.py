@@ -10,8 +10,9 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,9 @@ from trainer_worker.evaluate import Score, alike_rows, forward, score_samples
 from trainer_worker.features import Encoded
 from trainer_worker.hyperparameters import Hyperparameters
 from trainer_worker.language import LanguageModel, PrefixStore
+from trainer_worker.optimizer import LayerwiseAdamW
 from trainer_worker.samples import Batch, Row, batches_of, build_batch, pack_rows
+from trainer_worker.survey import Look, survey
 
 LEAST_IMPROVEMENT = 0.02
 """A validation loss that falls by less than this share counts as a plateau."""
@@ -158,8 +161,10 @@ def learn(
         check: called before every step; may raise to interrupt (nothing is lost but the steps).
     """
     _assert_frozen(language)
+    looks = _survey(language, state, lesson, settings)
+    state = _aimed(state, task, looks, settings) if settings.aimed else state
     pupil = Pupil(state, task, lesson.encoded.queries, increments, language.device)
-    optimizer = _optimizer(pupil, settings)
+    optimizer = _optimizer(pupil, looks, settings)
     ema = BalancedEma(pupil.live, pupil.tensors(), mode=settings.ema_mode)
     course = _Course(settings, rows_per_epoch(lesson, pupil, settings))
     whole = state.span == "all"
@@ -172,14 +177,13 @@ def learn(
         check()
         batch = build_batch(lesson.encoded.samples, lesson.encoded.prefixes, group, cached=not whole)
         rate = course.rate()
-        _set_rate(optimizer, rate)
         logits = forward(language, batch, lesson.store, pupil.activate)
         loss = F.cross_entropy(logits.float(), batch.target.to(logits.device))
-        optimizer.zero_grad(set_to_none=False)
+        optimizer.zero_grad()
         loss.backward()
         if settings.clip_norm:
             torch.nn.utils.clip_grad_norm_(list(pupil.live.values()), settings.clip_norm)
-        optimizer.step()
+        optimizer.step(rate)
         alphas = {kind: alpha.tolist() for kind, alpha in ema.update().items()}
         loss_value = float(loss.detach())
         samples += batch.samples
@@ -333,23 +337,49 @@ def _validate(
     )
 
 
-def _optimizer(pupil: Pupil, settings: Hyperparameters) -> torch.optim.AdamW:
-    values = [tensor for name, tensor in pupil.live.items() if name != "context"]
-    groups = [{"params": values, "peak": settings.peak_rate}]
-    if "context" in pupil.live:
-        groups.append({"params": [pupil.live["context"]], "peak": settings.context_learning_rate})
-    return torch.optim.AdamW(
-        groups,
-        lr=settings.peak_rate,
-        betas=(0.9, settings.beta2),
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
+def _survey(
+    language: LanguageModel, state: AdapterState, lesson: Lesson, settings: Hyperparameters
+) -> dict[str, Look]:
+    """Survey the base on at most ``survey_samples`` of the training samples."""
+    order = list(lesson.train)
+    random.Random(settings.seed).shuffle(order)
+    rows = pack_rows(lesson.encoded.samples, order[: settings.survey_samples], pack=1, alike=None)
+    groups = batches_of(rows, lesson.store.lengths(), batch_size=settings.batch_size, rng=None)
+
+    def run(group: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
+        cached = state.span != "all"
+        batch = build_batch(lesson.encoded.samples, lesson.encoded.prefixes, group, cached=cached)
+        logits = forward(language, batch, lesson.store, lambda _batch: nullcontext())
+        loss = F.cross_entropy(logits.float(), batch.target.to(logits.device), reduction="sum")
+        first = torch.cat([torch.ones(1, dtype=torch.bool), batch.answer_of.diff() != 0])
+        return loss, batch.real.flatten().nonzero().flatten(), batch.pick[first]
+
+    layers = list(language.backbone.layers)  # type: ignore[arg-type]
+    return survey(layers, state.targets, [partial(run, group) for group in groups])
 
 
-def _set_rate(optimizer: torch.optim.AdamW, factor: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
+def _aimed(
+    state: AdapterState, task: str, looks: Mapping[str, Look], settings: Hyperparameters
+) -> AdapterState:
+    """Let new rows (up projections zero) look where the survey found the answers; old rows stay."""
+    rows = state.rows_of(task)
+    if any(bool(state.up[target][:, rows].any()) for target in state.targets):
+        return state
+    generator = torch.Generator().manual_seed(settings.seed + 1)
+    down = {target: looks[target].down(len(rows), state.rank, generator) for target in state.targets}
+    return state.with_rows(rows, down=down)
+
+
+def _optimizer(pupil: Pupil, looks: Mapping[str, Look], settings: Hyperparameters) -> LayerwiseAdamW:
+    """Give every layer a rate relative to the size of what its linear acts on."""
+    rates: dict[str, Tensor | float] = {"context": settings.context_learning_rate}
+    for target in pupil.state.targets:
+        down, look = pupil.live[f"down.{target}"].detach(), looks[target]
+        size = look.input_size(down)
+        rates[f"up.{target}"] = settings.peak_rate * look.effect.to(size) / size
+        own_size = down.flatten(1).pow(2).mean(dim=1).sqrt()
+        rates[f"down.{target}"] = settings.peak_rate * settings.down_rate_ratio * own_size
+    return LayerwiseAdamW(pupil.live, rates, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay)
 
 
 def _assert_frozen(language: LanguageModel) -> None:
