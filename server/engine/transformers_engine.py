@@ -240,16 +240,17 @@ class TransformersEngine:
                 sequence.aborted = True
                 self._wake.notify()
 
+    @torch.inference_mode()
     def _loop(self) -> None:
         try:
-            with torch.inference_mode():
-                while self._await_work():
-                    self._step()
+            while self._await_work():
+                self._step()
         except Exception as error:
             log.exception("the engine's thread died")
             self._died = f"{type(error).__name__}: {error}"
         finally:
-            self._end_everyone()
+            with torch.inference_mode():  # rows that move in memory are tensors of that mode
+                self._end_everyone()
 
     def _await_work(self) -> bool:
         """Sleep until there is something to do; false when the engine stops."""
