@@ -143,7 +143,9 @@ def raise_for_error(response: httpx.Response) -> None:
         return
     try:
         error = response.json()["error"]
-        message = str(error["message"]) + _faults(error.get("report"))
+        message = str(error["message"])
+        if faults := _faults(error.get("report")):
+            message = f"{message.partition(': ')[0]}:{faults}"
     except (ValueError, KeyError, TypeError):
         message = f"{response.request.url} answered with status {response.status_code}"
     if response.status_code in {401, 403}:

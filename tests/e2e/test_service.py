@@ -172,10 +172,14 @@ def test_the_operating_verbs_work_on_what_was_taught(up: Up):
 
 def test_a_data_set_with_faults_is_refused_with_all_of_them(up: Up, tmp_path: Path):
     file = tmp_path / "bad.json"
-    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": ""}]
-    file.write_text(json.dumps([{"id": "1", "image": "none.png", "conversations": turns}]))
+    rows = []
+    for number, answer in enumerate(("", "a jay")):
+        turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": answer}]
+        rows.append({"id": str(number), "image": "none.png", "conversations": turns})
+    file.write_text(json.dumps(rows))
     done = strata(up, "submit", str(file), "--task", "broken")
     assert done.returncode == 2
+    assert "the answer is empty" in done.stderr
     assert "none.png" in done.stderr
     assert "Traceback" not in done.stderr
 
