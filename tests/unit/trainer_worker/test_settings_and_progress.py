@@ -25,9 +25,9 @@ def test_a_job_overrides_defaults_with_the_names_of_the_openai_api():
 
 def test_all_bad_hyperparameters_are_named_at_once():
     with pytest.raises(InputError) as caught:
-        Hyperparameters.of_job(Hyperparameters(), {"n_epochs": -1, "colour_of_hair": 3})
+        Hyperparameters.of_job(Hyperparameters(), {"n_epochs": -1, "color_of_hair": 3})
     assert "epochs" in caught.value.message
-    assert "colour_of_hair" in caught.value.message
+    assert "color_of_hair" in caught.value.message
 
 
 def test_every_worker_setting_is_known_to_all_programs():
