@@ -127,7 +127,7 @@ async def test_memory_grows_with_use_and_is_given_back(
 ) -> None:
     engine = make_engine(idle_seconds=0.1)
     assert engine.stats().kv_bytes == 0
-    await asyncio.gather(*(collect(engine.generate(world.request(str(i), max_tokens=100))) for i in range(9)))
+    await asyncio.gather(*(collect(engine.generate(world.request(str(i), max_tokens=150))) for i in range(9)))
     stats = engine.stats()
     assert stats.kv_capacity_tokens == 16 * 256
     assert stats.kv_bytes == stats.kv_capacity_tokens * 3 * 2 * 2 * 16 * 4
