@@ -257,7 +257,7 @@ async def test_end_token_stops_and_is_not_shown(world: World, engine: Transforme
 async def test_faulty_requests_are_refused(world: World, engine: TransformersEngine) -> None:
     await engine.stage("v1", world.state(1))
     faults: list[tuple[dict[str, object], type[Exception], str]] = [
-        ({"question": "word " * 400}, InputError, "shorten"),
+        ({"question": "word " * 4000}, InputError, "shorten"),
         ({"version": "v9"}, NotFoundError, "v9"),
         ({"version": "v1", "c": torch.ones(3)}, InputError, "16 coefficients"),
         ({"version": "v1", "c": torch.full((16,), float("nan"))}, InputError, "finite"),
