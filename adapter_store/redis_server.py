@@ -317,11 +317,12 @@ def _answers(socket: Path) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """Return the start time of a process in clock ticks: with it a reused process id is not mistaken."""
+    """Return when a living process began, in clock ticks: it tells a reused process id apart."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
+    return None if fields[0] == "Z" else fields[19]  # a zombie, dead but not yet waited for, owns nothing
 
 
 def _program_of(pid: int) -> str | None:

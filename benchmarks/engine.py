@@ -34,7 +34,7 @@ from adapter_store.base import ensure_embedded_base, load_base  # noqa: E402
 from adapter_store.rendering import Message, Renderer  # noqa: E402
 from adapter_store.state import AdapterState  # noqa: E402
 from adapter_store.vision import VisionEncoder  # noqa: E402
-from benchmarks.library import LibraryRunner  # noqa: E402
+from benchmarks.baselines import LibraryRunner  # noqa: E402
 from server.engine.protocol import GenerationRequest, Sampling  # noqa: E402
 from server.engine.transformers_engine import TransformersEngine  # noqa: E402
 

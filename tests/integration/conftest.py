@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import pytest
 import redis
 
-from adapter_store.jobs import connect
+from adapter_store.jobs import JobQueue, connect
 from adapter_store.redis_server import RedisServer
 
 
@@ -33,3 +33,8 @@ def redis_client(redis_server: RedisServer) -> Iterator[redis.Redis]:
 def redis_url(redis_server: RedisServer, redis_client: redis.Redis) -> str:
     """Return the address of the empty Redis."""
     return redis_server.url
+
+
+@pytest.fixture
+def queue(redis_client: redis.Redis) -> JobQueue:
+    return JobQueue(redis_client, "strata", lease_seconds=60)
