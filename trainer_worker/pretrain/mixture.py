@@ -10,7 +10,7 @@ from trainer_worker.pretrain.picture import Picture
 from trainer_worker.pretrain.scenes import scene_picture
 from trainer_worker.pretrain.words import word_picture
 
-SHARES: dict[str, float] = {"scenes": 0.5, "easy-vqa": 0.4, "words": 0.07, "charts": 0.03}
+SHARES: dict[str, float] = {"scenes": 0.6, "easy-vqa": 0.32, "words": 0.04, "charts": 0.04}
 """Part of the pictures that comes from each source."""
 
 
