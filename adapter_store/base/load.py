@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapter_store.base.assemble import ENCODER_FOLDER, MANIFEST
+from adapter_store.base.assemble import MANIFEST, ensure_embedded_base
+from adapter_store.base.digest import weights_digest
+from adapter_store.base.sentences import ENCODER_FOLDER, ensure_sentence_encoder
 from adapter_store.base.trained_part import CALIBRATION_FILE
 from adapter_store.errors import BaseModelError, NotALlava
-
-_HEADER_LIMIT_BYTES = 100 << 20
+from adapter_store.settings import EMBEDDED_BASE
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Base:
         digest: Identity of its weights; an adapter state made for another digest is refused.
         image_token_id: Token that stands for one patch of a picture.
         image_query_mean: `[vision hidden]` mean of mean-pooled tower outputs on generic pictures, or None.
-        sentence_encoder: Folder of the sentence encoder, or None if the base carries none.
+        sentence_encoder: Folder of the sentence encoder: the base's own, else the pinned one.
         path: Folder that everything was read from.
     """
 
@@ -41,28 +41,39 @@ class Base:
     digest: str
     image_token_id: int
     image_query_mean: Tensor | None
-    sentence_encoder: Path | None
+    sentence_encoder: Path
     path: Path
 
 
-def load_base(path_or_hub_id: str | Path, *, dtype: str | torch.dtype = "auto", device: str = "cpu") -> Base:
+def load_base(
+    name: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str = "auto",
+    cache_dir: Path | None = None,
+) -> Base:
     """Load a LLaVA and freeze it.
 
     Args:
-        path_or_hub_id: A local folder, or the id of a hub repository (needs a reachable hub or its cache).
-        dtype: As `from_pretrained` takes it; "auto" keeps the stored one.
-        device: Where the model goes.
+        name: "embedded", a local folder, or the id of a hub repository (needs a reachable hub or its cache).
+        dtype: As `from_pretrained` takes it; "auto" suits the device, see `dtype_for`.
+        device: Where the model goes; "auto" is a CUDA device if there is one.
+        cache_dir: Root of the cache; default `default_cache_dir()`.
 
     Raises:
         NotALlava: If the configuration is not of type `llava`.
-        BaseModelError: If the folder is missing or incomplete.
+        BaseModelError: If the folder is missing or incomplete, or the device is not there.
     """
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-    folder = resolve_folder(path_or_hub_id)
+    device = _device_of(device)
+    if str(name) == EMBEDDED_BASE:
+        name = ensure_embedded_base(cache_dir, progress=False)
+    folder = resolve_folder(name)
     _check_is_llava(folder)
     try:
-        model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+        kind = dtype_for(device) if dtype == "auto" else dtype
+        model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=kind)
         model.to(device)
         processor = AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError) as error:
@@ -77,13 +88,31 @@ def load_base(path_or_hub_id: str | Path, *, dtype: str | torch.dtype = "auto", 
         model=model,
         processor=processor,
         tokenizer=processor.tokenizer,
-        base_id=manifest["base_id"] if manifest else Path(path_or_hub_id).name,
-        digest=manifest["digest"] if manifest else weights_digest(folder),
+        base_id=manifest["base_id"] if manifest else Path(name).name,
+        digest=manifest["digest"] if manifest else weights_digest(folder, cache_dir),
         image_token_id=int(model.config.image_token_id),
         image_query_mean=_read_mean(calibration) if calibration.is_file() else None,
-        sentence_encoder=encoder if encoder.is_dir() else None,
+        sentence_encoder=encoder if encoder.is_dir() else ensure_sentence_encoder(cache_dir),
         path=folder,
     )
+
+
+def _device_of(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise BaseModelError(f"the device {device!r} is asked for, but torch sees no CUDA device; use cpu")
+    return device
+
+
+def dtype_for(device: str) -> str | torch.dtype:
+    """Return the dtype to compute in: as stored on an accelerator, single precision on a CPU.
+
+    A CPU without matrix units for bfloat16 converts every operand, which is slower than computing in float32.
+    """
+    if torch.device(device).type != "cpu":
+        return "auto"
+    return "auto" if torch.cpu._is_amx_tile_supported() else torch.float32
 
 
 def resolve_folder(path_or_hub_id: str | Path) -> Path:
@@ -106,32 +135,6 @@ def resolve_folder(path_or_hub_id: str | Path) -> Path:
             f"{str(path_or_hub_id)!r} is neither a folder nor a repository that can be fetched ({error}); "
             "give the path of a LLaVA folder"
         ) from error
-
-
-def weights_digest(folder: Path) -> str:
-    """Return the digest of a foreign base: sha256 over its configuration and weight files' headers and sizes.
-
-    A header names every tensor with type, shape and place; reading all of a large model would take minutes.
-
-    Raises:
-        BaseModelError: If there are no safetensors files or one is damaged.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise BaseModelError(
-            f"{folder} holds no *.safetensors files; convert the model's weights to safetensors"
-        )
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in files:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 0 < length <= min(_HEADER_LIMIT_BYTES, file.stat().st_size):
-                raise BaseModelError(
-                    f"{file} is not a safetensors file: its header length is {length}; fetch it again"
-                )
-            digest.update(stream.read(length))
-        digest.update(f"{file.name}:{file.stat().st_size}".encode())
-    return digest.hexdigest()
 
 
 def _check_is_llava(folder: Path) -> None:

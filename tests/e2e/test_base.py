@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from adapter_store.base.download import default_cache_dir, fetch
 from adapter_store.base.load import Base, load_base
 from adapter_store.base.packages import EASY_VQA
 from adapter_store.base.trained_part import load_trained_part, shipped_weights_dir
+from adapter_store.encoder import SentenceEncoder
 from trainer_worker.pretrain.easy import EasyVqa
 from trainer_worker.pretrain.packing import Packer
 from trainer_worker.pretrain.picture import Question
@@ -99,7 +101,6 @@ def test_it_still_talks(base: Base) -> None:
 
 
 def test_the_sentence_encoder_is_plain(base: Base) -> None:
-    assert base.sentence_encoder is not None
     tokenizer = AutoTokenizer.from_pretrained(base.sentence_encoder)
     encoder = AutoModel.from_pretrained(base.sentence_encoder).eval()
     texts = ["What color is the shape?", "Which color does it have?", "Translate this into French."]
@@ -110,3 +111,16 @@ def test_the_sentence_encoder_is_plain(base: Base) -> None:
     query = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
     assert query.shape == (3, 384)
     assert float(query[0] @ query[1]) > float(query[0] @ query[2]) + 0.2
+
+
+def test_a_llava_without_our_files_gets_the_pinned_encoder(base: Base, tmp_path: Path) -> None:
+    for path in base.path.iterdir():
+        if path.name not in ("base.json", "calibration.safetensors", "sentence_encoder"):
+            (tmp_path / path.name).symlink_to(path)
+    foreign = load_base(tmp_path)
+    assert foreign.base_id == tmp_path.name
+    assert foreign.digest != base.digest
+    assert foreign.image_query_mean is None
+    texts = ["Which animal is this?"]
+    found, expected = (SentenceEncoder(b.sentence_encoder).encode(texts) for b in (foreign, base))
+    assert torch.equal(found, expected)

@@ -38,8 +38,8 @@ class Site:
         self.url = url
         self.base = base
         self.settings = WorkerSettings(
-            home=home,
             base=str(base),
+            home=home,
             redis_url=url,
             lease_seconds=2,
             rank=4,
@@ -77,7 +77,7 @@ class Site:
         return self.queue.submit(job)
 
     def worker(self, name: str = "w") -> Worker:
-        return Worker(open_workshop(self.settings, str(self.base)), self.queue, name, self.stop)
+        return Worker(open_workshop(self.settings), self.queue, name, self.stop)
 
     def finish(self, job: Job, name: str = "survivor") -> Job:
         """Run a worker in this process until the job has ended."""

