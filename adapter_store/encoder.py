@@ -31,7 +31,12 @@ class SentenceEncoder:
     """
 
     def __init__(
-        self, folder: Path, device: str = "cpu", *, cache_size: int = 16384, batch_size: int = 64
+        self,
+        folder: Path,
+        device: torch.device | str = "cpu",
+        *,
+        cache_size: int = 16384,
+        batch_size: int = 64,
     ) -> None:
         from transformers import AutoModel, AutoTokenizer
 

@@ -54,15 +54,11 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = 
     Raises:
         ImageError: not one of the four formats, too large, truncated or damaged.
     """
-    if not data:
-        raise ImageError("the picture is empty (0 bytes)", param="image")
     if len(data) > max_bytes:
         raise ImageError(
             f"the picture has {len(data)} bytes; at most {max_bytes} are accepted", param="image"
         )
-    kind = picture_kind(data[:12])
-    if kind is None:
-        raise ImageError("the bytes are not a JPEG, PNG, WEBP or GIF picture", param="image")
+    kind = _kind_of(data)
     image = _open(data, kind, max_pixels)
     try:
         image.load()
@@ -73,6 +69,16 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = 
     except Exception:  # noqa: BLE001
         # Decoders raise many types on damaged bytes, and their text may show an object address.
         raise ImageError(f"the {FORMATS[kind]} picture is truncated or damaged", param="image") from None
+
+
+def count_pixels(data: bytes, *, max_pixels: int = MAX_PIXELS) -> int:
+    """Return how many pixels a picture has, from its header alone.
+
+    Raises:
+        ImageError: empty, not one of the four formats, or too many.
+    """
+    with _open(data, _kind_of(data), max_pixels) as image:
+        return image.size[0] * image.size[1]
 
 
 def image_digest(image: Image.Image) -> str:
@@ -111,6 +117,15 @@ def decode_inline(text: str, *, max_bytes: int = MAX_BYTES) -> bytes:
         return base64.b64decode(raw + b"=" * (-len(raw) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise ImageError("the picture is not valid base64", param="image") from None
+
+
+def _kind_of(data: bytes) -> str:
+    if not data:
+        raise ImageError("the picture is empty (0 bytes)", param="image")
+    kind = picture_kind(data[:12])
+    if kind is None:
+        raise ImageError("the bytes are not a JPEG, PNG, WEBP or GIF picture", param="image")
+    return kind
 
 
 def _open(data: bytes, kind: str, max_pixels: int) -> Image.Image:

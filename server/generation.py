@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from PIL import Image
@@ -161,7 +161,7 @@ async def generation(
     *,
     model: str,
     messages: tuple[Message, ...],
-    images: tuple[Image.Image, ...],
+    images: AbstractAsyncContextManager[tuple[Image.Image, ...]],
     sampling: Sampling,
     choices: int = 1,
 ) -> AsyncIterator[Generation]:
@@ -169,13 +169,16 @@ async def generation(
 
     Raises:
         UnknownModel: no such model or version.
+        ImageError: a picture cannot be used.
         InputError: the prompt is empty or leaves no room for an answer.
+        EngineBusy: too many requests wait already.
     """
     started = time.perf_counter()
     async with serving.live.lease(model) as leased:
         _check_size(messages, serving.max_model_len)
         state = leased.resident.state if leased.resident else None
-        prepared = await serving.retriever.prepare(Question(messages, images, state))
+        async with images as pictures:
+            prepared = await serving.retriever.prepare(Question(messages, pictures, state))
         _check_room(len(prepared.input_ids), sampling.max_tokens, serving.max_model_len)
         if state is not None:
             if prepared.task is None:

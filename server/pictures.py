@@ -9,22 +9,30 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from urllib.parse import SplitResult, urlsplit
 
 import httpx
 from PIL import Image
 
 from adapter_store.errors import ImageError
-from adapter_store.images import MAX_BYTES, decode_image, decode_inline
+from adapter_store.images import MAX_BYTES, MAX_PIXELS, count_pixels, decode_image, decode_inline
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
+MAX_REQUEST_PIXELS = 2 * MAX_PIXELS
+MAX_PIXELS_AT_ONCE = 4 * MAX_REQUEST_PIXELS
+"""Three bytes each: about a gigabyte."""
 _TIMEOUT_SECONDS = 10.0
 _PARAM = "messages"
 
 
 class PictureLoader:
-    """Turn the ``image_url`` of a request into a picture."""
+    """Turn the pictures of a request into RGB, few enough at once that memory holds them.
+
+    Decoded pictures are hundreds of times as large as their files, so requests wait for room before they
+    decode, and keep it only until the tower has read their pictures.
+    """
 
     def __init__(
         self,
@@ -32,20 +40,47 @@ class PictureLoader:
         *,
         resolve: Resolve | None = None,
         max_bytes: int = MAX_BYTES,
+        max_request_pixels: int = MAX_REQUEST_PIXELS,
+        max_pixels: int = MAX_PIXELS_AT_ONCE,
     ) -> None:
         self._hosts = hosts
         self._resolve = resolve or resolve_addresses
         self._max_bytes = max_bytes
+        self._max_request_pixels = max_request_pixels
+        self._max_pixels = max_pixels
+        self._pixels = 0
+        self._changed = asyncio.Condition()
 
-    async def load(self, url: str) -> Image.Image:
-        """Return the picture behind ``url``; raise ImageError with what to do."""
+    async def fetch(self, url: str) -> bytes:
+        """Return the picture file behind ``url``; raise ImageError with what to do."""
         if url[:5].lower() == "data:":
-            return await asyncio.to_thread(self._inline, url)
-        data = await self._fetch(url)
-        return await asyncio.to_thread(decode_image, data, max_bytes=self._max_bytes)
+            return await asyncio.to_thread(decode_inline, url, max_bytes=self._max_bytes)
+        return await self._fetch(url)
 
-    def _inline(self, url: str) -> Image.Image:
-        return decode_image(decode_inline(url, max_bytes=self._max_bytes), max_bytes=self._max_bytes)
+    @asynccontextmanager
+    async def decoded(self, files: Sequence[bytes]) -> AsyncIterator[tuple[Image.Image, ...]]:
+        """Wait for room, decode all pictures of one request and hold the room inside the block.
+
+        Raises:
+            ImageError: a picture is damaged or too large, or all together are.
+        """
+        pixels = sum([await asyncio.to_thread(count_pixels, data) for data in files])
+        if pixels > self._max_request_pixels:
+            text = f"the pictures of this request have {pixels} pixels together"
+            raise ImageError(f"{text}; at most {self._max_request_pixels} are accepted", param=_PARAM)
+        async with self._changed:
+            await self._changed.wait_for(
+                lambda: not self._pixels or self._pixels + pixels <= self._max_pixels
+            )
+            self._pixels += pixels
+        try:
+            yield tuple(
+                [await asyncio.to_thread(decode_image, data, max_bytes=self._max_bytes) for data in files]
+            )
+        finally:
+            async with self._changed:
+                self._pixels -= pixels
+                self._changed.notify_all()
 
     async def _fetch(self, url: str) -> bytes:
         parts = self._checked(url)

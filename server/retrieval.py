@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from adapter_store.encoder import SentenceEncoder
+from adapter_store.errors import EngineBusy
 from adapter_store.queries import QueryEncoder
 from adapter_store.rendering import Message, RenderedPrompt, Renderer
 from adapter_store.routing import coefficients
@@ -62,8 +63,14 @@ class Retriever:
     """Prepare questions in one background thread, many at a time."""
 
     def __init__(
-        self, base: Base, renderer: Renderer, vision: VisionEncoder, sentences: SentenceEncoder
+        self,
+        base: Base,
+        renderer: Renderer,
+        vision: VisionEncoder,
+        sentences: SentenceEncoder,
+        max_waiting: int = 256,
     ) -> None:
+        self._max_waiting = max_waiting
         self._renderer = renderer
         self._vision = vision
         self._queries = QueryEncoder(sentences, base.image_query_mean)
@@ -72,7 +79,15 @@ class Retriever:
         self._thread.start()
 
     async def prepare(self, question: Question) -> Prepared:
-        """Return what the engine takes; raise InputError if the question cannot be rendered."""
+        """Return what the engine takes.
+
+        Raises:
+            InputError: the question cannot be rendered.
+            EngineBusy: ``max_waiting`` questions wait already.
+        """
+        waiting = self._waiting.qsize()
+        if waiting > self._max_waiting:
+            raise EngineBusy(f"{waiting} requests are waiting already; try again later")
         future: Future[Prepared] = Future()
         self._waiting.put((question, future))
         return await asyncio.wrap_future(future)

@@ -133,7 +133,8 @@ def _build(base: Base, choice: ModelChoice) -> tuple[Engine, Retriever, frozense
         max_waiting=choice.max_waiting,
         max_model_len=choice.max_model_len or _length_of(base),
     )
-    retriever = Retriever(base, renderer, VisionEncoder(base), SentenceEncoder(base.sentence_encoder))
+    sentences = SentenceEncoder(base.sentence_encoder, base.model.device)
+    retriever = Retriever(base, renderer, VisionEncoder(base), sentences, choice.max_waiting)
     return engine, retriever, frozenset(renderer.stop_ids)
 
 

@@ -36,7 +36,7 @@ async def open_chat(gateway: Gateway, chat: ChatRequest) -> AbstractAsyncContext
     serving = gateway.ready()
     sampling = sampling_of(chat, gateway.limits, serving.max_model_len)
     messages, urls = turns_of(chat.messages, gateway.limits)
-    images = tuple([await gateway.pictures.load(url) for url in urls])
+    files = [await gateway.pictures.fetch(url) for url in urls]
     ignored = chat.ignored_fields()
     if ignored:
         log("fields of a chat request have no effect here", fields_ignored=ignored)
@@ -45,7 +45,7 @@ async def open_chat(gateway: Gateway, chat: ChatRequest) -> AbstractAsyncContext
         gateway.metrics,
         model=chat.model,
         messages=messages,
-        images=images,
+        images=gateway.pictures.decoded(files),
         sampling=sampling,
         choices=chat.n or 1,
     )

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
-from PIL import Image
 
 from adapter_store.errors import InputError
-from adapter_store.images import decode_image
 from adapter_store.rendering import Message
 from server.chat.protocol import usage_body
 from server.engine import Sampling
@@ -26,7 +24,7 @@ class Asked:
     """One question, its picture if it has one, and who shall answer."""
 
     question: str
-    image: Image.Image | None
+    image: bytes | None
     model: str
     max_tokens: int | None
 
@@ -37,23 +35,20 @@ async def read_question(gateway: Gateway, request: Request) -> Asked:
         async with received_form(request, gateway.uploads) as form:
             image = None
             if "image" in form.files:
-                data = await asyncio.to_thread(form.files["image"].read_picture)
-                image = await asyncio.to_thread(decode_image, data)
+                image = await asyncio.to_thread(form.files["image"].read_picture)
             elif form.fields.get("image"):
-                image = await gateway.pictures.load(form.fields["image"])
+                image = await gateway.pictures.fetch(form.fields["image"])
             tokens = form_number(form.fields, "max_tokens", int)
             return _checked(gateway, form.fields.get("question"), image, form.fields.get("model"), tokens)
     body = await read_json(request)
     url = body.get("image")
     if url is not None and not isinstance(url, str):
         raise InputError("image must be a data: URL", param="image")
-    image = await gateway.pictures.load(url) if url else None
+    image = await gateway.pictures.fetch(url) if url else None
     return _checked(gateway, body.get("question"), image, body.get("model"), body.get("max_tokens"))
 
 
-def _checked(
-    gateway: Gateway, question: Any, image: Image.Image | None, model: Any, max_tokens: Any
-) -> Asked:
+def _checked(gateway: Gateway, question: Any, image: bytes | None, model: Any, max_tokens: Any) -> Asked:
     if not isinstance(question, str) or not question.strip():
         raise InputError("the question is missing; send it as the field 'question'", param="question")
     if model is not None and not isinstance(model, str):
@@ -76,7 +71,7 @@ async def answer(gateway: Gateway, asked: Asked) -> dict[str, Any]:
         gateway.metrics,
         model=asked.model,
         messages=(Message(role="user", text=asked.question, images=len(images)),),
-        images=images,
+        images=gateway.pictures.decoded(images),
         sampling=Sampling(max_tokens=wanted),
     ) as running:
         given = (await running.finish())[0]

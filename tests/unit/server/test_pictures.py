@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import threading
 from collections.abc import Iterator
@@ -30,8 +31,39 @@ def test_public_addresses():
 
 
 async def test_inline_pictures_need_no_host():
-    image = await PictureLoader().load(data_url(png("red", 5)))
-    assert (image.mode, image.size) == ("RGB", (5, 5))
+    loader = PictureLoader()
+    async with loader.decoded([await loader.fetch(data_url(png("red", 5)))]) as (image,):
+        assert (image.mode, image.size) == ("RGB", (5, 5))
+
+
+async def test_the_pictures_of_one_request_share_a_budget():
+    loader = PictureLoader(max_request_pixels=49)
+    with pytest.raises(ImageError, match="have 50 pixels together; at most 49"):
+        async with loader.decoded([png("red", 5), png("blue", 5)]):
+            raise AssertionError("decoded")
+
+
+async def test_requests_wait_for_room_and_give_it_back_even_after_a_damaged_picture():
+    loader = PictureLoader(max_pixels=30)
+    order: list[str] = []
+
+    async def ask(name: str, data: bytes) -> None:
+        async with loader.decoded([data]):
+            order.append(f"{name} in")
+            await asyncio.sleep(0.01)
+            order.append(f"{name} out")
+
+    whole = png("red", 5)
+    results = await asyncio.gather(
+        ask("a", whole), ask("b", whole[: len(whole) // 2]), ask("c", whole), ask("d", whole), return_exceptions=True
+    )
+    assert [type(result) for result in results] == [type(None), ImageError, type(None), type(None)]
+    assert [event.split()[1] for event in order] == ["in", "out"] * 3
+
+
+async def test_a_picture_larger_than_all_room_is_still_decoded_alone():
+    async with PictureLoader(max_pixels=10).decoded([png("red", 5)]) as (image,):
+        assert image.size == (5, 5)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +88,7 @@ async def test_urls_that_are_refused_before_any_look_up(url: str):
         raise AssertionError("looked up")
 
     with pytest.raises(ImageError):
-        await PictureLoader(parse_hosts("ok.com"), resolve=never).load(url)
+        await PictureLoader(parse_hosts("ok.com"), resolve=never).fetch(url)
 
 
 @pytest.mark.parametrize("addresses", [[], ["127.0.0.1"], ["93.184.216.34", "10.0.0.1"]])
@@ -65,7 +97,7 @@ async def test_every_address_of_a_listed_host_must_be_public(addresses: list[str
         return addresses
 
     with pytest.raises(ImageError, match="no public address"):
-        await PictureLoader(parse_hosts("ok.com"), resolve=resolve).load("https://ok.com/x.png")
+        await PictureLoader(parse_hosts("ok.com"), resolve=resolve).fetch("https://ok.com/x.png")
 
 
 class Site(http.server.BaseHTTPRequestHandler):
@@ -105,10 +137,11 @@ async def test_a_listed_host_is_fetched_at_the_checked_address(site: int, monkey
 
     monkeypatch.setattr(pictures, "is_public", lambda address: True)
     loader = PictureLoader(parse_hosts(f"ok.test:{site}"), resolve=resolve, max_bytes=100_000)
-    assert (await loader.load(f"http://ok.test:{site}/x.png")).size == (7, 7)
+    async with loader.decoded([await loader.fetch(f"http://ok.test:{site}/x.png")]) as (image,):
+        assert image.size == (7, 7)
     assert looked_up == ["ok.test"]
     assert Site.seen == [f"ok.test:{site}"]
     with pytest.raises(ImageError, match="redirects are not followed"):
-        await loader.load(f"http://ok.test:{site}/away")
+        await loader.fetch(f"http://ok.test:{site}/away")
     with pytest.raises(ImageError, match="larger"):
-        await loader.load(f"http://ok.test:{site}/big")
+        await loader.fetch(f"http://ok.test:{site}/big")
