@@ -106,6 +106,7 @@ def _ours(
     from adapter_store.datasets import Example, Turn
     from adapter_store.encoder import SentenceEncoder
     from adapter_store.increments import attach
+    from adapter_store.jobs.hyperparameters import Hyperparameters
     from adapter_store.queries import QueryEncoder
     from adapter_store.rendering import Renderer
     from adapter_store.routing import intrinsic
@@ -113,7 +114,6 @@ def _ours(
     from adapter_store.vision import VisionEncoder
     from trainer_worker import ema as ema_module
     from trainer_worker.features import Featurizer
-    from trainer_worker.hyperparameters import Hyperparameters
     from trainer_worker.keys import align_keys
     from trainer_worker.language import LanguageModel, PrefixStore
     from trainer_worker.learn import Lesson, learn

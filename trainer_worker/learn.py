@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapter_store.increments import Bank, Increments, Term, gate_of
+from adapter_store.jobs.hyperparameters import Hyperparameters
 from adapter_store.routing import contextual, intrinsic
 from adapter_store.state import AdapterState
 from trainer_worker.ema import AlphaStatistics, BalancedEma
 from trainer_worker.evaluate import Score, alike_rows, forward, score_samples
 from trainer_worker.features import Encoded
-from trainer_worker.hyperparameters import Hyperparameters
 from trainer_worker.language import LanguageModel, PrefixStore
 from trainer_worker.optimizer import LayerwiseAdamW
 from trainer_worker.samples import Batch, Row, batches_of, build_batch, pack_rows

@@ -8,6 +8,7 @@ from adapter_store.base.load import load_base
 from adapter_store.datasets import DatasetStore
 from adapter_store.encoder import SentenceEncoder
 from adapter_store.increments import attach
+from adapter_store.jobs.hyperparameters import Hyperparameters
 from adapter_store.queries import QueryEncoder
 from adapter_store.rendering import Renderer
 from adapter_store.state import RoutingSettings
@@ -16,7 +17,6 @@ from adapter_store.vision import VisionEncoder
 from trainer_worker.features import Featurizer
 from trainer_worker.gate import Policy
 from trainer_worker.heldout import HeldOut
-from trainer_worker.hyperparameters import Hyperparameters
 from trainer_worker.language import LanguageModel
 from trainer_worker.metrics import WorkerMetrics
 from trainer_worker.pretrain.scenes import generic_probe

@@ -14,6 +14,7 @@ import torch
 from adapter_store.datasets import Dataset
 from adapter_store.errors import InputError
 from adapter_store.jobs.claim import Claim
+from adapter_store.jobs.hyperparameters import Hyperparameters
 from adapter_store.jobs.record import JobStatus
 from adapter_store.matrix import AccuracyMatrix
 from adapter_store.names import BASE_VERSION
@@ -24,7 +25,6 @@ from trainer_worker.decide import Verdict, centroids_of, decide
 from trainer_worker.features import Encoded
 from trainer_worker.gate import check as gate_check
 from trainer_worker.heldout import Split, picture_key
-from trainer_worker.hyperparameters import Hyperparameters
 from trainer_worker.keys import align_keys
 from trainer_worker.language import PrefixStore
 from trainer_worker.learn import Learned, Lesson, Step, learn, split_validation

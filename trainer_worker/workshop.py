@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from adapter_store.base.load import Base
 from adapter_store.datasets import DatasetStore
 from adapter_store.increments import Increments
+from adapter_store.jobs.hyperparameters import Hyperparameters
 from adapter_store.queries import QueryEncoder
 from adapter_store.state import AdapterState, RoutingSettings, Span
 from adapter_store.versions import VersionStore
 from trainer_worker.features import Featurizer
 from trainer_worker.gate import Policy
 from trainer_worker.heldout import HeldOut
-from trainer_worker.hyperparameters import Hyperparameters
 from trainer_worker.language import LanguageModel
 from trainer_worker.metrics import WorkerMetrics
 from trainer_worker.retention import RetentionProbe

@@ -1,4 +1,4 @@
-"""Settings of the method that a job may carry: checked for form here, for meaning by the trainer."""
+"""Settings of the method that a job may carry, checked before the job is accepted."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapter_store.errors import InputError
+from adapter_store.jobs.hyperparameters import Hyperparameters
 from adapter_store.jobs.record import Setting
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,47}")
@@ -20,7 +21,7 @@ def checked_hyperparameters(given: Mapping[str, Any], param: str = "hyperparamet
     """Return the settings that are set; ``"auto"`` and None mean the default and are left out.
 
     Raises:
-        InputError: a name or value that cannot be a setting, every fault in one message.
+        InputError: an unknown setting or a value that it cannot have, every fault in one message.
     """
     faults = []
     settings: dict[str, Setting] = {}
@@ -41,6 +42,7 @@ def checked_hyperparameters(given: Mapping[str, Any], param: str = "hyperparamet
             settings[name] = value
     if faults:
         raise InputError("; ".join(faults), param=param)
+    Hyperparameters.of_job(Hyperparameters(), settings)
     return settings
 
 

@@ -44,13 +44,22 @@ def test_a_half_written_file_does_not_count(tmp_path: Path):
 
 
 def test_hyperparameters():
-    given = {"n_epochs": "auto", "batch_size": None, "learning_rate": 0.1, "share": True, "ema_mode": "fixed"}
-    assert checked_hyperparameters(given) == {"learning_rate": 0.1, "share": True, "ema_mode": "fixed"}
+    given = {"n_epochs": "auto", "batch_size": None, "learning_rate": 0.1, "aimed": True, "ema_mode": "fixed"}
+    assert checked_hyperparameters(given) == {"learning_rate": 0.1, "aimed": True, "ema_mode": "fixed"}
     with pytest.raises(InputError) as caught:
         checked_hyperparameters({"a": float("nan"), "B": 1, "c": [1], "d": "x" * 500})
     assert all(name in caught.value.message for name in ("a must", "'B'", "c must", "d is longer"))
     with pytest.raises(InputError):
         checked_hyperparameters({f"p{n}": n for n in range(40)})
+
+
+def test_unknown_and_impossible_settings_are_refused_together_before_a_job_exists():
+    with pytest.raises(InputError) as caught:
+        checked_hyperparameters({"n_epochs": -1, "learning_rat": 0.1, "batch_size": 2.5})
+    message = caught.value.message
+    assert "n_epochs: Input should be greater than 0" in message
+    assert "learning_rat: there is no such setting, did you mean learning_rate?" in message
+    assert "batch_size: Input should be a valid integer" in message
     assert [from_text(text) for text in ("3", "0.5", "true", "fixed")] == [3, 0.5, True, "fixed"]
 
 

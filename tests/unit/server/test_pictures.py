@@ -55,7 +55,11 @@ async def test_requests_wait_for_room_and_give_it_back_even_after_a_damaged_pict
 
     whole = png("red", 5)
     results = await asyncio.gather(
-        ask("a", whole), ask("b", whole[: len(whole) // 2]), ask("c", whole), ask("d", whole), return_exceptions=True
+        ask("a", whole),
+        ask("b", whole[: len(whole) // 2]),
+        ask("c", whole),
+        ask("d", whole),
+        return_exceptions=True,
     )
     assert [type(result) for result in results] == [type(None), ImageError, type(None), type(None)]
     assert [event.split()[1] for event in order] == ["in", "out"] * 3

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from adapter_store.jobs.hyperparameters import Hyperparameters
 from tests.unit.trainer_worker.conftest import Parts
 from trainer_worker.evaluate import Served, forward, leak_ratio, score_state
-from trainer_worker.hyperparameters import Hyperparameters
 from trainer_worker.learn import Learned, Lesson, Pupil, learn, split_validation
 from trainer_worker.progress import Interrupted
 from trainer_worker.samples import build_batch, pack_rows

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from adapter_store.errors import InputError
+from adapter_store.jobs.hyperparameters import Hyperparameters
 from adapter_store.settings import WORKER_NAMES, SettingsError, SharedSettings, read_settings
 from trainer_worker.__main__ import main
-from trainer_worker.hyperparameters import Hyperparameters
 from trainer_worker.metrics import WorkerMetrics
 from trainer_worker.progress import Progress
 from trainer_worker.settings import WorkerSettings

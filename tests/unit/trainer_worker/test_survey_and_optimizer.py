@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from adapter_store.jobs.hyperparameters import Hyperparameters
 from tests.unit.trainer_worker.conftest import Parts
-from trainer_worker.hyperparameters import Hyperparameters
 from trainer_worker.learn import Lesson, learn
 from trainer_worker.optimizer import LayerwiseAdamW
 from trainer_worker.survey import survey

@@ -1,11 +1,13 @@
-"""Settings of one job's learning: defaults of the worker, overridden by the job's hyperparameters."""
+"""Settings of one job's learning: the gateway refuses bad ones, the worker merges them over its defaults."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from adapter_store.errors import InputError
 
@@ -77,8 +79,18 @@ class Hyperparameters(BaseModel):
         try:
             return cls.model_validate({**defaults.model_dump(), **named})
         except ValidationError as error:
-            faults = "; ".join(f"{item['loc'][0]}: {item['msg']}" for item in error.errors(include_url=False))
-            known = ", ".join(sorted(cls.model_fields))
+            faults = "; ".join(_fault(item, given) for item in error.errors(include_url=False))
+            known = ", ".join(sorted({*cls.model_fields, *OPENAI_NAMES} - set(OPENAI_NAMES.values())))
             raise InputError(
                 f"hyperparameters cannot be used: {faults} (known: {known})", param="hyperparameters"
             ) from None
+
+
+def _fault(item: ErrorDetails, given: Mapping[str, Any]) -> str:
+    """Name the setting as the caller wrote it, and what is wrong with it."""
+    name = str(item["loc"][0])
+    shown = next((theirs for theirs, ours in OPENAI_NAMES.items() if ours == name and theirs in given), name)
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, Hyperparameters.model_fields, n=1)
+        return f"{shown}: there is no such setting" + (f", did you mean {near[0]}?" if near else "")
+    return f"{shown}: {item['msg']}"
