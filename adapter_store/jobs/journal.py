@@ -23,6 +23,7 @@ class JobJournal:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._ended: set[str] = set()
         make_folder(folder)
 
     def record(self, job: Job) -> None:
@@ -48,25 +49,30 @@ class JobJournal:
     def all(self) -> list[Job]:
         """Return every recorded job, oldest first; files that cannot be read are logged and left alone."""
         jobs = [self._read(path) for path in sorted(self._folder.glob("job-*.json"))]
-        return sorted((job for job in jobs if job is not None), key=lambda job: (job.created_at, job.id))
+        return _in_order([job for job in jobs if job is not None])
 
     def pending(self) -> list[Job]:
-        """Return the jobs without an outcome, oldest first."""
-        return [job for job in self.all() if not job.status.terminal]
+        """Return the jobs without an outcome, oldest first; files of ended jobs are read once only."""
+        unread = [path for path in sorted(self._folder.glob("job-*.json")) if path.stem not in self._ended]
+        return _in_order([job for job in map(self._read, unread) if job and not job.status.terminal])
 
-    def reconcile(self, queue: JobQueue) -> int:
+    def reconcile(self, queue: JobQueue, *, ended: bool = True) -> int:
         """Bring Redis and the journal to agree; return how many jobs were submitted again.
 
         Jobs that Redis does not know are submitted (unfinished) or restored (finished,
         so that listings and idempotency keys survive). Outcomes that only Redis knows
         are recorded. Of several jobs with one idempotency key the oldest counts.
 
+        Args:
+            queue: The queue to agree with.
+            ended: Whether to look at ended jobs too; they only change when Redis is new or was away.
+
         Raises:
             QueueUnavailable: Redis does not answer; what was done so far is kept.
         """
         submitted = 0
         holders: dict[str, str] = {}
-        for job in self.all():
+        for job in self.all() if ended else self.pending():
             if job.lineage != queue.lineage:
                 continue
             key = job.idempotency_key
@@ -105,9 +111,16 @@ class JobJournal:
 
     def _read(self, path: Path) -> Job | None:
         try:
-            return Job.model_validate_json(path.read_bytes())
+            job = Job.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             return None
         except ValueError as error:
             logger.warning("job record %s cannot be read and is left alone: %s", path.name, error)
             return None
+        if job.status.terminal:
+            self._ended.add(job.id)
+        return job
+
+
+def _in_order(jobs: list[Job]) -> list[Job]:
+    return sorted(jobs, key=lambda job: (job.created_at, job.id))

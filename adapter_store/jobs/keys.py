@@ -18,7 +18,8 @@ key                            type    meaning
 ``strata:{L}:job:<id>``        hash    the fields of the job, each as JSON, and beside them
                                        ``_entry`` stream entry, ``_fence`` token of its latest claim,
                                        ``_cancel`` 1 when asked to stop, ``_fingerprint`` of the request
-``strata:{L}:events:<id>``     stream  progress events: ``level type message data``; the last 1000
+``strata:{L}:events:<id>``     stream  progress events: ``level type message data``; the last 1000, gone
+                                       30 days after the last one
 =============================  ======  ===============================================================
 """
 
@@ -27,6 +28,7 @@ from __future__ import annotations
 GROUP = "workers"
 EVENTS_KEPT = 1000
 DEAD_KEPT = 1000
+EVENTS_SECONDS = 30 * 86400
 
 
 class Keys:

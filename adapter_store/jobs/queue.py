@@ -242,7 +242,7 @@ class JobQueue:
             raise InputError(f"job {job.id} is for {job.lineage!r}, this queue serves {self.lineage!r}")
         key = job.idempotency_key
         field = hashlib.sha256(key.encode()).hexdigest() if key is not None else ""
-        arguments = [job.id, job.created_at, field, job.fingerprint(), self._keys.job_prefix, int(enqueue)]
+        arguments = [job.id, job.created_at, field, job.fingerprint, self._keys.job_prefix, int(enqueue)]
         with guarded(f"queue job {job.id}"):
             keys = [self._keys.job(job.id), self._keys.stream, self._keys.index, self._keys.idempotency]
             kind, holder = self._ledger.run(scripts.SUBMIT, keys, [*arguments, *encode_job(job)])

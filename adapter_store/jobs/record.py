@@ -11,9 +11,9 @@ import re
 import time
 import uuid
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from adapter_store.datasets.records import DatasetRef
 from adapter_store.errors import InputError
@@ -82,6 +82,8 @@ class Job(BaseModel):
         phase: Phase the worker is in (validate, encode, decide, ...), or None.
         attempts: How often the job was handed to a worker.
         seconds: Seconds spent per finished phase.
+        fingerprint: sha256 of what was asked for, taken once (the worker may name the task later): two
+            requests with one Idempotency-Key must agree in it.
         gate: Outcome of the forgetting gate, ``{"passed": bool, "reasons": [...]}``.
     """
 
@@ -106,11 +108,15 @@ class Job(BaseModel):
     attempts: int = 0
     idempotency_key: str | None = None
     seconds: dict[str, float] = Field(default_factory=dict)
+    fingerprint: str = ""
 
-    def fingerprint(self) -> str:
-        """Return the sha256 of what was asked for: two requests with one Idempotency-Key must agree in it."""
-        wanted = [self.lineage, self.task, self.dataset.digest, self.hyperparameters, self.metadata]
-        return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+    @model_validator(mode="after")
+    def _keep_fingerprint(self) -> Self:
+        if not self.fingerprint:
+            wanted = [self.lineage, self.task, self.dataset.digest, self.hyperparameters, self.metadata]
+            digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+            object.__setattr__(self, "fingerprint", digest)
+        return self
 
 
 EventLevel = Literal["info", "warn", "error"]

@@ -11,7 +11,7 @@ Two habits run through them:
 
 from __future__ import annotations
 
-from adapter_store.jobs.keys import DEAD_KEPT, EVENTS_KEPT
+from adapter_store.jobs.keys import DEAD_KEPT, EVENTS_KEPT, EVENTS_SECONDS
 
 _TERMINAL = """
 local function terminal(status)
@@ -71,6 +71,7 @@ local function close(job, status, fields, level, message)
   redis.call('HSET', ARGV[5] .. job, 'status', status, 'finished_at', now, 'phase', 'null', unpack(fields))
   redis.call('XADD', ARGV[6] .. job, 'MAXLEN', {EVENTS_KEPT}, '*', 'level', level, 'type', 'message',
     'message', message, 'data', '{{}}')
+  redis.call('EXPIRE', ARGV[6] .. job, {EVENTS_SECONDS})
 end
 local function next_entry()
   local late = redis.pcall('XPENDING', stream, group, 'IDLE', lease, '-', '+', 1)
@@ -158,8 +159,10 @@ redis.replicate_commands()
 if redis.call('EXISTS', KEYS[1]) == 0 then return ARGV[1] == '' and 'missing' or 'lost' end
 local current = redis.call('GET', KEYS[2]) == ARGV[1] and redis.call('HGET', KEYS[1], '_fence') == ARGV[1]
 if ARGV[1] ~= '' and not current then return 'lost' end
-return redis.call('XADD', KEYS[3], 'MAXLEN', {EVENTS_KEPT}, '*', 'level', ARGV[2], 'type', ARGV[3],
+local id = redis.call('XADD', KEYS[3], 'MAXLEN', {EVENTS_KEPT}, '*', 'level', ARGV[2], 'type', ARGV[3],
   'message', ARGV[4], 'data', ARGV[5])
+redis.call('EXPIRE', KEYS[3], {EVENTS_SECONDS})
+return id
 """
 
 # KEYS job, stream, fence, writer   ARGV group, entry, token, then field, value, ...

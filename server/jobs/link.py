@@ -67,7 +67,7 @@ class QueueLink:
                 depth, oldest = await asyncio.to_thread(self._look)
                 metrics.show_queue(depth, oldest)
                 if not was_up or time.monotonic() >= next_reconcile:
-                    await asyncio.to_thread(self._reconcile)
+                    await asyncio.to_thread(self._reconcile, ended=not was_up)
                     next_reconcile = time.monotonic() + _RECONCILE_SECONDS
                 if was_up is False:
                     log("the queue is back")
@@ -93,7 +93,7 @@ class QueueLink:
         queue = self.queue()
         return queue.depth(), queue.oldest_seconds()
 
-    def _reconcile(self) -> None:
-        count = self.journal.reconcile(self.queue())
+    def _reconcile(self, *, ended: bool) -> None:
+        count = self.journal.reconcile(self.queue(), ended=ended)
         if count:
             log("jobs that Redis had lost were handed in again", logging.WARNING, jobs=count)

@@ -15,6 +15,7 @@ from adapter_store.errors import (
     NotFoundError,
 )
 from adapter_store.jobs import Claim, JobQueue, JobStatus
+from adapter_store.jobs.keys import EVENTS_SECONDS
 from tests.integration.queueing import WRITER, in_threads, job, lapse, pending, taken
 
 
@@ -286,6 +287,12 @@ class TestEvents:
         assert queue.events(asked.id, after=events[3].id) == events[4:]
         assert queue.events(asked.id, after=events[1].id, limit=2) == events[2:4]
         assert queue.events(asked.id, after=events[-1].id) == []
+
+    def test_events_do_not_fill_redis_for_ever(self, queue: JobQueue, redis_client: redis.Redis) -> None:
+        asked = queue.submit(job())
+        queue.append_event(asked.id, "one")
+        key = f"strata:{{strata}}:events:{asked.id}"
+        assert 0 < redis_client.ttl(key) <= EVENTS_SECONDS  # pyright: ignore[reportOperatorIssue]
 
     def test_a_job_keeps_its_last_thousand(self, queue: JobQueue) -> None:
         asked = queue.submit(job())

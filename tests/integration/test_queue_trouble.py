@@ -13,6 +13,7 @@ from adapter_store.errors import (
     FencedOut,
     InputError,
     LeaseLost,
+    NotFoundError,
     QueueUnavailable,
 )
 from adapter_store.jobs import JobJournal, JobQueue, JobStatus, connect
@@ -204,6 +205,18 @@ class TestJournal:
         assert again.fence > running.fence, "tokens grow across the loss"
         with pytest.raises(LeaseLost):
             running.finish("failed")
+
+    def test_a_periodic_look_reads_unfinished_jobs_only(self, queue: JobQueue, tmp_path: Path) -> None:
+        journal = JobJournal(tmp_path)
+        ended = job().model_copy(update={"status": "succeeded"})
+        asked = job()
+        for one in (ended, asked):
+            journal.record(one)
+        assert journal.reconcile(queue, ended=False) == 1
+        with pytest.raises(NotFoundError):
+            queue.get(ended.id)
+        assert journal.reconcile(queue) == 0
+        assert queue.get(ended.id).status == "succeeded"
 
     def test_a_job_that_never_reached_redis_is_submitted(self, queue: JobQueue, tmp_path: Path) -> None:
         journal = JobJournal(tmp_path)

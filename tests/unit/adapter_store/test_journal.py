@@ -102,8 +102,11 @@ def test_ids_sort_by_time() -> None:
 
 def test_fingerprint_follows_the_request_and_not_its_progress() -> None:
     one = job(task="digits")
-    assert one.fingerprint() == job(task="digits", status="running", attempts=2).fingerprint()
-    assert one.fingerprint() != job(task="animals").fingerprint()
+    assert one.fingerprint == job(task="digits", status="running", attempts=2).fingerprint
+    assert one.fingerprint != job(task="animals").fingerprint
+    unnamed = job(task=None)
+    named = unnamed.model_copy(update={"task": "task-1"})
+    assert Job.model_validate_json(named.model_dump_json()).fingerprint == unnamed.fingerprint
 
 
 KILLED = """
