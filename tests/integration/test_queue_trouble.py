@@ -208,7 +208,7 @@ class TestJournal:
 
     def test_a_periodic_look_reads_unfinished_jobs_only(self, queue: JobQueue, tmp_path: Path) -> None:
         journal = JobJournal(tmp_path)
-        ended = job().model_copy(update={"status": "succeeded"})
+        ended = job().model_copy(update={"status": JobStatus.SUCCEEDED})
         asked = job()
         for one in (ended, asked):
             journal.record(one)
