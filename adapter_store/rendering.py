@@ -337,7 +337,9 @@ def _image_tokens(base: Base) -> int:
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    generation = getattr(model, "generation_config", None)
-    named = getattr(generation, "eos_token_id", None)
-    stops = named if isinstance(named, list) else [named]
-    return frozenset(int(stop) for stop in (*stops, tokenizer.eos_token_id) if stop is not None)
+    """Collect what ends an answer by the generation config, the text model and the tokenizer."""
+    found: set[int | None] = set()
+    for config in (model.generation_config, model.config.text_config, tokenizer):
+        named = getattr(config, "eos_token_id", None)
+        found.update(named if isinstance(named, list | tuple) else [named])
+    return frozenset(int(token) for token in found if token is not None)

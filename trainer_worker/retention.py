@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from PIL import Image
 
 from adapter_store.datasets import Example, Turn
+from adapter_store.durable import write_durably
 from adapter_store.state import RoutingSettings
 from trainer_worker.evaluate import Score, Served, score_base, score_state
 from trainer_worker.features import Encoded, Featurizer
@@ -22,7 +24,7 @@ PROBE_SEED = 20_241
 class RetentionProbe:
     """Ask general questions (picture, question, answer) of the base once and of every candidate.
 
-    The base's score is remembered in ``folder`` under the base's digest.
+    The base's score is remembered in ``folder`` by base, dtype and questions.
     """
 
     def __init__(self, questions: Callable[[int, int], list[Question]], *, count: int, folder: Path) -> None:
@@ -69,15 +71,16 @@ class RetentionProbe:
         store: PrefixStore,
         check: Callable[[], None],
     ) -> Score:
-        digest = served.state.base_digest.replace(":", "-")
-        path = self._folder / f"base-{digest[:48]}-{self._count}.json"
+        asked = [
+            served.state.base_digest,
+            str(language.dtype),
+            [(example.turns[0].question, example.turns[0].answer) for example in encoded.examples],
+        ]
+        digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        path = self._folder / f"base-{digest[:32]}.json"
         if path.exists():
             return Score(**json.loads(path.read_text()))
         score = score_base(language, served.increments, encoded, store, check=check)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(
-            json.dumps({"correct": score.correct, "answers": score.answers, "loss": score.loss})
-        )
-        os.replace(partial, path)
+        write_durably(path, json.dumps(asdict(score)).encode())
         return score

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from adapter_store.errors import StrataError
 from server.cli.arguments import add_verb
 from server.cli.output import clean, percent, print_json, stdout
@@ -33,10 +35,12 @@ def _base(args: argparse.Namespace) -> int:
     stdout.print(f"digest {facts['digest']}")
     for name, package in facts.get("packages", {}).items():
         stdout.print(f"  {name} {package['version']}  {package['license']}")
-    for name, value in scores.items():
-        stdout.print(
-            f"  {clean(name):24} {percent(value) if isinstance(value, float) else clean(str(value))}"
-        )
+    if scores:
+        table = Table("held-out questions", "right", "without the picture", "asked", box=None)
+        for kind, row in scores.items():
+            right, blind = percent(row["accuracy"]), percent(row["question_only"])
+            table.add_row(clean(kind), right, blind, str(row["questions"]))
+        stdout.print(table)
     return 0
 
 
@@ -50,11 +54,8 @@ def _embedded_folder() -> Path:
 
 
 def _scores() -> dict[str, Any]:
-    """Return the held-out scores recorded when the trained part was made; empty without a record."""
+    """Return the held-out scores by kind of question, recorded when the trained part was made."""
     from adapter_store.base.trained_part import shipped_weights_dir
 
     report = shipped_weights_dir() / "report.json"
-    if not report.is_file():
-        return {}
-    scores = json.loads(report.read_text(encoding="utf-8")).get("scores", {})
-    return dict(scores)
+    return dict(json.loads(report.read_text(encoding="utf-8"))["questions"]) if report.is_file() else {}

@@ -1,9 +1,8 @@
-"""Check a request before it enters the engine, and find the tokens that end an answer."""
+"""Check a request before it enters the engine."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from adapter_store.errors import InputError
 from server.engine.protocol import GenerationRequest, Sampling
@@ -65,19 +64,3 @@ def answer_limit(request: GenerationRequest, max_model_len: int) -> int:
     """Give how many tokens the answer may have: what was asked for, cut to what the context leaves."""
     room = max_model_len - len(request.input_ids)
     return room if request.sampling.max_tokens is None else min(room, request.sampling.max_tokens)
-
-
-def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Collect the tokens that end an answer, of the generation config, the text model and the tokenizer."""
-    found: set[int] = set()
-    configs = (model.generation_config, model.config.text_config, tokenizer)
-    for value in (config.eos_token_id for config in configs):
-        found.update(value if isinstance(value, (list, tuple)) else [value])
-    return frozenset(int(token) for token in found if token is not None) | turn_end_tokens(tokenizer)
-
-
-def turn_end_tokens(tokenizer: Any) -> frozenset[int]:
-    """Collect the tokens that end a chat turn."""
-    turn_end = tokenizer.get_vocab().get("<|im_end|>")
-    values = (turn_end, tokenizer.eos_token_id)
-    return frozenset(int(token) for token in values if token is not None)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from adapter_store.errors import EngineBusy, TargetMismatch, UnavailableError
+from adapter_store.rendering import Renderer
 from server.engine.banks import Banks
 from server.engine.detokenizer import TokenTexts
 from server.engine.intake import Intake
@@ -25,7 +26,6 @@ from server.engine.limits import device_limits
 from server.engine.outbox import Outbox
 from server.engine.prefix_cache import PrefixCache
 from server.engine.protocol import Chunk, EngineStats, FinishReason, GenerationRequest
-from server.engine.requests import end_tokens, turn_end_tokens
 from server.engine.runner import Runner
 from server.engine.sampler import Picked, Sampler
 from server.engine.scheduler import Piece, Plan, Scheduler
@@ -99,16 +99,17 @@ class TransformersEngine:
             mixed_prefill_tokens=mixed_prefill_tokens or default.mixed_prefill_tokens,
         )
         texts = TokenTexts(base.tokenizer)
+        stop_ids = Renderer(base).stop_ids
         self._sampler = Sampler(texts)
         self._intake = Intake(
             self._banks,
             texts,
             vocab_size=self._runner.embed_tokens.weight.shape[0],
             image_token_id=base.image_token_id,
-            turn_end_ids=turn_end_tokens(base.tokenizer),
+            turn_end_ids=stop_ids,
             max_model_len=max_model_len,
         )
-        self._end_ids = end_tokens(base.model, base.tokenizer)
+        self._end_ids = stop_ids
         self._max_model_len = max_model_len
         self._max_waiting = max_waiting
         self._idle_seconds = idle_seconds
