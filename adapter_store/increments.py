@@ -48,7 +48,15 @@ class Increments:
     One thread at a time may run the model with active terms.
     """
 
-    def __init__(self, modules: dict[str, list[AdaptedLinear]], places: list[tuple[nn.Module, str]]) -> None:
+    def __init__(
+        self,
+        modules: dict[str, list[AdaptedLinear]],
+        places: list[tuple[nn.Module, str]],
+        first_layer: int = 0,
+        frozen_share: float = 0.0,
+    ) -> None:
+        self.first_layer = first_layer
+        self.frozen_share = frozen_share
         self._modules = modules
         self._places = places
         self._active: list[_ActiveTerm] = []
@@ -115,6 +123,10 @@ class Increments:
         bank = term.bank
         if set(bank.down) != set(self._modules):
             raise StateInvalid(f"the bank adapts {sorted(bank.down)}, the model {sorted(self._modules)}")
+        for target, modules in self._modules.items():
+            if len(bank.down[target]) != len(modules):
+                text = f"the bank adapts {len(bank.down[target])} layers of {target}"
+                raise StateInvalid(f"{text}, the model {len(modules)}")
         if term.gate.ndim not in (2, 3) or term.gate.shape[-1] != bank.width:
             raise StateInvalid(f"the gate is {list(term.gate.shape)}, its last size must be {bank.width}")
         pairs = bank.factors(self.targets, self.dtype)
@@ -183,7 +195,7 @@ class _ActiveTerm:
         return (hidden.view(len(self.gate), -1, hidden.shape[-1]) * self.shared_gate).view_as(hidden)
 
 
-def attach(model: Any, targets: Sequence[str]) -> Increments:
+def attach(model: Any, targets: Sequence[str], frozen_share: float = 0.0) -> Increments:
     """Wrap the named linears of a LLaVA's language model, and only there, and return the handle.
 
     The model's parameters are frozen. Attaching the same targets again returns the same handle.
@@ -191,6 +203,7 @@ def attach(model: Any, targets: Sequence[str]) -> Increments:
     Args:
         model: a ``LlavaForConditionalGeneration``.
         targets: last name of each linear, such as ``o_proj``.
+        frozen_share: part of the decoder layers, counted from the bottom, that is left alone.
 
     Raises:
         BaseModelError: a target is not a linear of every layer, or other targets are attached already.
@@ -198,24 +211,27 @@ def attach(model: Any, targets: Sequence[str]) -> Increments:
     language_model = _language_model(model)
     existing = _ATTACHED.get(language_model)
     if existing is not None and existing.attached:
-        if existing.targets == tuple(targets):
+        if existing.targets == tuple(targets) and existing.frozen_share == frozen_share:
             return existing
         raise BaseModelError(f"this model is attached to {existing.targets} already: detach it first")
     model.requires_grad_(requires_grad=False)
-    found = {target: _linears(language_model, target) for target in targets}
-    if not found or len(found) != len(targets):
+    everywhere = {target: _linears(language_model, target) for target in targets}
+    if not everywhere or len(everywhere) != len(targets):
         raise BaseModelError(f"targets {tuple(targets)} must name at least one linear, and each once")
+    if not 0 <= frozen_share < 1:
+        raise BaseModelError(f"the frozen share of the layers is {frozen_share}; it lies from 0 to below 1")
+    first = int(frozen_share * min(len(linears) for linears in everywhere.values()))
     modules: dict[str, list[AdaptedLinear]] = {}
     places: list[tuple[nn.Module, str]] = []
-    for target, linears in found.items():
+    for target, linears in everywhere.items():
         modules[target] = []
-        for path, linear in linears:
+        for path, linear in linears[first:]:
             adapted = AdaptedLinear(linear, slot=len(places))
             parent, name = language_model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
             setattr(parent, name, adapted)
             modules[target].append(adapted)
             places.append((parent, name))
-    increments = Increments(modules, places)
+    increments = Increments(modules, places, first, frozen_share)
     _ATTACHED[language_model] = increments
     return increments
 

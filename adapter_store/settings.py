@@ -75,6 +75,7 @@ WORKER_NAMES = (
     "routing",
     "span",
     "targets",
+    "frozen_share",
     "theta",
     "tau",
     "ema_mode",

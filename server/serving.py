@@ -42,6 +42,7 @@ class ModelChoice:
     max_model_len: int = 0
     banks: int = 2
     targets: tuple[str, ...] = ("o_proj",)
+    frozen_share: float = 0.0
     alias_poll_seconds: float = 0.5
     probe_tolerance: float = 0.02
 
@@ -128,6 +129,7 @@ def _build(base: Base, choice: ModelChoice) -> tuple[Engine, Retriever, frozense
     engine = TransformersEngine(
         base,
         targets=choice.targets,
+        frozen_share=choice.frozen_share,
         banks=choice.banks,
         max_batch=choice.max_batch,
         max_waiting=choice.max_waiting,

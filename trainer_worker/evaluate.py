@@ -78,10 +78,10 @@ def score_samples(
 
 def forward(language: LanguageModel, batch: Batch, store: PrefixStore, activate: Activate) -> Tensor:
     """Return the logits ``[n, vocabulary]`` at the batch's picked tokens, with increments switched on."""
-    cached = store.get(batch.prefixes) if batch.cached else None
+    keys_values, entering = store.enter(batch)
     pictures = None if batch.cached else store.pictures_of(batch.prefixes)
     with activate(batch):
-        hidden = language.hidden(batch, cached, pictures)
+        hidden = language.hidden(batch, keys_values, entering, pictures)
     return language.head(hidden)
 
 

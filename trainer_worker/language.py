@@ -2,11 +2,13 @@
 
 With span "after_image" no increment acts on the chat head and the picture, so their keys and values are
 constants of the base: computed once per picture, without gradients, and shared by every question, epoch and
-version. A training step then runs question and answer tokens only.
+version. So is what enters the first adapted layer. A training step then runs question and answer tokens
+through the adapted layers only.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,18 +21,33 @@ from trainer_worker.samples import Batch, Prefix
 
 @dataclass(frozen=True, slots=True)
 class LanguageModel:
-    """The parts of a LLaVA that turn embeddings into logits: ``backbone`` (Llama-shaped) and ``head``."""
+    """The parts of a LLaVA that turn embeddings into logits: ``backbone`` (Llama-shaped) and ``head``.
+
+    ``lower`` and ``upper`` are the backbone below and from layer ``first_layer`` on, with its own weights.
+    """
 
     backbone: nn.Module
     embedding: nn.Module
     head: nn.Module
     image_token_id: int
+    first_layer: int
+    lower: nn.Module
+    upper: nn.Module
 
     @classmethod
-    def of(cls, model: Any, image_token_id: int) -> LanguageModel:
-        """Take the parts out of a ``LlavaForConditionalGeneration``."""
+    def of(cls, model: Any, image_token_id: int, first_layer: int = 0) -> LanguageModel:
+        """Take the parts out of a LLaVA whose increments act from layer ``first_layer`` on."""
         backbone = model.model.language_model
-        return cls(backbone, backbone.get_input_embeddings(), model.get_output_embeddings(), image_token_id)
+        layers = list(backbone.layers)
+        return cls(
+            backbone,
+            backbone.get_input_embeddings(),
+            model.get_output_embeddings(),
+            image_token_id,
+            first_layer,
+            lower=_with(backbone, layers=nn.ModuleList(layers[:first_layer]), norm=nn.Identity()),
+            upper=_with(backbone, layers=nn.ModuleList(layers[first_layer:])),
+        )
 
     @property
     def device(self) -> torch.device:
@@ -50,22 +67,41 @@ class LanguageModel:
                 embeds = embeds.masked_scatter((ids == self.image_token_id)[..., None], pictures.to(embeds))
         return embeds
 
-    def hidden(self, batch: Batch, keys_values: Tensor | None, pictures: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, batch: Batch, keys_values: Tensor | None, entering: Tensor | None, pictures: Tensor | None
+    ) -> Tensor:
         """Return the normed hidden states ``[n, hidden]`` at the batch's picked tokens.
 
-        ``keys_values`` ``[L, 2, B, heads, P, head_dim]`` are the cached prefixes of the rows, or None.
+        Args:
+            batch: the rows.
+            keys_values: cached prefixes of the rows, ``[L, 2, B, heads, P, head_dim]`` of all layers, or of
+                those from ``first_layer`` on if ``entering`` is given; None without a prefix.
+            entering: ``[B, T, hidden]``, what enters layer ``first_layer``; None runs all layers.
+            pictures: what stands inside the rows, if the prefix is not cached.
         """
-        device = self.device
-        embeds = self.embed(batch.ids.to(device), pictures)
-        cache = None if keys_values is None else PrefixCache(keys_values)
-        out = self.backbone(
+        if entering is None:
+            embeds = self.embed(batch.ids.to(self.device), pictures)
+            out = self._run(self.backbone, embeds, batch, keys_values, 0)
+        else:
+            out = self._run(self.upper, entering, batch, keys_values, self.first_layer)
+        return out.flatten(0, 1)[batch.pick.to(self.device)]
+
+    @torch.no_grad()
+    def below(self, batch: Batch, keys_values: Tensor | None) -> Tensor:
+        """Return what enters layer ``first_layer``, ``[B, T, hidden]``; keys and values are of all layers."""
+        return self._run(self.lower, self.embed(batch.ids.to(self.device), None), batch, keys_values, 0)
+
+    def _run(
+        self, part: nn.Module, embeds: Tensor, batch: Batch, keys_values: Tensor | None, first: int
+    ) -> Tensor:
+        cache = None if keys_values is None else PrefixCache(keys_values, first)
+        return part(
             inputs_embeds=embeds,
-            attention_mask=batch.mask.to(device),
-            position_ids=batch.positions.to(device),
+            attention_mask=batch.mask.to(self.device),
+            position_ids=batch.positions.to(self.device),
             past_key_values=cache,
             use_cache=cache is not None,
-        )
-        return out.last_hidden_state.flatten(0, 1)[batch.pick.to(device)]
+        ).last_hidden_state
 
     @torch.no_grad()
     def prefix_keys_values(self, prefixes: Sequence[Prefix], pictures: Tensor | None) -> Tensor:
@@ -88,14 +124,15 @@ class PrefixCache:
 
     is_compileable = False
 
-    def __init__(self, keys_values: Tensor) -> None:
+    def __init__(self, keys_values: Tensor, first_layer: int = 0) -> None:
         self._keys_values = keys_values
+        self._first_layer = first_layer
 
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Return prefix and own keys and values of one layer, joined along the tokens."""
-        prefix = self._keys_values[layer_idx]
+        prefix = self._keys_values[layer_idx - self._first_layer]
         return torch.cat([prefix[0].to(keys), keys], dim=2), torch.cat([prefix[1].to(values), values], dim=2)
 
     def get_seq_length(self, _layer_idx: int = 0) -> int:
@@ -145,6 +182,7 @@ class PrefixStore:
         self._budget = budget_bytes
         self._half = half
         self._kept: dict[int, Tensor] = {}
+        self._below: dict[tuple[int, tuple[int, ...]], Tensor] = {}
         self.kept_bytes = 0
         self.computed = 0
 
@@ -172,8 +210,33 @@ class PrefixStore:
                 self._keep(part, self._compute(part))
         return len(self._kept)
 
-    def get(self, indices: Sequence[int]) -> Tensor | None:
-        """Return ``[L, 2, B, heads, P, head_dim]`` for prefixes of equal length; None if that length is 0."""
+    def enter(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """Return ``keys_values`` and ``entering`` for ``LanguageModel.hidden``.
+
+        What a question's tokens are when they enter the first adapted layer is computed once and kept.
+        """
+        first = self._language.first_layer
+        if not batch.cached:
+            return None, None
+        if not first:
+            return self.get(batch.prefixes), None
+        names = [(batch.prefixes[row], tuple(batch.ids[row, a:b].tolist())) for row, a, b in batch.pieces]
+        if all(name in self._below for name in names):
+            entering = torch.zeros(*batch.ids.shape, self._below[names[0]].shape[-1])
+            for name, (row, a, b) in zip(names, batch.pieces, strict=True):
+                entering[row, a:b] = self._below[name]
+            return self.get(batch.prefixes, first), entering.to(self._language.device, self._language.dtype)
+        whole = self.get(batch.prefixes)
+        entering = self._language.below(batch, whole)
+        for name, (row, a, b) in zip(names, batch.pieces, strict=True):
+            self._keep_below(name, entering[row, a:b])
+        return (None if whole is None else whole[first:]), entering
+
+    def get(self, indices: Sequence[int], first_layer: int = 0) -> Tensor | None:
+        """Return ``[L, 2, B, heads, P, head_dim]`` of the layers from ``first_layer`` on.
+
+        The prefixes have equal length; None if that length is 0.
+        """
         if not self.prefixes[indices[0]].ids:
             return None
         missing = [index for index in dict.fromkeys(indices) if index not in self._kept]
@@ -182,7 +245,7 @@ class PrefixStore:
             computed = self._compute(missing)
             fresh = {index: computed[:, :, n] for n, index in enumerate(missing)}
         parts = [fresh[index] if index in fresh else self._kept[index] for index in indices]
-        return torch.stack([part.to(self._language.dtype) for part in parts], dim=2)
+        return torch.stack([part[first_layer:].to(self._language.dtype) for part in parts], dim=2)
 
     def pictures_of(self, indices: Sequence[int]) -> Tensor | None:
         """Return the pictures ``[n, tokens, hidden]`` of those prefixes that have one, in order."""
@@ -204,6 +267,19 @@ class PrefixStore:
                 return
             self._kept[index] = kept.contiguous()
             self.kept_bytes += size
+
+    def _keep_below(self, name: tuple[int, tuple[int, ...]], activations: Tensor) -> None:
+        size = activations.numel() * activations.element_size()
+        if name not in self._below and self.kept_bytes + size <= self._budget:
+            self._below[name] = activations.to("cpu", copy=True)
+            self.kept_bytes += size
+
+
+def _with(module: nn.Module, **parts: nn.Module) -> nn.Module:
+    """Return a copy of a module that shares all weights and has some parts replaced."""
+    other = copy.copy(module)
+    other._modules = {**module._modules, **parts}
+    return other
 
 
 def _causal(rows: int, width: int, device: torch.device) -> Tensor:

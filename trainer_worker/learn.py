@@ -161,7 +161,7 @@ def learn(
         check: called before every step; may raise to interrupt (nothing is lost but the steps).
     """
     _assert_frozen(language)
-    looks = _survey(language, state, lesson, settings)
+    looks = _survey(language, increments, state, lesson, settings)
     state = _aimed(state, task, looks, settings) if settings.aimed else state
     pupil = Pupil(state, task, lesson.encoded.queries, increments, language.device)
     optimizer = _optimizer(pupil, looks, settings)
@@ -338,7 +338,11 @@ def _validate(
 
 
 def _survey(
-    language: LanguageModel, state: AdapterState, lesson: Lesson, settings: Hyperparameters
+    language: LanguageModel,
+    increments: Increments,
+    state: AdapterState,
+    lesson: Lesson,
+    settings: Hyperparameters,
 ) -> dict[str, Look]:
     """Survey the base on at most ``survey_samples`` of the training samples."""
     order = list(lesson.train)
@@ -354,7 +358,7 @@ def _survey(
         first = torch.cat([torch.ones(1, dtype=torch.bool), batch.answer_of.diff() != 0])
         return loss, batch.real.flatten().nonzero().flatten(), batch.pick[first]
 
-    layers = list(language.backbone.layers)  # type: ignore[arg-type]
+    layers = list(language.backbone.layers)[increments.first_layer :]  # type: ignore[arg-type]
     return survey(layers, state.targets, [partial(run, group) for group in groups])
 
 

@@ -40,10 +40,11 @@ def open_workshop(settings: WorkerSettings) -> Workshop:
     targets = [name.strip() for name in settings.targets.split(",") if name.strip()]
     held_out = settings.home / "heldout" / settings.model_name
     longest = min(LONGEST_SAMPLE, int(base.model.config.text_config.max_position_embeddings))
+    increments = attach(base.model, targets, settings.frozen_share)
     return Workshop(
         base=base,
-        language=LanguageModel.of(base.model, base.image_token_id),
-        increments=attach(base.model, targets),
+        language=LanguageModel.of(base.model, base.image_token_id, increments.first_layer),
+        increments=increments,
         featurizer=Featurizer(
             renderer=renderer, vision=VisionEncoder(base), queries=queries, max_tokens=longest
         ),

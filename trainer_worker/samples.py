@@ -64,8 +64,7 @@ class Batch:
     on padding. ``mask``: bool
     ``[B, 1, T, P + T]``. ``pick`` ``[n]`` indexes the flattened tokens whose next token is an answer token,
     ``target`` ``[n]`` is that token, ``answer_of`` ``[n]`` numbers the answer (consecutive from 0) and
-    ``sample_of_answer`` maps it to its sample. ``image_rows`` says which picture, if any, stands inside the
-    row itself (only with span "all").
+    ``sample_of_answer`` maps it to its sample. ``pieces`` are the samples' places: row, start, end.
     """
 
     prefixes: tuple[int, ...]
@@ -79,6 +78,7 @@ class Batch:
     target: Tensor
     answer_of: Tensor
     sample_of_answer: tuple[int, ...]
+    pieces: tuple[tuple[int, int, int], ...]
 
     @property
     def samples(self) -> int:
@@ -159,7 +159,7 @@ def build_batch(
     positions = torch.zeros(shape, dtype=torch.long)
     owner = torch.zeros(shape, dtype=torch.long)
     segment = torch.full(shape, -1, dtype=torch.long)
-    pick, target, answer_of, sample_of_answer = [], [], [], []
+    pick, target, answer_of, sample_of_answer, pieces = [], [], [], [], []
     for b, row in enumerate(rows):
         if shared:
             ids[b, :shared] = torch.tensor(prefixes[row.prefix].ids)
@@ -174,6 +174,7 @@ def build_batch(
             positions[b, start:end] = torch.arange(prefix_length, prefix_length + sample.fed)
             owner[b, start:end] = index
             segment[b, start:end] = number
+            pieces.append((b, start, end))
             last_turn = -1
             for offset, wanted in enumerate(sample.answer):
                 if not wanted:
@@ -197,6 +198,7 @@ def build_batch(
         target=torch.tensor(target, dtype=torch.long),
         answer_of=torch.tensor(answer_of, dtype=torch.long),
         sample_of_answer=tuple(sample_of_answer),
+        pieces=tuple(pieces),
     )
 
 

@@ -44,6 +44,9 @@ class WorkerSettings(SharedSettings):
         default="after_image", description="tokens that increments act on"
     )
     targets: str = Field(default="o_proj", description="comma-separated linears of the language model")
+    frozen_share: float = Field(
+        default=0.5, ge=0, lt=1, description="share of the decoder layers, from the bottom, never adapted"
+    )
     theta: float = Field(default=0, ge=0, le=1, description="bar of retrain or expand; 0: calibrated")
     tau: float = Field(default=0, ge=-1, le=1, description="least cosine for increments to answer (eq. 5)")
     ema_mode: Literal["normalised", "released", "fixed"] = Field(

@@ -49,6 +49,7 @@ class TransformersEngine:
         base: Base,
         *,
         targets: tuple[str, ...] = ("o_proj",),
+        frozen_share: float = 0.0,
         banks: int = 2,
         max_batch: int = 32,
         max_model_len: int = 1024,
@@ -64,6 +65,7 @@ class TransformersEngine:
         Args:
             base: a loaded base; its model is switched to grouped attention and never changed otherwise.
             targets: linears that versions may adapt.
+            frozen_share: part of the decoder layers, from the bottom, that no version adapts.
             banks: how many versions are resident at once.
             max_batch: rows that run at once.
             max_model_len: longest prompt + answer, in tokens.
@@ -80,7 +82,7 @@ class TransformersEngine:
         default = device_limits(base.model.device)
         self._runner = Runner(
             base.model,
-            attach(base.model, targets),
+            attach(base.model, targets, frozen_share),
             image_token_id=base.image_token_id,
             max_batch=max_batch,
             max_model_len=max_model_len,
@@ -218,7 +220,7 @@ class TransformersEngine:
         if state.shapes != self._runner.increments.shapes:
             raise TargetMismatch(
                 f"the state adapts {state.shapes}, this engine's model {self._runner.increments.shapes}: "
-                f"set STRATA_TARGETS={','.join(state.shapes)}"
+                f"set STRATA_TARGETS={','.join(state.shapes)} and the STRATA_FROZEN_SHARE it was taught with"
             )
         if old is not None and state.rank == old.rank and state.rows <= old.capacity:
             old.fill(state)

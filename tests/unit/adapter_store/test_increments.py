@@ -307,3 +307,27 @@ def test_attach_finds_only_the_language_model_and_names_what_there_is(loaded_tin
         attach(nn.Linear(2, 2), ["o_proj"])
     with pytest.raises(BaseModelError, match="at least one"):
         attach(loaded_tiny_base.model, [])
+
+
+def test_a_share_of_the_layers_is_left_alone(loaded_tiny_base: Base) -> None:
+    handle = attach(loaded_tiny_base.model, ["o_proj"], 0.5)
+    try:
+        layers = loaded_tiny_base.model.model.language_model.layers
+        kinds = [type(layer.self_attn.o_proj).__name__ for layer in layers]
+        assert kinds == ["Linear", "AdaptedLinear", "AdaptedLinear"]
+        assert handle.first_layer == 1
+        assert handle.shapes["o_proj"][0] == 2
+        with pytest.raises(BaseModelError, match="detach"):
+            attach(loaded_tiny_base.model, ["o_proj"])
+        whole = Bank.allocate({"o_proj": (3, 64, 64)}, 1, 2)
+        whole._rows = 1
+        with (
+            pytest.raises(StateInvalid, match=r"3 layers of o_proj, the model 2"),
+            handle.active([Term(whole, torch.zeros(1, 1, 2))]),
+        ):
+            raise AssertionError("activated")
+    finally:
+        handle.detach()
+    for share in (-0.1, 1.0):
+        with pytest.raises(BaseModelError, match="frozen share"):
+            attach(loaded_tiny_base.model, ["o_proj"], share)

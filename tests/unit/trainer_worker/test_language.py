@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.unit.trainer_worker.conftest import Parts
 from trainer_worker.evaluate import Served, base_only, forward, greedy_answer, score_base, score_state
+from trainer_worker.language import LanguageModel
 from trainer_worker.samples import batches_of, build_batch, pack_rows
 
 
@@ -93,3 +96,27 @@ def test_zero_coefficients_score_as_the_base_and_the_greedy_answer_agrees_with_t
     assert ids[0] == int(forced[0].argmax())
     assert logprobs[0] == pytest.approx(float(forced[0].log_softmax(0).max()), abs=1e-4)
     assert len(ids) == len(logprobs) <= 5
+
+
+def test_frozen_lower_layers_run_once_per_question_and_change_nothing(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+):
+    encoded = parts.encode(count=3, questions=2)
+    order = list(range(6))
+    state = parts.taught(parts.untaught(), "colors", encoded, random_up=True)
+    rows = state.rows_of("colors")
+    upper_only = {name: up[:, rows].clone() for name, up in state.up.items()}
+    for up in upper_only.values():
+        up[0] = 0
+    served = Served.of(state.with_rows(rows, up=upper_only), parts.increments)
+    activate = served.activate(served.coefficients(encoded.queries))
+    whole = logits_of(parts, encoded, order, pack=2, cached=True, activate=activate)
+
+    split = replace(parts, language=LanguageModel.of(parts.base.model, parts.base.image_token_id, 1))
+    store = split.store(encoded)
+    first = logits_of(split, encoded, order, pack=2, cached=True, activate=activate, store=store)
+    monkeypatch.setattr(LanguageModel, "below", None)
+    again = logits_of(split, encoded, order, pack=1, cached=True, activate=activate, store=store)
+    for index in order:
+        assert torch.allclose(first[index], whole[index], atol=1e-4)
+        assert torch.allclose(again[index], whole[index], atol=1e-4)
