@@ -350,13 +350,13 @@ def _survey(
     rows = pack_rows(lesson.encoded.samples, order[: settings.survey_samples], pack=1, alike=None)
     groups = batches_of(rows, lesson.store.lengths(), batch_size=settings.batch_size, rng=None)
 
-    def run(group: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
+    def run(group: Sequence[Row]) -> tuple[Tensor, Tensor]:
         cached = state.span != "all"
         batch = build_batch(lesson.encoded.samples, lesson.encoded.prefixes, group, cached=cached)
         logits = forward(language, batch, lesson.store, lambda _batch: nullcontext())
         loss = F.cross_entropy(logits.float(), batch.target.to(logits.device), reduction="sum")
         first = torch.cat([torch.ones(1, dtype=torch.bool), batch.answer_of.diff() != 0])
-        return loss, batch.real.flatten().nonzero().flatten(), batch.pick[first]
+        return loss, batch.pick[first]
 
     layers = list(language.backbone.layers)[increments.first_layer :]  # type: ignore[arg-type]
     return survey(layers, state.targets, [partial(run, group) for group in groups])

@@ -60,8 +60,7 @@ class Row:
 class Batch:
     """Tensors of one forward pass over ``B`` rows of ``T`` tokens behind ``P`` cached prefix tokens.
 
-    ``ids, positions, owner, real``: ``[B, T]``; ``owner`` is the sample index of a token, ``real`` is False
-    on padding. ``mask``: bool
+    ``ids, positions, owner``: ``[B, T]``; ``owner`` is the sample index of a token. ``mask``: bool
     ``[B, 1, T, P + T]``. ``pick`` ``[n]`` indexes the flattened tokens whose next token is an answer token,
     ``target`` ``[n]`` is that token, ``answer_of`` ``[n]`` numbers the answer (consecutive from 0) and
     ``sample_of_answer`` maps it to its sample. ``pieces`` are the samples' places: row, start, end.
@@ -72,7 +71,6 @@ class Batch:
     ids: Tensor
     positions: Tensor
     owner: Tensor
-    real: Tensor
     mask: Tensor
     pick: Tensor
     target: Tensor
@@ -192,7 +190,6 @@ def build_batch(
         ids=ids,
         positions=positions,
         owner=owner,
-        real=segment >= 0,
         mask=_block_mask(segment, past),
         pick=torch.tensor(pick, dtype=torch.long),
         target=torch.tensor(target, dtype=torch.long),

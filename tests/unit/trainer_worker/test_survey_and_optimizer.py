@@ -52,11 +52,10 @@ def test_new_down_projections_look_in_the_telling_direction():
     layer.o_proj.weight.zero_()
     values = torch.randn(1, 512, 8) * torch.tensor([9.0, 9, 9, 9, 9, 1, 9, 9]) + 5
 
-    def run() -> tuple[Tensor, Tensor, Tensor]:
+    def run() -> tuple[Tensor, Tensor]:
         wanted = (values[0, :, 5] > 5).long()
-        everything = torch.arange(512)
         logits = layer(values)[0]
-        return nn.functional.cross_entropy(logits, wanted, reduction="sum"), everything, everything
+        return nn.functional.cross_entropy(logits, wanted, reduction="sum"), torch.arange(512)
 
     look = survey([layer], ("o_proj",), [run])["o_proj"]
     down = look.down(2, 3, torch.Generator().manual_seed(0))
@@ -65,7 +64,23 @@ def test_new_down_projections_look_in_the_telling_direction():
     outputs = spread @ down.flatten(0, 2).T
     telling = torch.corrcoef(torch.cat([outputs, spread[:, 5:6]], dim=1).T)[-1, :-1].abs()
     assert float(telling.min()) > 0.3  # a random direction correlates by about 0.04
+    shared = nn.functional.normalize(values[0].mean(dim=0), dim=0)
+    assert float((down.flatten(0, 2) @ shared).abs().max()) < 1e-5  # blind to what all samples share
     assert layer(values).equal(nn.functional.linear(values, layer.o_proj.weight))  # no hook is left
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_samples_that_do_not_differ_still_give_a_usable_start(count: int):
+    layer = Toy().requires_grad_(requires_grad=False)
+    values = torch.full((1, count, 8), 5.0)
+
+    def run() -> tuple[Tensor, Tensor]:
+        loss = nn.functional.cross_entropy(layer(values)[0], torch.zeros(count, dtype=torch.long))
+        return loss, torch.arange(count)
+
+    down = survey([layer], ("o_proj",), [run])["o_proj"].down(2, 3, torch.Generator().manual_seed(0))
+    assert bool(torch.isfinite(down).all())
+    assert 0 < float(down.abs().max()) < 1e3
 
 
 def test_retraining_keeps_where_its_rows_look(parts: Parts):
