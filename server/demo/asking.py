@@ -141,7 +141,7 @@ class BackgroundClient:
     """Ask one question after the other in a thread of its own until stopped."""
 
     def __init__(
-        self, url: str, model: str, questions: Sequence[Question], pause_seconds: float = 0.25
+        self, url: str, model: str, questions: Sequence[Question], pause_seconds: float = 0.5
     ) -> None:
         self.tally = Tally()
         self._url = url
