@@ -25,7 +25,7 @@ class WorkerSettings(SharedSettings):
     max_deliveries: int = Field(default=3, ge=1, le=100, description="attempts before a job is given up")
     nice: int = Field(default=10, ge=0, le=19, description="how far the worker steps back behind the gateway")
     prefix_cache_bytes: int = Field(
-        default=1200 * 2**20, ge=0, description="memory for the keys and values of training pictures"
+        default=1600 * 2**20, ge=0, description="memory for the keys and values of training pictures"
     )
     max_forgetting: float = Field(default=0.02, ge=0, le=1, description="gate: largest drop of a task (0.02)")
     max_leak: float = Field(default=0.05, ge=0, le=1, description="gate: largest routing leak of a task")
@@ -35,7 +35,7 @@ class WorkerSettings(SharedSettings):
     holdout_cap: int = Field(default=200, ge=0, description="most pictures kept per task")
     seed: int = Field(default=0, ge=0, lt=2**31, description="seed of keys, increments and batches")
     rank: int = Field(default=8, ge=1, le=256, description="rank r of every increment")
-    rows_per_task: int = Field(default=8, ge=1, le=256, description="increments S that a new task gets")
+    rows_per_task: int = Field(default=4, ge=1, le=256, description="increments S that a new task gets")
     top_m: int = Field(default=4, ge=1, le=256, description="increments M that answer a request")
     routing: Literal["text", "text+image"] = Field(
         default="text+image", description="what finds a request's increments"
@@ -45,14 +45,14 @@ class WorkerSettings(SharedSettings):
     )
     targets: str = Field(default="o_proj", description="comma-separated linears of the language model")
     frozen_share: float = Field(
-        default=0.5, ge=0, lt=1, description="share of the decoder layers, from the bottom, never adapted"
+        default=0.67, ge=0, lt=1, description="share of the decoder layers, from the bottom, never adapted"
     )
     theta: float = Field(default=0, ge=0, le=1, description="bar of retrain or expand; 0: calibrated")
     tau: float = Field(default=0, ge=-1, le=1, description="least cosine for increments to answer (eq. 5)")
     ema_mode: Literal["normalised", "released", "fixed"] = Field(
         default="normalised", description="weight of the EMA-balanced update (eqs. 8-10)"
     )
-    epochs: float = Field(default=6, gt=0, le=10_000, description="passes over a task's training pictures")
+    epochs: float = Field(default=4, gt=0, le=10_000, description="passes over a task's training pictures")
     learning_rate: float = Field(default=1.5e-3, gt=0, le=1, description="peak learning rate, relative")
     batch_size: int = Field(default=16, ge=1, le=4096, description="questions per optimizer step")
     max_train_seconds: float = Field(default=0, ge=0, description="limit of a job's training steps; 0: none")

@@ -40,7 +40,7 @@ class Hyperparameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: float = Field(default=6, gt=0, le=10_000)
+    epochs: float = Field(default=4, gt=0, le=10_000)
     max_seconds: float = Field(default=0, ge=0)
     max_steps: int = Field(default=0, ge=0)
     batch_size: int = Field(default=16, ge=1, le=4096)
@@ -60,7 +60,7 @@ class Hyperparameters(BaseModel):
     validation_cap: int = Field(default=32, ge=0)
     target_accuracy: float = Field(default=1.01, gt=0)
     ema_mode: EmaMode = "normalised"
-    rows_per_task: int = Field(default=8, ge=1, le=256)
+    rows_per_task: int = Field(default=4, ge=1, le=256)
     seed: int = Field(default=0, ge=0, lt=2**31)
 
     @property

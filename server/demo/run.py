@@ -177,9 +177,9 @@ class _Demo:
 
 
 def _default_lessons(scratch: Path, options: DemoOptions) -> list[Lesson]:
-    from server.demo.tasks import TRAIN, demo_lessons
+    from server.demo.tasks import demo_lessons
 
-    return demo_lessons(scratch, options.pictures, train=options.train or TRAIN)
+    return demo_lessons(scratch, options.pictures, train=options.train)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from server.demo.run import Lesson
 
 TASKS: Final = ("digits", "animals")
 PICTURE_SIDE: Final = 84
-TRAIN: Final = 800
+TRAIN: Final = {"digits": 1100, "animals": 1300}
 QUESTIONS: Final = {
     "digits": (
         "Which digit is written here?",
@@ -67,7 +67,7 @@ def load_task(
     name: str,
     cache_dir: Path,
     *,
-    train: int = TRAIN,
+    train: int | None = None,
     heldout: int = 200,
     seed: int = 0,
     progress: Progress | None = None,
@@ -77,7 +77,7 @@ def load_task(
     Args:
         name: "digits" or "animals".
         cache_dir: where the pinned wheels are kept; missing ones are downloaded.
-        train: number of training examples.
+        train: number of training examples; None takes the number that the promises were made with.
         heldout: number of held-out examples; the same ones whatever ``train`` is.
         seed: of the split and of the choice of phrasings.
         progress: bar for the download.
@@ -94,7 +94,7 @@ def load_task(
     order = {answer: generator.permutation(rows) for answer, rows in sorted(by_class.items())}
     held = _take(order, heldout, skip=0)
     per_class = -(-heldout // len(order))
-    learned = _take(order, train, skip=per_class)
+    learned = _take(order, train or TRAIN[name], skip=per_class)
     parts: list[list[TaskExample]] = []
     for rows, salt in ((learned, 1), (held, 2)):
         chooser = np.random.default_rng([seed, salt])
@@ -133,14 +133,14 @@ def png_bytes(picture: Image.Image) -> bytes:
 
 
 def demo_lessons(
-    scratch: Path, pictures: int, *, train: int = TRAIN, cache_dir: Path | None = None
+    scratch: Path, pictures: int, *, train: int | None = None, cache_dir: Path | None = None
 ) -> list[Lesson]:
     """Write both training parts into ``scratch`` and return the lessons in the order they are taught.
 
     Args:
         scratch: folder for the two uploads.
         pictures: held-out questions per task.
-        train: training examples per task.
+        train: training examples per task, as of `load_task`.
         cache_dir: where wheels are kept; the default cache if None.
     """
     lessons: list[Lesson] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -154,6 +155,7 @@ def programs(options: StackOptions, redis_url: str) -> list[Program]:
     """Return gateway and worker as the supervisor runs them."""
     shared = {
         **_SHARE_CORES,
+        "STRATA_THREADS": os.environ.get("STRATA_THREADS") or str(_half_of_the_cores()),
         **_QUIET,
         **options.env,
         "STRATA_HOME": str(options.home),
@@ -165,3 +167,11 @@ def programs(options: StackOptions, redis_url: str) -> list[Program]:
         Program(GATEWAY, (sys.executable, "-m", "server"), gateway),
         Program(WORKER, (sys.executable, "-m", "trainer_worker"), worker, vital=False),
     ]
+
+
+def _half_of_the_cores() -> int:
+    """Return how many threads each program computes with.
+
+    Small matrix products on more threads than cores are several times slower than on one.
+    """
+    return max(1, len(os.sched_getaffinity(0)) // 2)
