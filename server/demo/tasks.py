@@ -27,7 +27,7 @@ from server.demo.run import Lesson
 
 TASKS: Final = ("digits", "animals")
 PICTURE_SIDE: Final = 84
-TRAIN: Final = {"digits": 1100, "animals": 1300}
+TRAIN: Final = {"digits": 1100, "animals": 1000}
 QUESTIONS: Final = {
     "digits": (
         "Which digit is written here?",
@@ -41,6 +41,11 @@ QUESTIONS: Final = {
         "Name the animal in the picture.",
         "What kind of animal do you see?",
     ),
+}
+CLASSES: Final = {
+    "digits": tuple("0123456789"),
+    # Dogs, horses, bears and sheep are left out: see "Ten silhouettes" in LOG.md.
+    "animals": ("bird", "cat", "cow", "elephant", "giraffe", "zebra"),
 }
 _READERS = {"digits": read_digits, "animals": read_animals}
 
@@ -90,7 +95,8 @@ def load_task(
         raise NotFoundError(f'there is no demo task "{name}"; choose from {", ".join(TASKS)}')
     pictures, answers = _READERS[name](cache_dir, progress)
     generator = np.random.default_rng(seed)
-    by_class = _distinct_by_class(pictures, answers)
+    distinct = _distinct_by_class(pictures, answers)
+    by_class = {answer: distinct[answer] for answer in CLASSES[name]}
     order = {answer: generator.permutation(rows) for answer, rows in sorted(by_class.items())}
     held = _take(order, heldout, skip=0)
     per_class = -(-heldout // len(order))

@@ -14,29 +14,28 @@ from adapter_store.base.download import default_cache_dir
 from adapter_store.datasets import DatasetStore
 from adapter_store.errors import NotFoundError
 from adapter_store.images import image_digest
-from server.demo.pictures import ANIMALS, PicturesDamaged, unpickle_array
-from server.demo.tasks import DemoTask, demo_lessons, load_task, write_llava_zip
-
-CLASSES = {"digits": [str(digit) for digit in range(10)], "animals": list(ANIMALS)}
+from server.demo.pictures import PicturesDamaged, unpickle_array
+from server.demo.tasks import CLASSES, DemoTask, demo_lessons, load_task, write_llava_zip
 
 
 @pytest.fixture(scope="module", params=["digits", "animals"])
 def task(request: pytest.FixtureRequest) -> DemoTask:
-    return load_task(request.param, default_cache_dir(), train=100, heldout=50)
+    return load_task(request.param, default_cache_dir(), train=60, heldout=30)
 
 
 def test_both_parts_are_balanced_and_share_no_picture(task: DemoTask) -> None:
-    assert Counter(item.answer for item in task.train) == dict.fromkeys(CLASSES[task.name], 10)
-    assert Counter(item.answer for item in task.heldout) == dict.fromkeys(CLASSES[task.name], 5)
+    classes = len(CLASSES[task.name])
+    assert Counter(item.answer for item in task.train) == dict.fromkeys(CLASSES[task.name], 60 // classes)
+    assert Counter(item.answer for item in task.heldout) == dict.fromkeys(CLASSES[task.name], 30 // classes)
     train = {image_digest(item.picture) for item in task.train}
     held = {image_digest(item.picture) for item in task.heldout}
-    assert (len(train), len(held), len(train & held)) == (100, 50, 0)
+    assert (len(train), len(held), len(train & held)) == (60, 30, 0)
     assert {item.question for item in task.train} == set(task.questions)
     assert {(item.picture.mode, item.picture.size) for item in task.train} == {("RGB", (84, 84))}
 
 
 def test_more_training_pictures_leave_the_held_out_ones_alone(task: DemoTask) -> None:
-    again = load_task(task.name, default_cache_dir(), train=200, heldout=50)
+    again = load_task(task.name, default_cache_dir(), train=120, heldout=30)
     assert [image_digest(a.picture) for a in again.heldout] == [image_digest(b.picture) for b in task.heldout]
     assert [item.question for item in again.heldout] == [item.question for item in task.heldout]
 
