@@ -16,6 +16,9 @@ from torch import Tensor
 MAX_ROUNDS = 25
 CROWDED_SHARE = 0.6
 JITTER = 0.02
+OWN_QUANTILE = 0.01
+"""Share of a task's own questions that may lie beyond the end of their range."""
+OVERLAP_MARGIN = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,3 +113,17 @@ def _jittered(keys: Tensor, generator: torch.Generator) -> Tensor:
     """Tilt unit rows by about JITTER so that no two are equal and top-M has no ties."""
     noise = torch.randn(keys.shape, generator=generator) * (JITTER / keys.shape[1] ** 0.5)
     return F.normalize(keys + noise, dim=1)
+
+
+def stranger_bar(own: Tensor, strangers: Tensor) -> float:
+    """Return the cosine under which the plain base answers (tau of eq. 5).
+
+    Halfway between a task's own questions and general ones; just under the task's own where they overlap.
+
+    Args:
+        own: best cosines ``[B]`` of the task's training questions with its keys.
+        strangers: those ``[n]`` of general questions; without any the bar lies just under the task's own.
+    """
+    low = float(own.float().quantile(OWN_QUANTILE))
+    high = float(strangers.float().quantile(1 - OWN_QUANTILE)) if len(strangers) else low
+    return (low + high) / 2 if high < low else float(own.min()) - OVERLAP_MARGIN

@@ -61,8 +61,9 @@ def open_workshop(settings: WorkerSettings) -> Workshop:
         method=Method(
             rank=settings.rank,
             span=settings.span,
-            routing=RoutingSettings(settings.routing, settings.top_m, settings.tau),
+            routing=RoutingSettings(settings.routing, settings.top_m, settings.tau or 0.0),
             theta=settings.theta or None,
+            calibrate_tau=settings.tau is None,
         ),
         prefix_cache_bytes=settings.prefix_cache_bytes,
         end_ids=renderer.stop_ids,

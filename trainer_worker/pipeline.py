@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
 
 from adapter_store.datasets import Dataset
 from adapter_store.errors import InputError, TargetMismatch
@@ -18,14 +19,14 @@ from adapter_store.jobs.hyperparameters import Hyperparameters
 from adapter_store.jobs.record import JobStatus
 from adapter_store.matrix import AccuracyMatrix
 from adapter_store.names import BASE_VERSION
-from adapter_store.routing import intrinsic
+from adapter_store.routing import cosines, intrinsic
 from adapter_store.state import AdapterState
 from adapter_store.versions import Gate, Manifest, ManifestDraft
 from trainer_worker.decide import Verdict, centroids_of, decide
 from trainer_worker.features import Encoded
 from trainer_worker.gate import check as gate_check
 from trainer_worker.heldout import Split, picture_key
-from trainer_worker.keys import align_keys
+from trainer_worker.keys import align_keys, stranger_bar
 from trainer_worker.language import PrefixStore
 from trainer_worker.learn import Learned, Lesson, Step, learn, split_validation
 from trainer_worker.measuring import Findings, HeldOutSet, Parent, encode_held_out, measure
@@ -189,12 +190,26 @@ class _Run:
         )
         aligned = align_keys(queries, settings.rows_per_task, state.routing.top_m, generator)
         state = state.with_rows(state.rows_of(task), keys=aligned.keys)
+        if self.shop.method.calibrate_tau:
+            state = self._turn_strangers_away(state, task, queries)
         state = state.with_centroids(task, centroids_of(queries, CENTROIDS_PER_TASK, generator))
         self.progress.message(
             f"{settings.rows_per_task} keys placed, mean cosine {aligned.mean_cosine:.3f}",
             data={"picks": [round(share, 3) for share in aligned.picks.tolist()]},
         )
         return state.with_usage(task, intrinsic(state, queries, only_task=task).mean(dim=0))
+
+    def _turn_strangers_away(self, state: AdapterState, task: str, queries: Tensor) -> AdapterState:
+        """Set tau so that general questions go to the base and no earlier task loses a question of its own."""
+        strangers = self.shop.retention.strangers(self.shop.featurizer, state.routing, self.check)
+        rows = state.rows_of(task)
+        own, others = (cosines(state, asked)[:, rows].amax(dim=1) for asked in (queries, strangers))
+        bar = stranger_bar(own, others)
+        tau = bar if len(state.tasks) == 1 else min(bar, state.routing.tau)
+        self.progress.message(
+            f"questions with a best cosine under {tau:.3f} go to the base", data={"tau": tau}
+        )
+        return state.with_routing(tau=tau)
 
     def _train(
         self,

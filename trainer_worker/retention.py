@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from PIL import Image
+from torch import Tensor
 
 from adapter_store.datasets import Example, Turn
 from adapter_store.durable import write_durably
@@ -54,8 +55,20 @@ class RetentionProbe:
         adapted = score_state(language, served, encoded, store, base=base, check=check)
         return adapted.correct / base.correct
 
-    def _encode(self, featurizer: Featurizer, routing: RoutingSettings, check: Callable[[], None]) -> Encoded:
-        questions = self._questions(self._count, PROBE_SEED)
+    def strangers(
+        self, featurizer: Featurizer, routing: RoutingSettings, check: Callable[[], None]
+    ) -> Tensor:
+        """Return queries ``[n, q]`` of general questions, other ones than those that are measured."""
+        return self._encode(featurizer, routing, check, PROBE_SEED + 1).queries
+
+    def _encode(
+        self,
+        featurizer: Featurizer,
+        routing: RoutingSettings,
+        check: Callable[[], None],
+        seed: int = PROBE_SEED,
+    ) -> Encoded:
+        questions = self._questions(self._count, seed)
         pictures = {str(number): picture for number, (picture, _, _) in enumerate(questions)}
         examples = [
             Example(str(number), str(number), (Turn(question, answer),))

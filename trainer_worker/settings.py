@@ -48,7 +48,12 @@ class WorkerSettings(SharedSettings):
         default=0.67, ge=0, lt=1, description="share of the decoder layers, from the bottom, never adapted"
     )
     theta: float = Field(default=0, ge=0, le=1, description="bar of retrain or expand; 0: calibrated")
-    tau: float = Field(default=0, ge=-1, le=1, description="least cosine for increments to answer (eq. 5)")
+    tau: float | None = Field(
+        default=None,
+        ge=-1,
+        le=1,
+        description="least cosine for increments to answer (eq. 5); unset: calibrated",
+    )
     ema_mode: Literal["normalised", "released", "fixed"] = Field(
         default="normalised", description="weight of the EMA-balanced update (eqs. 8-10)"
     )

@@ -28,6 +28,7 @@ class Method:
     routing: RoutingSettings = RoutingSettings()  # noqa: RUF009  (frozen)
     theta: float | None = None
     context_logit: float = 0.0
+    calibrate_tau: bool = True
 
 
 @dataclass(frozen=True, slots=True)

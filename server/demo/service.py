@@ -19,7 +19,7 @@ from server.launch.supervisor import Event, LaunchFailed
 _READY_TIMEOUT_SECONDS = 600.0
 _STOP_TIMEOUT_SECONDS = 90.0
 # What the user set for a service of their own must not reach into the demo; empty stands for the default.
-_OWN = {"STRATA_STORE_URL": "", "STRATA_API_KEYS": "", "STRATA_MODEL_NAME": "", "STRATA_HOLDOUT_CAP": "100"}
+_OWN = {"STRATA_STORE_URL": "", "STRATA_API_KEYS": "", "STRATA_MODEL_NAME": "", "STRATA_HOLDOUT_RATIO": "0.1"}
 
 
 class Service:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from adapter_store.errors import InputError
 from trainer_worker.decide import calibrate_theta, centroids_of, decide
-from trainer_worker.keys import align_keys
+from trainer_worker.keys import align_keys, stranger_bar
 
 
 def cloud(center: int, count: int, spread: float = 0.1, width: int = 16) -> torch.Tensor:
@@ -84,3 +84,16 @@ def test_theta_lies_between_own_and_foreign_and_below_own_when_alone():
     assert 0.3 < theta < 0.7
     alone = calibrate_theta(("a",), {"a": cloud(0, 10)}, cloud(0, 4), torch.zeros(4, dtype=torch.long))
     assert 0.7 < alone < 0.9
+
+
+def test_the_stranger_bar_lies_between_own_and_general_questions():
+    own, strangers = torch.linspace(0.8, 0.95, 200), torch.linspace(-0.1, 0.5, 200)
+    bar = stranger_bar(own, strangers)
+    assert 0.6 < bar < 0.7
+    assert float((own < bar).sum()) == float((strangers >= bar).sum()) == 0
+
+
+@pytest.mark.parametrize("strangers", [torch.linspace(0.5, 0.99, 50), torch.empty(0)])
+def test_where_they_overlap_no_question_of_the_task_is_turned_away(strangers: torch.Tensor):
+    own = torch.linspace(0.7, 0.9, 50)
+    assert 0.69 < stranger_bar(own, strangers) < 0.7
