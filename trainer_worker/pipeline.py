@@ -200,7 +200,7 @@ class _Run:
         return state.with_usage(task, intrinsic(state, queries, only_task=task).mean(dim=0))
 
     def _turn_strangers_away(self, state: AdapterState, task: str, queries: Tensor) -> AdapterState:
-        """Set tau so that general questions go to the base and no earlier task loses a question of its own."""
+        """Set tau so that general questions go to the base, and no earlier task loses its own."""
         strangers = self.shop.retention.strangers(self.shop.featurizer, state.routing, self.check)
         rows = state.rows_of(task)
         own, others = (cosines(state, asked)[:, rows].amax(dim=1) for asked in (queries, strangers))
