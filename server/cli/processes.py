@@ -39,7 +39,7 @@ def add_verbs(verbs: Any) -> None:
     )
     demo.add_argument("--pictures", type=int, default=100, metavar="N", help="held-out questions per task")
     demo.add_argument(
-        "--train", type=int, metavar="N", help="examples per task (default: 1,100 digits, 1,000 animals)"
+        "--train", type=int, metavar="N", help="examples per task (default: 1,000 digits, 900 animals)"
     )
     demo.add_argument("--concurrency", type=int, default=16, metavar="N", help="questions asked at once")
     demo.add_argument("--exit", action="store_true", help="end when done instead of staying up (DEMO_EXIT=1)")

@@ -27,7 +27,7 @@ from server.demo.run import Lesson
 
 TASKS: Final = ("digits", "animals")
 PICTURE_SIDE: Final = 84
-TRAIN: Final = {"digits": 1100, "animals": 1000}
+TRAIN: Final = {"digits": 1000, "animals": 900}
 QUESTIONS: Final = {
     "digits": (
         "Which digit is written here?",
