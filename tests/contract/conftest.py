@@ -29,7 +29,8 @@ class RunningGateway:
     def __init__(self, home: Path, base: Path, **settings: Any) -> None:
         self.home = home
         wanted = {"max_request_bytes": 256 * 1024, "alias_poll_seconds": 0.05, "body_timeout_seconds": 2.0}
-        wanted |= {"api_keys": f"{KEY},{ASK_KEY}:ask", "device": "cpu", "dtype": "float32", **settings}
+        wanted |= {"device": "cpu", "dtype": "float32", "frozen_share": 0.0}
+        wanted |= {"api_keys": f"{KEY},{ASK_KEY}:ask", **settings}
         self.app: FastAPI = create_app(GatewaySettings(home=home, base=str(base), **wanted))
         self._server = uvicorn.Server(
             uvicorn.Config(self.app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5)
