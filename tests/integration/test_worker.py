@@ -42,6 +42,7 @@ class Site:
             home=home,
             redis_url=url,
             lease_seconds=2,
+            frozen_share=0,
             rank=4,
             rows_per_task=4,
             top_m=2,
@@ -58,7 +59,8 @@ class Site:
     def flags(self) -> list[str]:
         return [
             *("--home", str(self.home), "--base", str(self.base), "--redis-url", self.url),
-            *("--lease-seconds", "2", "--rank", "4", "--rows-per-task", "4", "--top-m", "2"),
+            *("--frozen-share", "0", "--lease-seconds", "2"),
+            *("--rank", "4", "--rows-per-task", "4", "--top-m", "2"),
             *("--max-leak", "1", "--retention-questions", "4", "--min-retention", "0"),
             *("--metrics-port", "0", "--nice", "0"),
         ]
