@@ -195,7 +195,7 @@ class TransformersEngine:
         """Read the counters; safe from any thread."""
         scheduler, memory = self._scheduler, self._runner.memory
         return EngineStats(
-            alive=self._thread is not None and self._thread.is_alive(),
+            alive=self._died is None and self._thread is not None and self._thread.is_alive(),
             running=len(scheduler.running),
             waiting=len(scheduler.waiting) + len(self._arrivals),
             kv_used_tokens=sum(sequence.filled for sequence in list(scheduler.running)),
