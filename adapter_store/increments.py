@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapter_store.bank import Bank, gate_of
-from adapter_store.errors import BaseModelError, StateInvalid
-from adapter_store.state import Shape
+from adapter_store.errors import BaseModelError, StateInvalid, TargetMismatch
+from adapter_store.state import AdapterState, Shape
 
 __all__ = ["AdaptedLinear", "Bank", "Increments", "Term", "attach", "gate_of"]
 
@@ -75,6 +75,14 @@ class Increments:
             name: (len(modules), modules[0].linear.in_features, modules[0].linear.out_features)
             for name, modules in self._modules.items()
         }
+
+    def check_fits(self, state: AdapterState, name: str) -> None:
+        """Raise TargetMismatch, with what to set, unless ``state`` (called ``name``) adapts these linears."""
+        if state.shapes != self.shapes:
+            raise TargetMismatch(
+                f"{name} adapts {state.shapes}, this program's model {self.shapes}: "
+                f"set STRATA_TARGETS={','.join(state.shapes)} and the STRATA_FROZEN_SHARE it was taught with"
+            )
 
     @property
     def dtype(self) -> torch.dtype:

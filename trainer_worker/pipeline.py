@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adapter_store.datasets import Dataset
-from adapter_store.errors import InputError, TargetMismatch
+from adapter_store.errors import InputError
 from adapter_store.jobs.claim import Claim
 from adapter_store.jobs.hyperparameters import Hyperparameters
 from adapter_store.jobs.record import JobStatus
@@ -128,11 +128,7 @@ class _Run:
         manifest = self.shop.versions.manifest(record.version)
         folder = self.shop.versions.fetch(record.version)
         state = AdapterState.load(folder, base_digest=self.shop.base.digest)
-        if state.shapes != self.shop.increments.shapes:
-            raise TargetMismatch(
-                f"{record.version} adapts {state.shapes}, this worker {self.shop.increments.shapes}: set "
-                f"STRATA_TARGETS={','.join(state.shapes)} and the STRATA_FROZEN_SHARE it was taught with"
-            )
+        self.shop.increments.check_fits(state, record.version)
         return Parent(record.version, state, manifest.accuracy, manifest.splits)
 
     def _encode(self, dataset: Dataset, state: AdapterState) -> Encoded:

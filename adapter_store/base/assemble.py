@@ -103,9 +103,8 @@ def assemble(
     try:
         language, tokenizer = _language_model(language_wheel)
         bar.advance(task)
-        tower = siglip_state(
-            read_onnx_tensors(read_member(vision_wheel, "vit_s_focus.onnx")), VISION_DEPTH, 6
-        )
+        weights = read_onnx_tensors(read_member(vision_wheel, "vit_s_focus.onnx"))
+        tower = siglip_state(weights, VISION_DEPTH, IMAGE_SIZE // PATCH_SIZE)
         bar.advance(task)
         model = _llava(language, tower, part)
         bar.advance(task)

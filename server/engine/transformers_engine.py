@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from adapter_store.errors import EngineBusy, TargetMismatch, UnavailableError
+from adapter_store.errors import EngineBusy, UnavailableError
 from adapter_store.rendering import Renderer
 from server.engine.banks import Banks
 from server.engine.detokenizer import TokenTexts
@@ -217,11 +217,7 @@ class TransformersEngine:
         """Fill the old bank in place if ``state`` fits it, else allocate another."""
         from adapter_store.bank import Bank
 
-        if state.shapes != self._runner.increments.shapes:
-            raise TargetMismatch(
-                f"the state adapts {state.shapes}, this engine's model {self._runner.increments.shapes}: "
-                f"set STRATA_TARGETS={','.join(state.shapes)} and the STRATA_FROZEN_SHARE it was taught with"
-            )
+        self._runner.increments.check_fits(state, "the state")
         if old is not None and state.rank == old.rank and state.rows <= old.capacity:
             old.fill(state)
             return old

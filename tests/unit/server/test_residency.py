@@ -43,7 +43,12 @@ class World:
         self.banks = Banks(lambda state, _: cast("Any", state), banks)
         self.on_load: Fault = lambda _: None
         self.on_probe: Fault = lambda _: None
-        self.residents = Residents(
+        self.residents = self.fresh_residents(banks)
+        self.live = self.follower()
+
+    def fresh_residents(self, banks: int) -> Residents:
+        """Return residents that know no version yet, on this world's store."""
+        return Residents(
             engine=cast("Engine", self),
             store=self.store,
             load_state=self._load,
@@ -51,7 +56,6 @@ class World:
             metrics=Metrics(),
             banks=banks,
         )
-        self.live = self.follower()
 
     def follower(self) -> LiveVersions:
         return LiveVersions(
@@ -185,14 +189,7 @@ async def test_versions_that_are_missing_are_each_tried_once(world: World, tmp_p
     fresh = World.__new__(World)
     fresh.__dict__.update(world.__dict__)
     fresh.store = VersionStore(tmp_path / "versions", "strata")
-    fresh.residents = Residents(
-        engine=cast("Engine", fresh),
-        store=fresh.store,
-        load_state=fresh._load,
-        probe=fresh._probe,
-        metrics=Metrics(),
-        banks=2,
-    )
+    fresh.residents = fresh.fresh_residents(banks=2)
     live = fresh.follower()
     await asyncio.wait_for(live.refresh(), 10)
     assert live.served == "v1"
