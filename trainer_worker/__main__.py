@@ -45,15 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(settings: WorkerSettings, stop: threading.Event) -> None:
-    import torch
-
     from adapter_store.jobs.connection import connect
     from adapter_store.jobs.queue import JobQueue
     from trainer_worker.opening import open_workshop
     from trainer_worker.worker import Worker
 
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
     with _redis_url(settings) as url:
         queue = JobQueue(
             connect(url),

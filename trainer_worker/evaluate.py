@@ -17,8 +17,9 @@ from adapter_store.increments import Bank, Increments, Term, gate_of
 from adapter_store.routing import coefficients, intrinsic, mass_outside
 from adapter_store.state import AdapterState
 from trainer_worker.features import Encoded
-from trainer_worker.language import LanguageModel, PrefixStore
-from trainer_worker.samples import Batch, Sample, batches_of, build_batch, pack_rows
+from trainer_worker.language import PrefixStore
+from trainer_worker.replicas import Replica, Replicas
+from trainer_worker.samples import Batch, Row, Sample, batches_of, build_batch, pack_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +36,19 @@ class Score:
         return self.correct / self.answers if self.answers else None
 
 
-Activate = Callable[[Batch], AbstractContextManager[object]]
-"""Switches increments on for one batch."""
+Activate = Callable[[Increments, Batch], AbstractContextManager[object]]
+"""Switches a replica's increments on for one batch."""
 
 
-@torch.no_grad()
+def warm(
+    replicas: Replicas, store: PrefixStore, indices: Sequence[int], check: Callable[[], None] = lambda: None
+) -> None:
+    """Compute and keep prefixes while the store's budget lasts; ``check`` may raise to interrupt."""
+    replicas.map(lambda on, group: store.keep(on.language, group), store.missing(indices), check=check)
+
+
 def score_samples(
-    language: LanguageModel,
+    replicas: Replicas,
     samples: Sequence[Sample],
     store: PrefixStore,
     order: Sequence[int],
@@ -53,36 +60,37 @@ def score_samples(
     pack: int = 4,
     check: Callable[[], None] = lambda: None,
 ) -> Score:
-    """Score the samples named by ``order``; ``activate(batch)`` switches increments on for a batch.
+    """Score the samples named by ``order``; ``activate(increments, batch)`` switches increments on.
 
     ``cached=False`` runs prefixes inside the rows (span "all"); then ``alike`` says which samples have equal
     coefficients and may share a row.
     """
-    correct = answers = tokens = 0
-    loss = 0.0
-    rows = pack_rows(samples, order, pack=pack, alike=alike)
-    for group in batches_of(rows, store.lengths(), batch_size=batch_size, rng=None):
-        check()
+
+    @torch.no_grad()
+    def score(on: Replica, group: Sequence[Row]) -> tuple[int, int, int, float]:
         batch = build_batch(samples, store.prefixes, group, cached=cached)
-        logits = forward(language, batch, store, activate)
+        logits = forward(on, batch, store, activate)
         target = batch.target.to(logits.device)
         right = logits.argmax(dim=-1) == target
         whole = torch.ones(len(batch.sample_of_answer), dtype=torch.bool)
         whole[batch.answer_of[~right.cpu()]] = False
-        correct += int(whole.sum())
-        answers += len(whole)
-        tokens += len(target)
-        loss += float(torch.nn.functional.cross_entropy(logits.float(), target, reduction="sum"))
-    return Score(correct, answers, loss / tokens if tokens else 0.0)
+        loss = torch.nn.functional.cross_entropy(logits.float(), target, reduction="sum")
+        return int(whole.sum()), len(whole), len(target), float(loss)
+
+    rows = pack_rows(samples, order, pack=pack, alike=alike)
+    groups = list(batches_of(rows, store.lengths(), batch_size=batch_size, rng=None))
+    scored = replicas.map(score, groups, check=check)
+    correct, answers, tokens, losses = zip(*scored, strict=True) if scored else ((), (), (), ())
+    return Score(sum(correct), sum(answers), sum(losses) / max(sum(tokens), 1))
 
 
-def forward(language: LanguageModel, batch: Batch, store: PrefixStore, activate: Activate) -> Tensor:
+def forward(on: Replica, batch: Batch, store: PrefixStore, activate: Activate) -> Tensor:
     """Return the logits ``[n, vocabulary]`` at the batch's picked tokens, with increments switched on."""
-    keys_values, entering = store.enter(batch)
+    keys_values, entering = store.enter(on.language, batch)
     pictures = None if batch.cached else store.pictures_of(batch.prefixes)
-    with activate(batch):
-        hidden = language.hidden(batch, keys_values, entering, pictures)
-    return language.head(hidden)
+    with activate(on.increments, batch):
+        hidden = on.language.hidden(batch, keys_values, entering, pictures)
+    return on.language.head(hidden)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +99,12 @@ class Served:
 
     state: AdapterState
     bank: Bank
-    increments: Increments
 
     @classmethod
     def of(cls, state: AdapterState, increments: Increments) -> Served:
         """Put all rows of a state into one bank."""
         bank = Bank.from_state(state, dtype=increments.dtype, device=increments.device)
-        return cls(state, bank, increments)
+        return cls(state, bank)
 
     def coefficients(self, queries: Tensor) -> Tensor:
         """Return serving coefficients ``[B, N]`` (eq. 5)."""
@@ -106,19 +113,19 @@ class Served:
     def activate(self, c: Tensor) -> Activate:
         """Return the switch for batches whose samples' coefficients are the rows of ``c``."""
 
-        def switch(batch: Batch) -> AbstractContextManager[object]:
-            return self.increments.active([Term(self.bank, gate_of(c[batch.owner], self.state.rank))])
+        def switch(increments: Increments, batch: Batch) -> AbstractContextManager[object]:
+            return increments.active([Term(self.bank, gate_of(c[batch.owner], self.state.rank))])
 
         return switch
 
 
-def base_only(increments: Increments) -> Activate:
-    """Return the switch that leaves the base untouched."""
-    return lambda _batch: increments.active([])
+def base_only(increments: Increments, _batch: Batch) -> AbstractContextManager[object]:
+    """Leave the base untouched."""
+    return increments.active([])
 
 
 def score_state(
-    language: LanguageModel,
+    replicas: Replicas,
     served: Served,
     encoded: Encoded,
     store: PrefixStore,
@@ -135,7 +142,7 @@ def score_state(
         return base
     whole = served.state.span == "all"
     return score_samples(
-        language,
+        replicas,
         encoded.samples,
         store,
         range(len(encoded)),
@@ -147,16 +154,11 @@ def score_state(
 
 
 def score_base(
-    language: LanguageModel,
-    increments: Increments,
-    encoded: Encoded,
-    store: PrefixStore,
-    *,
-    check: Callable[[], None] = lambda: None,
+    replicas: Replicas, encoded: Encoded, store: PrefixStore, *, check: Callable[[], None] = lambda: None
 ) -> Score:
     """Score the untouched base on an encoded set."""
     return score_samples(
-        language, encoded.samples, store, range(len(encoded)), base_only(increments), cached=True, check=check
+        replicas, encoded.samples, store, range(len(encoded)), base_only, cached=True, check=check
     )
 
 
@@ -178,7 +180,7 @@ def alike_rows(c: Tensor) -> list[int]:
 
 @torch.no_grad()
 def greedy_answer(
-    language: LanguageModel,
+    on: Replica,
     sample: Sample,
     store: PrefixStore,
     activate: Activate,
@@ -198,7 +200,7 @@ def greedy_answer(
         row = pack_rows([asked], [0], pack=1, alike=None)
         batch = build_batch([asked], [store.prefixes[sample.prefix]], row, cached=cached)
         batch = batch.with_owner(sample.prefix, sample.query)
-        logits = forward(language, batch, store, activate)[0].float()
+        logits = forward(on, batch, store, activate)[0].float()
         token = int(logits.argmax())
         ids.append(token)
         logprobs.append(float(logits.log_softmax(dim=-1)[token]))

@@ -6,11 +6,9 @@ earlier tasks' increments only contribute. What leaves this loop is theta*, the 
 
 from __future__ import annotations
 
-import math
 import random
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -22,18 +20,15 @@ from adapter_store.increments import Bank, Increments, Term, gate_of
 from adapter_store.jobs.hyperparameters import Hyperparameters
 from adapter_store.routing import contextual, intrinsic
 from adapter_store.state import AdapterState
+from trainer_worker.course import Course, Step
 from trainer_worker.ema import AlphaStatistics, BalancedEma
-from trainer_worker.evaluate import Score, alike_rows, forward, score_samples
+from trainer_worker.evaluate import Score, alike_rows, base_only, forward, score_samples
 from trainer_worker.features import Encoded
 from trainer_worker.language import LanguageModel, PrefixStore
 from trainer_worker.optimizer import LayerwiseAdamW
+from trainer_worker.replicas import Replica, Replicas
 from trainer_worker.samples import Batch, Row, batches_of, build_batch, pack_rows
-from trainer_worker.survey import Look, survey
-
-LEAST_IMPROVEMENT = 0.02
-"""A validation loss that falls by less than this share counts as a plateau."""
-DECAY_SHARE = 0.35
-"""Part of the run in which the rate falls to 0: live tensors come to rest and theta* catches up."""
+from trainer_worker.survey import Glimpses, Look, glimpse, survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +39,6 @@ class Lesson:
     store: PrefixStore
     train: tuple[int, ...]
     validation: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Numbers of one optimizer step, for progress reports."""
-
-    step: int
-    total: int
-    loss: float
-    learning_rate: float
-    samples_per_second: float
-    eta_seconds: float
-    validation: float | None
-    alphas: Mapping[str, list[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +64,9 @@ class Pupil:
     task on, ``context`` ``[1, t]``, the task's logits towards earlier ones.
     """
 
-    def __init__(
-        self, state: AdapterState, task: str, queries: Tensor, increments: Increments, device: torch.device
-    ) -> None:
+    def __init__(self, state: AdapterState, task: str, queries: Tensor, device: torch.device) -> None:
         self.state = state
         self._task = task
-        self._increments = increments
         self._index = state.task_index(task)
         self._rows = state.rows_of(task)
         bank = Bank.from_state(state, self._rows, device=device, trainable=True)
@@ -106,7 +84,7 @@ class Pupil:
         return {name: tensor.detach() for name, tensor in self.live.items()}
 
     def activate(
-        self, batch: Batch, tensors: Mapping[str, Tensor] | None = None
+        self, increments: Increments, batch: Batch, tensors: Mapping[str, Tensor] | None = None
     ) -> AbstractContextManager[object]:
         """Switch increments on for a batch, with selection masked to the task (eq. 2)."""
         held = self.live if tensors is None else tensors
@@ -115,7 +93,7 @@ class Pupil:
         if self._frozen is not None:
             k = self._contextual(held["context"])[:, self._earlier.to(owner.device)]
             terms.append(Term(self._frozen, gate_of(k[owner], self.state.rank)))
-        return self._increments.active(terms)
+        return increments.active(terms)
 
     def state_with(self, tensors: Mapping[str, Tensor]) -> AdapterState:
         """Return the state with other values in the trained rows; everything else is byte-identical."""
@@ -138,8 +116,7 @@ class Pupil:
 
 
 def learn(
-    language: LanguageModel,
-    increments: Increments,
+    replicas: Replicas,
     state: AdapterState,
     task: str,
     lesson: Lesson,
@@ -151,8 +128,7 @@ def learn(
     """Train the rows of ``task`` on a lesson and return the state with theta* in them.
 
     Args:
-        language: the frozen language model.
-        increments: how increments act on it.
+        replicas: the frozen language model and how increments act on it; they share every batch.
         state: holds the task already (expanded, keys aligned, or being retrained).
         task: whose rows and contextual logits learn.
         lesson: training and validation samples; validation only decides when to stop.
@@ -160,14 +136,13 @@ def learn(
         report: called after every step.
         check: called before every step; may raise to interrupt (nothing is lost but the steps).
     """
-    _assert_frozen(language)
-    looks = _survey(language, increments, state, lesson, settings)
+    _assert_frozen(replicas.language)
+    looks = _survey(replicas, state, lesson, settings)
     state = _aimed(state, task, looks, settings) if settings.aimed else state
-    pupil = Pupil(state, task, lesson.encoded.queries, increments, language.device)
+    pupil = Pupil(state, task, lesson.encoded.queries, replicas.language.device)
     optimizer = _optimizer(pupil, looks, settings)
     ema = BalancedEma(pupil.live, pupil.tensors(), mode=settings.ema_mode)
-    course = _Course(settings, rows_per_epoch(lesson, pupil, settings))
-    whole = state.span == "all"
+    course = Course(settings, rows_per_epoch(lesson, pupil, settings))
     history: list[tuple[int, float, float]] = []
     loss_value, samples = 0.0, 0
     best: float | None = None
@@ -175,22 +150,17 @@ def learn(
         if course.done():
             break
         check()
-        batch = build_batch(lesson.encoded.samples, lesson.encoded.prefixes, group, cached=not whole)
         rate = course.rate()
-        logits = forward(language, batch, lesson.store, pupil.activate)
-        loss = F.cross_entropy(logits.float(), batch.target.to(logits.device))
-        optimizer.zero_grad()
-        loss.backward()
+        loss_value, seen = _gradients(replicas, pupil, lesson, group)
         if settings.clip_norm:
             torch.nn.utils.clip_grad_norm_(list(pupil.live.values()), settings.clip_norm)
         optimizer.step(rate)
         alphas = {kind: alpha.tolist() for kind, alpha in ema.update().items()}
-        loss_value = float(loss.detach())
-        samples += batch.samples
-        course.step(batch.samples)
+        samples += seen
+        course.step(seen)
         validation = None
         if course.time_to_validate() and lesson.validation:
-            scored = _validate(language, lesson, pupil, ema.served, check)
+            scored = _validate(replicas, lesson, pupil, ema.served, check)
             validation = scored.accuracy or 0.0
             best = course.note(validation, scored.loss)
             history.append((course.steps, loss_value, validation))
@@ -207,77 +177,6 @@ def learn(
         lag=ema.lag_ratio(),
         history=tuple(history),
     )
-
-
-class _Course:
-    """Plan a run: how long, how fast (warm-up, constant, decay), and when to stop early.
-
-    A plateau of the validation score starts the decay at once instead of ending the run abruptly.
-    """
-
-    def __init__(self, settings: Hyperparameters, steps_per_epoch: int) -> None:
-        self._settings = settings
-        planned = max(1, math.ceil(settings.epochs * steps_per_epoch))
-        self.total = min(planned, settings.max_steps) if settings.max_steps else planned
-        self._warmup = max(1, round(settings.warmup_ratio * self.total))
-        self._validate_every = max(4, steps_per_epoch)
-        self._began = time.monotonic()
-        self._decay_from: float | None = None
-        self._decay_until: float | None = None
-        self._best = -1.0
-        self._best_loss = math.inf
-        self._stale = 0
-        self._samples = 0
-        self.steps = 0
-
-    def seconds(self) -> float:
-        return time.monotonic() - self._began
-
-    def progress(self) -> float:
-        """Return the used share of the budget, by steps or by time, whichever is further."""
-        by_steps = self.steps / self.total
-        limit = self._settings.max_seconds
-        return max(by_steps, self.seconds() / limit) if limit and self.steps else by_steps
-
-    def done(self) -> bool:
-        return self.progress() >= (self._decay_until or 1.0)
-
-    def rate(self) -> float:
-        """Return the factor on the peak rate: linear up, constant, linear down to almost 0."""
-        up = min(1.0, (self.steps + 1) / self._warmup)
-        start, end = self._decay_from or 1.0 - DECAY_SHARE, self._decay_until or 1.0
-        down = (end - self.progress()) / max(end - start, 1e-9)
-        return max(0.0, min(up, down, 1.0)) + 1e-4
-
-    def step(self, samples: int) -> None:
-        self.steps += 1
-        self._samples += samples
-
-    def time_to_validate(self) -> bool:
-        return self.steps % self._validate_every == 0
-
-    def note(self, accuracy: float, loss: float) -> float:
-        """Take in a validation score; decay once neither value improves. Return the best accuracy."""
-        improved = accuracy > self._best + 1e-9 or loss < self._best_loss * (1 - LEAST_IMPROVEMENT)
-        self._stale = 0 if improved else self._stale + 1
-        self._best = max(self._best, accuracy)
-        self._best_loss = min(self._best_loss, loss)
-        plateau = self._settings.patience and self._stale >= self._settings.patience
-        reached = accuracy >= self._settings.target_accuracy
-        if self._decay_from is None and (plateau or reached) and self.progress() < 1.0 - DECAY_SHARE:
-            self._decay_from = self.progress()
-            self._decay_until = min(1.0, self._decay_from * (1 + DECAY_SHARE / (1 - DECAY_SHARE)))
-        return self._best
-
-    def describe(
-        self, loss: float, rate: float, validation: float | None, alphas: Mapping[str, list[float]]
-    ) -> Step:
-        elapsed = self.seconds()
-        used = self.progress() / (self._decay_until or 1.0)
-        total = max(self.steps, round(self.steps / used)) if used > 0 else self.total
-        eta = elapsed * max(0.0, 1 / used - 1) if used > 0 else 0.0
-        speed = self._samples / max(elapsed, 1e-9)
-        return Step(self.steps, total, loss, rate, speed, eta, validation, alphas)
 
 
 def split_validation(
@@ -317,8 +216,34 @@ def _endless(lesson: Lesson, pupil: Pupil, settings: Hyperparameters) -> Iterato
         yield from _epoch(lesson, pupil, settings, rng)
 
 
+def _gradients(replicas: Replicas, pupil: Pupil, lesson: Lesson, group: Sequence[Row]) -> tuple[float, int]:
+    """Set the gradients of the mean loss over a batch; return the loss and the number of samples.
+
+    Every replica runs a share of the rows; the sum of their gradients is that of the whole batch.
+    """
+    names = list(pupil.live)
+    whole = pupil.state.span == "all"
+    shares = [group[part :: replicas.count] for part in range(min(replicas.count, len(group)))]
+    encoded = lesson.encoded
+    batches = [build_batch(encoded.samples, encoded.prefixes, rows, cached=not whole) for rows in shares]
+    tokens = sum(len(batch.target) for batch in batches)
+
+    def work(on: Replica, batch: Batch) -> tuple[float, tuple[Tensor | None, ...]]:
+        logits = forward(on, batch, lesson.store, pupil.activate)
+        target = batch.target.to(logits.device)
+        loss = F.cross_entropy(logits.float(), target, reduction="sum") / tokens
+        live = [pupil.live[name] for name in names]
+        return float(loss.detach()), torch.autograd.grad(loss, live, allow_unused=True)
+
+    losses, gradients = zip(*replicas.map(work, batches), strict=True)
+    for name, parts in zip(names, zip(*gradients, strict=True), strict=True):
+        found = [part for part in parts if part is not None]
+        pupil.live[name].grad = torch.stack(found).sum(dim=0) if found else None
+    return sum(losses), sum(batch.samples for batch in batches)
+
+
 def _validate(
-    language: LanguageModel,
+    replicas: Replicas,
     lesson: Lesson,
     pupil: Pupil,
     tensors: Mapping[str, Tensor],
@@ -326,11 +251,11 @@ def _validate(
 ) -> Score:
     whole = pupil.state.span == "all"
     return score_samples(
-        language,
+        replicas,
         lesson.encoded.samples,
         lesson.store,
         lesson.validation,
-        lambda batch: pupil.activate(batch, tensors),
+        partial(pupil.activate, tensors=tensors),
         cached=not whole,
         alike=alike_rows(pupil.intrinsic) if whole else None,
         check=check,
@@ -338,28 +263,29 @@ def _validate(
 
 
 def _survey(
-    language: LanguageModel,
-    increments: Increments,
-    state: AdapterState,
-    lesson: Lesson,
-    settings: Hyperparameters,
+    replicas: Replicas, state: AdapterState, lesson: Lesson, settings: Hyperparameters
 ) -> dict[str, Look]:
     """Survey the base on at most ``survey_samples`` of the training samples."""
     order = list(lesson.train)
     random.Random(settings.seed).shuffle(order)
     rows = pack_rows(lesson.encoded.samples, order[: settings.survey_samples], pack=1, alike=None)
-    groups = batches_of(rows, lesson.store.lengths(), batch_size=settings.batch_size, rng=None)
+    groups = list(batches_of(rows, lesson.store.lengths(), batch_size=settings.batch_size, rng=None))
+    first = replicas.increments.first_layer
 
-    def run(group: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    def run(on: Replica, group: Sequence[Row]) -> tuple[Tensor, Tensor]:
         cached = state.span != "all"
         batch = build_batch(lesson.encoded.samples, lesson.encoded.prefixes, group, cached=cached)
-        logits = forward(language, batch, lesson.store, lambda _batch: nullcontext())
+        logits = forward(on, batch, lesson.store, base_only)
         loss = F.cross_entropy(logits.float(), batch.target.to(logits.device), reduction="sum")
-        first = torch.cat([torch.ones(1, dtype=torch.bool), batch.answer_of.diff() != 0])
-        return loss, batch.pick[first]
+        begins = torch.cat([torch.ones(1, dtype=torch.bool), batch.answer_of.diff() != 0])
+        return loss, batch.pick[begins]
 
-    layers = list(language.backbone.layers)[increments.first_layer :]  # type: ignore[arg-type]
-    return survey(layers, state.targets, [partial(run, group) for group in groups])
+    def look(on: Replica, group: Sequence[Row]) -> Glimpses:
+        layers = list(on.language.backbone.layers)[first:]  # type: ignore[arg-type]
+        return glimpse(layers, state.targets, partial(run, on, group))
+
+    layers = len(replicas.language.backbone.layers) - first  # type: ignore[arg-type]
+    return survey(replicas.map(look, groups), state.targets, layers)
 
 
 def _aimed(

@@ -13,7 +13,7 @@ from adapter_store.matrix import AccuracyMatrix
 from adapter_store.state import AdapterState
 from adapter_store.versions import MeasuredOn
 from trainer_worker.decide import Verdict
-from trainer_worker.evaluate import Served, greedy_answer, leak_ratio, score_base, score_state
+from trainer_worker.evaluate import Served, greedy_answer, leak_ratio, score_base, score_state, warm
 from trainer_worker.features import Encoded
 from trainer_worker.gate import Measured
 from trainer_worker.language import PrefixStore
@@ -95,7 +95,7 @@ def measure(
     if split is not None and (task not in held_out or held_out[task].dataset_id != split):
         fresh = _encode_task(shop, state, task, split, check)
         held_out |= {task: fresh} if fresh is not None else {}
-    served = Served.of(state, shop.increments)
+    served = Served.of(state, shop.replicas.increments)
     after: dict[str, float | None] = dict.fromkeys(state.tasks)
     before = best_before(parent.matrix, parent.splits)
     base: dict[str, float | None] = {}
@@ -103,9 +103,9 @@ def measure(
     for name, held in held_out.items():
         encoded = held.encoded
         store = _store(shop, encoded)
-        store.warm(range(len(encoded.prefixes)), check=check)
+        warm(shop.replicas, store, range(len(encoded.prefixes)), check)
         if name not in parent.matrix.tasks:
-            base[name] = score_base(shop.language, shop.increments, encoded, store, check=check).accuracy
+            base[name] = score_base(shop.replicas, encoded, store, check=check).accuracy
         if name not in parent.state.tasks:
             before[name] = base.get(name)
         else:
@@ -113,10 +113,10 @@ def measure(
             before[name] = _parent_score(shop, parent, name, held, store, before, trained, check)
         if name == task:
             probe = _record_probe(shop, served, held, task, store)
-        after[name] = score_state(shop.language, served, encoded, store, check=check).accuracy
+        after[name] = score_state(shop.replicas, served, encoded, store, check=check).accuracy
     leak = {name: leak_ratio(state, held.encoded.queries, name) for name, held in held_out.items()}
     retention = shop.retention.measure(
-        shop.language, served, shop.featurizer, budget_bytes=shop.prefix_cache_bytes, check=check
+        shop.replicas, served, shop.featurizer, budget_bytes=shop.prefix_cache_bytes, check=check
     )
     before = {name: score for name, score in before.items() if name in state.tasks}
     measured = Measured(task, verdict.decision == "expand", before, after, leak, retention)
@@ -158,13 +158,7 @@ def _encode_task(
 
 
 def _store(shop: Workshop, encoded: Encoded) -> PrefixStore:
-    return PrefixStore(
-        shop.language,
-        encoded.prefixes,
-        encoded.pictures,
-        budget_bytes=shop.prefix_cache_bytes,
-        half=False,
-    )
+    return PrefixStore(encoded.prefixes, encoded.pictures, budget_bytes=shop.prefix_cache_bytes, half=False)
 
 
 def _parent_score(
@@ -186,8 +180,8 @@ def _parent_score(
         recorded = last if trained else best.get(task)
         if recorded is not None:
             return recorded
-    served = Served.of(parent.state, shop.increments)
-    return score_state(shop.language, served, held.encoded, store, check=check).accuracy
+    served = Served.of(parent.state, shop.replicas.increments)
+    return score_state(shop.replicas, served, held.encoded, store, check=check).accuracy
 
 
 def _record_probe(
@@ -197,7 +191,7 @@ def _record_probe(
     encoded = held.encoded
     example = encoded.examples[0]
     ids, logprobs = greedy_answer(
-        shop.language,
+        shop.replicas.first,
         encoded.samples[0],
         store,
         served.activate(served.coefficients(encoded.queries)),

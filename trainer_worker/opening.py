@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from transformers.utils.logging import disable_progress_bar
 
 from adapter_store.base.load import load_base
@@ -20,6 +21,7 @@ from trainer_worker.heldout import HeldOut
 from trainer_worker.language import LanguageModel
 from trainer_worker.metrics import WorkerMetrics
 from trainer_worker.pretrain.scenes import generic_probe
+from trainer_worker.replicas import Replicas, share_cores
 from trainer_worker.retention import RetentionProbe
 from trainer_worker.settings import WorkerSettings
 from trainer_worker.workshop import Method, Workshop
@@ -41,10 +43,12 @@ def open_workshop(settings: WorkerSettings) -> Workshop:
     held_out = settings.home / "heldout" / settings.model_name
     longest = min(LONGEST_SAMPLE, int(base.model.config.text_config.max_position_embeddings))
     increments = attach(base.model, targets, settings.frozen_share)
+    language = LanguageModel.of(base.model, base.image_token_id, increments.first_layer)
+    replicas, threads = share_cores(settings.threads, on_cpu=language.device.type == "cpu")
+    torch.set_num_threads(threads)
     return Workshop(
         base=base,
-        language=LanguageModel.of(base.model, base.image_token_id, increments.first_layer),
-        increments=increments,
+        replicas=Replicas(language, increments, replicas),
         featurizer=Featurizer(
             renderer=renderer, vision=VisionEncoder(base), queries=queries, max_tokens=longest
         ),

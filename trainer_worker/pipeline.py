@@ -22,13 +22,15 @@ from adapter_store.names import BASE_VERSION
 from adapter_store.routing import cosines, intrinsic
 from adapter_store.state import AdapterState
 from adapter_store.versions import Gate, Manifest, ManifestDraft
+from trainer_worker.course import Step
 from trainer_worker.decide import Verdict, centroids_of, decide
+from trainer_worker.evaluate import warm
 from trainer_worker.features import Encoded
 from trainer_worker.gate import check as gate_check
 from trainer_worker.heldout import Split, picture_key
 from trainer_worker.keys import align_keys, stranger_bar
 from trainer_worker.language import PrefixStore
-from trainer_worker.learn import Learned, Lesson, Step, learn, split_validation
+from trainer_worker.learn import Learned, Lesson, learn, split_validation
 from trainer_worker.measuring import Findings, HeldOutSet, Parent, encode_held_out, measure
 from trainer_worker.progress import Progress
 from trainer_worker.publish import STABLE, promote, publish
@@ -128,7 +130,7 @@ class _Run:
         manifest = self.shop.versions.manifest(record.version)
         folder = self.shop.versions.fetch(record.version)
         state = AdapterState.load(folder, base_digest=self.shop.base.digest)
-        self.shop.increments.check_fits(state, record.version)
+        self.shop.replicas.increments.check_fits(state, record.version)
         return Parent(record.version, state, manifest.accuracy, manifest.splits)
 
     def _encode(self, dataset: Dataset, state: AdapterState) -> Encoded:
@@ -216,24 +218,18 @@ class _Run:
         settings: Hyperparameters,
         to_measure: int,
     ) -> Learned:
-        store = PrefixStore(
-            self.shop.language,
-            encoded.prefixes,
-            encoded.pictures,
-            budget_bytes=self.shop.prefix_cache_bytes,
-        )
+        store = PrefixStore(encoded.prefixes, encoded.pictures, budget_bytes=self.shop.prefix_cache_bytes)
         if state.span == "after_image":
             began = time.monotonic()
             prefixes = {encoded.samples[i].prefix for i in train}
-            store.warm(sorted(prefixes), check=self.check)
+            warm(self.shop.replicas, store, sorted(prefixes), self.check)
             per_picture = (time.monotonic() - began) / len(prefixes)
             self.progress.expect_after_training(MEASURING_COST * per_picture * to_measure)
         groups = [picture_key(encoded.examples[i]) for i in train]
         inside, validation = split_validation(groups, settings, settings.seed)
         lesson = Lesson(encoded, store, tuple(train[i] for i in inside), tuple(train[i] for i in validation))
         learned = learn(
-            self.shop.language,
-            self.shop.increments,
+            self.shop.replicas,
             state,
             task,
             lesson,

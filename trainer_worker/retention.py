@@ -16,7 +16,8 @@ from adapter_store.durable import write_durably
 from adapter_store.state import RoutingSettings
 from trainer_worker.evaluate import Score, Served, score_base, score_state
 from trainer_worker.features import Encoded, Featurizer
-from trainer_worker.language import LanguageModel, PrefixStore
+from trainer_worker.language import PrefixStore
+from trainer_worker.replicas import Replicas
 
 Question = tuple[Image.Image, str, str]
 PROBE_SEED = 20_241
@@ -35,7 +36,7 @@ class RetentionProbe:
 
     def measure(
         self,
-        language: LanguageModel,
+        replicas: Replicas,
         served: Served,
         featurizer: Featurizer,
         *,
@@ -46,13 +47,11 @@ class RetentionProbe:
         if self._count < 1:
             return None
         encoded = self._encode(featurizer, served.state.routing, check)
-        store = PrefixStore(
-            language, encoded.prefixes, encoded.pictures, budget_bytes=budget_bytes, half=False
-        )
-        base = self._base_score(language, served, encoded, store, check)
+        store = PrefixStore(encoded.prefixes, encoded.pictures, budget_bytes=budget_bytes, half=False)
+        base = self._base_score(replicas, served, encoded, store, check)
         if not base.correct:
             return None
-        adapted = score_state(language, served, encoded, store, base=base, check=check)
+        adapted = score_state(replicas, served, encoded, store, base=base, check=check)
         return adapted.correct / base.correct
 
     def strangers(
@@ -78,7 +77,7 @@ class RetentionProbe:
 
     def _base_score(
         self,
-        language: LanguageModel,
+        replicas: Replicas,
         served: Served,
         encoded: Encoded,
         store: PrefixStore,
@@ -86,14 +85,14 @@ class RetentionProbe:
     ) -> Score:
         asked = [
             served.state.base_digest,
-            str(language.dtype),
+            str(replicas.language.dtype),
             [(example.turns[0].question, example.turns[0].answer) for example in encoded.examples],
         ]
         digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
         path = self._folder / f"base-{digest[:32]}.json"
         if path.exists():
             return Score(**json.loads(path.read_text()))
-        score = score_base(language, served.increments, encoded, store, check=check)
+        score = score_base(replicas, encoded, store, check=check)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, json.dumps(asdict(score)).encode())
         return score

@@ -68,61 +68,68 @@ class Look:
         return result / self.input_size(result.to(self.spread)).cpu().view(-1, 1, 1, 1)
 
 
-def survey(
-    layers: Sequence[nn.Module],
-    targets: Sequence[str],
-    passes: Sequence[Callable[[], tuple[Tensor, Tensor]]],
-) -> dict[str, Look]:
-    """Run forward and backward passes of the frozen base and return what was seen of every target.
+@dataclass(frozen=True, slots=True)
+class Glimpse:
+    """What one linear saw in a pass: inputs ``[n, d_in]`` and output gradients ``[n, d_out]`` at answers."""
+
+    inputs: Tensor
+    gradients: Tensor
+    effect: float
+
+
+Glimpses = dict[tuple[str, int], Glimpse]
+"""By target and layer."""
+
+
+def glimpse(
+    layers: Sequence[nn.Module], targets: Sequence[str], run: Callable[[], tuple[Tensor, Tensor]]
+) -> Glimpses:
+    """Run one forward and backward pass of the frozen base and return what every target saw.
 
     Args:
         layers: the decoder layers.
         targets: names of the adapted linears.
-        passes: each runs some samples and returns ``(loss, answers)``: the loss, and the flattened indices of
-            the tokens that predict the first token of an answer.
+        run: runs some samples and returns ``(loss, answers)``: the loss, and the flattened indices of the
+            tokens that predict the first token of an answer.
     """
-    seen = {(target, n): _Sums() for target in targets for n in range(len(layers))}
-    for run in passes:
-        hooks, taps, sizes = _listen(layers, targets)
-        try:
-            loss, answers = run()
-            loss.backward()
-        finally:
-            for hook in hooks:
-                hook.remove()
-        for (target, n), (entered, change) in taps.items():
-            assert change.grad is not None
-            place = "residual" if target in WRITES_TO_RESIDUAL else target
-            seen[target, n].add(entered, change.grad, answers, sizes[place, n])
-    return {target: _look_of([seen[target, n] for n in range(len(layers))]) for target in targets}
+    hooks, taps, sizes = _listen(layers, targets)
+    try:
+        loss, answers = run()
+        loss.backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    seen: Glimpses = {}
+    for (target, n), (entered, change) in taps.items():
+        assert change.grad is not None
+        place = "residual" if target in WRITES_TO_RESIDUAL else target
+        at_answers = (tensor.flatten(0, 1)[answers].float() for tensor in (entered, change.grad))
+        seen[target, n] = Glimpse(*at_answers, effect=sizes[place, n])
+    return seen
 
 
-class _Sums:
-    """Inputs and gradients at the answers, and sizes, of one linear."""
-
-    def __init__(self) -> None:
-        self._inputs: list[Tensor] = []
-        self._gradients: list[Tensor] = []
-        self._effects: list[float] = []
-
-    def add(self, entered: Tensor, gradient: Tensor, answers: Tensor, effect: float) -> None:
-        self._inputs.append(entered.flatten(0, 1)[answers].float())
-        self._gradients.append(gradient.flatten(0, 1)[answers].float())
-        self._effects.append(effect)
-
-    def summary(self) -> tuple[Tensor, Tensor, Tensor, float]:
-        """Return mean, spread, aim and effect."""
-        entered, gradients = torch.cat(self._inputs), torch.cat(self._gradients)
-        mean = entered.mean(dim=0)
-        centered = entered - mean
-        floor = FLOOR * float(entered.pow(2).mean()) + LEAST
-        spread = centered.T @ centered / len(entered) + floor * torch.eye(len(mean), device=mean.device)
-        aim = gradients.T @ centered / len(entered)
-        return mean, spread, aim, sum(self._effects) / len(self._effects)
+def survey(passes: Sequence[Glimpses], targets: Sequence[str], layers: int) -> dict[str, Look]:
+    """Sum up what several passes saw of every target."""
+    return {
+        target: _look_of([_summary([seen[target, n] for seen in passes]) for n in range(layers)])
+        for target in targets
+    }
 
 
-def _look_of(sums: Sequence[_Sums]) -> Look:
-    means, spreads, aims, effects = zip(*(layer.summary() for layer in sums), strict=True)
+def _summary(seen: Sequence[Glimpse]) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Return mean, spread, aim and effect of one linear."""
+    entered = torch.cat([one.inputs for one in seen])
+    gradients = torch.cat([one.gradients for one in seen])
+    mean = entered.mean(dim=0)
+    centered = entered - mean
+    floor = FLOOR * float(entered.pow(2).mean()) + LEAST
+    spread = centered.T @ centered / len(entered) + floor * torch.eye(len(mean), device=mean.device)
+    aim = gradients.T @ centered / len(entered)
+    return mean, spread, aim, sum(one.effect for one in seen) / len(seen)
+
+
+def _look_of(layers: Sequence[tuple[Tensor, Tensor, Tensor, float]]) -> Look:
+    means, spreads, aims, effects = zip(*layers, strict=True)
     return Look(torch.stack(means), torch.stack(spreads), torch.stack(aims), torch.tensor(effects))
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from adapter_store.base.load import Base
 from adapter_store.datasets import DatasetStore
-from adapter_store.increments import Increments
 from adapter_store.jobs.hyperparameters import Hyperparameters
 from adapter_store.queries import QueryEncoder
 from adapter_store.state import AdapterState, RoutingSettings, Span
@@ -14,8 +13,8 @@ from adapter_store.versions import VersionStore
 from trainer_worker.features import Featurizer
 from trainer_worker.gate import Policy
 from trainer_worker.heldout import HeldOut
-from trainer_worker.language import LanguageModel
 from trainer_worker.metrics import WorkerMetrics
+from trainer_worker.replicas import Replicas
 from trainer_worker.retention import RetentionProbe
 
 
@@ -36,8 +35,7 @@ class Workshop:
     """Everything that ``run_job`` works with."""
 
     base: Base
-    language: LanguageModel
-    increments: Increments
+    replicas: Replicas
     featurizer: Featurizer
     queries: QueryEncoder
     versions: VersionStore
@@ -56,7 +54,7 @@ class Workshop:
         method = self.method
         return AdapterState.empty(
             self.base.digest,
-            self.increments.shapes,
+            self.replicas.increments.shapes,
             self.queries.width(method.routing),
             method.rank,
             method.span,

@@ -155,13 +155,17 @@ def programs(options: StackOptions, redis_url: str) -> list[Program]:
     """Return gateway and worker as the supervisor runs them."""
     shared = {
         **_SHARE_CORES,
-        "STRATA_THREADS": os.environ.get("STRATA_THREADS") or str(_half_of_the_cores()),
         **_QUIET,
         **options.env,
         "STRATA_HOME": str(options.home),
         "STRATA_REDIS_URL": redis_url,
     }
-    gateway = {**shared, "STRATA_HOST": options.host, "STRATA_PORT": str(options.port)}
+    gateway = {
+        "STRATA_THREADS": os.environ.get("STRATA_THREADS") or str(_half_of_the_cores()),
+        **shared,
+        "STRATA_HOST": options.host,
+        "STRATA_PORT": str(options.port),
+    }
     worker = {**shared, "STRATA_METRICS_PORT": str(options.metrics_port)}
     return [
         Program(GATEWAY, (sys.executable, "-m", "server"), gateway),
@@ -170,7 +174,7 @@ def programs(options: StackOptions, redis_url: str) -> list[Program]:
 
 
 def _half_of_the_cores() -> int:
-    """Return how many threads each program computes with.
+    """Return how many threads the gateway computes with; the worker, which steps back for it, uses all cores.
 
     Small matrix products on more threads than cores are several times slower than on one.
     """

@@ -12,7 +12,7 @@ from PIL import Image
 from adapter_store.base.load import Base
 from adapter_store.datasets import Example, Turn
 from adapter_store.encoder import SentenceEncoder
-from adapter_store.increments import Increments, attach
+from adapter_store.increments import attach
 from adapter_store.queries import QueryEncoder
 from adapter_store.rendering import Renderer
 from adapter_store.routing import intrinsic
@@ -21,6 +21,7 @@ from adapter_store.vision import VisionEncoder
 from trainer_worker.features import Encoded, Featurizer
 from trainer_worker.keys import align_keys
 from trainer_worker.language import LanguageModel, PrefixStore
+from trainer_worker.replicas import Replicas
 
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 
@@ -30,8 +31,7 @@ class Parts:
     """A loaded tiny base, ready to learn and to measure."""
 
     base: Base
-    language: LanguageModel
-    increments: Increments
+    replicas: Replicas
     featurizer: Featurizer
     queries: QueryEncoder
     stop_ids: frozenset[int]
@@ -39,7 +39,7 @@ class Parts:
     def untaught(self, span: Span = "after_image") -> AdapterState:
         routing = RoutingSettings("text+image", top_m=2)
         width = self.queries.width(routing)
-        return AdapterState.empty(self.base.digest, self.increments.shapes, width, 4, span, routing)
+        return AdapterState.empty(self.base.digest, self.replicas.increments.shapes, width, 4, span, routing)
 
     def encode(self, question: str = "Which color?", count: int = 12, questions: int = 1) -> Encoded:
         pictures: dict[str, Image.Image] = {}
@@ -54,9 +54,7 @@ class Parts:
         return self.featurizer.encode(examples, pictures.__getitem__, self.untaught().routing)
 
     def store(self, encoded: Encoded, budget_bytes: int = 1 << 26, *, half: bool = False) -> PrefixStore:
-        return PrefixStore(
-            self.language, encoded.prefixes, encoded.pictures, budget_bytes=budget_bytes, half=half
-        )
+        return PrefixStore(encoded.prefixes, encoded.pictures, budget_bytes=budget_bytes, half=half)
 
     def taught(
         self, state: AdapterState, task: str, encoded: Encoded, *, random_up: bool = False
@@ -80,14 +78,12 @@ class Parts:
 def parts(loaded_tiny_base: Base) -> Iterator[Parts]:
     """Return the tiny base's parts with increments attached to every output projection."""
     base = loaded_tiny_base
-    assert base.sentence_encoder is not None
     renderer = Renderer(base)
     queries = QueryEncoder(SentenceEncoder(base.sentence_encoder), base.image_query_mean)
     increments = attach(base.model, ("o_proj",))
     yield Parts(
         base,
-        LanguageModel.of(base.model, base.image_token_id),
-        increments,
+        Replicas(LanguageModel.of(base.model, base.image_token_id), increments, count=2),
         Featurizer(renderer=renderer, vision=VisionEncoder(base), queries=queries),
         queries,
         renderer.stop_ids,

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.unit.trainer_worker.conftest import Parts
-from trainer_worker.evaluate import Served, base_only, forward, greedy_answer, score_base, score_state
+from trainer_worker.evaluate import Served, base_only, forward, greedy_answer, score_base, score_state, warm
 from trainer_worker.language import LanguageModel
+from trainer_worker.replicas import Replicas
 from trainer_worker.samples import batches_of, build_batch, pack_rows
 
 
@@ -18,19 +19,19 @@ def logits_of(parts: Parts, encoded, order, *, pack: int, cached: bool, activate
     rows = pack_rows(encoded.samples, order, pack=pack, alike=None)
     batch = build_batch(encoded.samples, encoded.prefixes, rows, cached=cached)
     with torch.no_grad():
-        logits = forward(parts.language, batch, store, activate)
+        logits = forward(parts.replicas.first, batch, store, activate)
     owners = [batch.sample_of_answer[n] for n in batch.answer_of.tolist()]
     return {owner: logits[[i for i, o in enumerate(owners) if o == owner]] for owner in order}
 
 
 def test_the_cached_prefix_gives_the_logits_of_the_whole_model(parts: Parts):
     encoded = parts.encode(count=3)
-    cached = logits_of(parts, encoded, [0, 1, 2], pack=1, cached=True, activate=base_only(parts.increments))
+    cached = logits_of(parts, encoded, [0, 1, 2], pack=1, cached=True, activate=base_only)
     sample, prefix = encoded.samples[1], encoded.prefixes[encoded.samples[1].prefix]
     ids = torch.tensor([[*prefix.ids, *sample.tail]])
     assert encoded.pictures is not None
     assert prefix.image is not None
-    embeds = parts.language.embed(ids, encoded.pictures[prefix.image][None])
+    embeds = parts.replicas.language.embed(ids, encoded.pictures[prefix.image][None])
     with torch.no_grad():
         whole = parts.base.model(inputs_embeds=embeds).logits[0]
     places = [len(prefix.ids) + i - 1 for i, wanted in enumerate(sample.answer) if wanted]
@@ -41,7 +42,7 @@ def test_the_cached_prefix_gives_the_logits_of_the_whole_model(parts: Parts):
 def test_packed_questions_do_not_see_each_other(parts: Parts, cached: bool):
     encoded = parts.encode(count=2, questions=3)
     state = parts.taught(parts.untaught(), "colors", encoded, random_up=True)
-    served = Served.of(state, parts.increments)
+    served = Served.of(state, parts.replicas.increments)
     activate = served.activate(served.coefficients(encoded.queries))
     if not cached:  # span "all" packs equal coefficients only
         activate = served.activate(torch.ones(len(encoded), state.rows) / state.rows)
@@ -50,24 +51,27 @@ def test_packed_questions_do_not_see_each_other(parts: Parts, cached: bool):
     alone = logits_of(parts, encoded, order, pack=1, cached=cached, activate=activate)
     for index in order:
         assert torch.allclose(packed[index], alone[index], atol=1e-4)
-    plain = logits_of(parts, encoded, order, pack=3, cached=cached, activate=base_only(parts.increments))
+    plain = logits_of(parts, encoded, order, pack=3, cached=cached, activate=base_only)
     assert not torch.allclose(packed[0], plain[0], atol=1e-2)
 
 
 def test_the_store_keeps_what_fits_and_computes_the_rest(parts: Parts):
     encoded = parts.encode(count=6)
     everything = parts.store(encoded)
-    assert everything.warm(range(6)) == 6
+    warm(parts.replicas, everything, range(6))
+    assert everything.missing(range(6)) == []
     per_picture = everything.kept_bytes // 6
     little = parts.store(encoded, budget_bytes=2 * per_picture)
-    assert little.warm(range(6), batch=1) == 2
+    for index in range(6):
+        little.keep(parts.replicas.language, [index])
+    assert sum(map(len, little.missing(range(6)))) == 4
     assert little.kept_bytes <= 2 * per_picture
-    one, other = everything.get([0, 5, 5]), little.get([0, 5, 5])
+    one, other = (store.get(parts.replicas.language, [0, 5, 5]) for store in (everything, little))
     assert one is not None
     assert other is not None
     assert torch.allclose(one, other, atol=1e-5)
     half = parts.store(encoded, half=True)
-    half.warm(range(6))
+    warm(parts.replicas, half, range(6))
     assert half.kept_bytes == 3 * per_picture
 
 
@@ -84,13 +88,19 @@ def test_zero_coefficients_score_as_the_base_and_the_greedy_answer_agrees_with_t
     encoded = parts.encode(count=4)
     store = parts.store(encoded)
     state = parts.taught(parts.untaught(), "colors", encoded, random_up=True)
-    base = score_base(parts.language, parts.increments, encoded, store)
-    silent = Served.of(state.with_routing(tau=1.0), parts.increments)
-    assert score_state(parts.language, silent, encoded, store) == base
-    served = Served.of(state, parts.increments)
+    base = score_base(parts.replicas, encoded, store)
+    silent = Served.of(state.with_routing(tau=1.0), parts.replicas.increments)
+    assert score_state(parts.replicas, silent, encoded, store) == base
+    served = Served.of(state, parts.replicas.increments)
     activate = served.activate(served.coefficients(encoded.queries))
     ids, logprobs = greedy_answer(
-        parts.language, encoded.samples[2], store, activate, cached=True, end_ids=parts.stop_ids, max_tokens=5
+        parts.replicas.first,
+        encoded.samples[2],
+        store,
+        activate,
+        cached=True,
+        end_ids=parts.stop_ids,
+        max_tokens=5,
     )
     forced = logits_of(parts, encoded, [2], pack=1, cached=True, activate=activate)[2]
     assert ids[0] == int(forced[0].argmax())
@@ -108,11 +118,12 @@ def test_frozen_lower_layers_run_once_per_question_and_change_nothing(
     upper_only = {name: up[:, rows].clone() for name, up in state.up.items()}
     for up in upper_only.values():
         up[0] = 0
-    served = Served.of(state.with_rows(rows, up=upper_only), parts.increments)
+    served = Served.of(state.with_rows(rows, up=upper_only), parts.replicas.increments)
     activate = served.activate(served.coefficients(encoded.queries))
     whole = logits_of(parts, encoded, order, pack=2, cached=True, activate=activate)
 
-    split = replace(parts, language=LanguageModel.of(parts.base.model, parts.base.image_token_id, 1))
+    language = LanguageModel.of(parts.base.model, parts.base.image_token_id, 1)
+    split = replace(parts, replicas=Replicas(language, parts.replicas.increments))
     store = split.store(encoded)
     first = logits_of(split, encoded, order, pack=2, cached=True, activate=activate, store=store)
     monkeypatch.setattr(LanguageModel, "below", None)

@@ -18,7 +18,7 @@ FAST = Hyperparameters(epochs=120, batch_size=12, learning_rate=0.05, patience=0
 def taught(parts: Parts, state, task: str, encoded, settings: Hyperparameters = FAST, **kwargs) -> Learned:
     order = tuple(range(len(encoded)))
     lesson = Lesson(encoded, parts.store(encoded), order, kwargs.pop("validation", ()))
-    return learn(parts.language, parts.increments, state, task, lesson, settings, **kwargs)
+    return learn(parts.replicas, state, task, lesson, settings, **kwargs)
 
 
 @pytest.mark.parametrize("span", ["after_image", "all"])
@@ -28,8 +28,8 @@ def test_a_task_is_learned_and_the_base_stays_as_it_was(parts: Parts, span):
     state = parts.taught(parts.untaught(span), "colors", encoded)
     learned = taught(parts, state, "colors", encoded)
     store = parts.store(encoded)
-    score = score_state(parts.language, Served.of(learned.state, parts.increments), encoded, store)
-    untaught = score_state(parts.language, Served.of(state, parts.increments), encoded, store)
+    score = score_state(parts.replicas, Served.of(learned.state, parts.replicas.increments), encoded, store)
+    untaught = score_state(parts.replicas, Served.of(state, parts.replicas.increments), encoded, store)
     assert score.loss < 0.25 * untaught.loss
     assert score.accuracy is not None
     assert score.accuracy >= 0.9
@@ -59,13 +59,13 @@ def test_gradients_reach_only_live_tensors_and_selection_is_masked_to_the_task(p
     first, second = parts.encode("Which color?"), parts.encode("Which color?")
     state = parts.taught(parts.untaught(), "a", first, random_up=True)
     state = parts.taught(state, "b", second)
-    pupil = Pupil(state, "b", second.queries, parts.increments, parts.language.device)
+    pupil = Pupil(state, "b", second.queries, parts.replicas.language.device)
     assert not bool(pupil.intrinsic[:, state.rows_of("a")].any())
     assert pupil.intrinsic.sum(dim=1).tolist() == pytest.approx([1.0] * len(second))
     batch = build_batch(
         second.samples, second.prefixes, pack_rows(second.samples, [0, 1], pack=1, alike=None), cached=True
     )
-    logits = forward(parts.language, batch, parts.store(second), pupil.activate)
+    logits = forward(parts.replicas.first, batch, parts.store(second), pupil.activate)
     logits.logsumexp(dim=1).sum().backward()
     assert all(tensor.grad is not None for tensor in pupil.live.values())
     assert float(pupil.live["context"].grad.abs().sum()) > 0  # type: ignore[union-attr]

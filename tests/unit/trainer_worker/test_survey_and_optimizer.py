@@ -10,7 +10,7 @@ from adapter_store.jobs.hyperparameters import Hyperparameters
 from tests.unit.trainer_worker.conftest import Parts
 from trainer_worker.learn import Lesson, learn
 from trainer_worker.optimizer import LayerwiseAdamW
-from trainer_worker.survey import survey
+from trainer_worker.survey import glimpse, survey
 
 
 def test_the_optimizer_is_adamw_with_a_rate_per_layer():
@@ -57,7 +57,7 @@ def test_new_down_projections_look_in_the_telling_direction():
         logits = layer(values)[0]
         return nn.functional.cross_entropy(logits, wanted, reduction="sum"), torch.arange(512)
 
-    look = survey([layer], ("o_proj",), [run])["o_proj"]
+    look = survey([glimpse([layer], ("o_proj",), run)], ("o_proj",), 1)["o_proj"]
     down = look.down(2, 3, torch.Generator().manual_seed(0))
     assert look.input_size(down).tolist() == pytest.approx([1.0], abs=1e-3)
     spread = values[0] - values[0].mean(dim=0)
@@ -78,7 +78,8 @@ def test_samples_that_do_not_differ_still_give_a_usable_start(count: int):
         loss = nn.functional.cross_entropy(layer(values)[0], torch.zeros(count, dtype=torch.long))
         return loss, torch.arange(count)
 
-    down = survey([layer], ("o_proj",), [run])["o_proj"].down(2, 3, torch.Generator().manual_seed(0))
+    look = survey([glimpse([layer], ("o_proj",), run)], ("o_proj",), 1)["o_proj"]
+    down = look.down(2, 3, torch.Generator().manual_seed(0))
     assert bool(torch.isfinite(down).all())
     assert 0 < float(down.abs().max()) < 1e3
 
@@ -88,5 +89,5 @@ def test_retraining_keeps_where_its_rows_look(parts: Parts):
     state = parts.taught(parts.untaught(), "colors", encoded, random_up=True)
     lesson = Lesson(encoded, parts.store(encoded), tuple(range(len(encoded))), ())
     still = Hyperparameters(max_steps=1, learning_rate=1e-12)
-    learned = learn(parts.language, parts.increments, state, "colors", lesson, still)
+    learned = learn(parts.replicas, state, "colors", lesson, still)
     assert torch.allclose(learned.state.down["o_proj"], state.down["o_proj"], atol=1e-6)

@@ -1,0 +1,105 @@
+"""Plan a training run: its length, its learning rate from step to step, and when it may end early."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from adapter_store.jobs.hyperparameters import Hyperparameters
+
+LEAST_IMPROVEMENT = 0.02
+"""A validation loss that falls by less than this share counts as a plateau."""
+DECAY_SHARE = 0.35
+"""Part of the run in which the rate falls to 0: live tensors come to rest and theta* catches up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Numbers of one optimizer step, for progress reports."""
+
+    step: int
+    total: int
+    loss: float
+    learning_rate: float
+    samples_per_second: float
+    eta_seconds: float
+    validation: float | None
+    alphas: Mapping[str, list[float]]
+
+
+class Course:
+    """Plan a run: how long, how fast (warm-up, constant, decay), and when to stop early.
+
+    A plateau of the validation score starts the decay at once instead of ending the run abruptly.
+    """
+
+    def __init__(self, settings: Hyperparameters, steps_per_epoch: int) -> None:
+        self._settings = settings
+        planned = max(1, math.ceil(settings.epochs * steps_per_epoch))
+        self.total = min(planned, settings.max_steps) if settings.max_steps else planned
+        self._warmup = max(1, round(settings.warmup_ratio * self.total))
+        self._validate_every = max(4, steps_per_epoch)
+        self._began = time.monotonic()
+        self._decay_from: float | None = None
+        self._decay_until: float | None = None
+        self._best = -1.0
+        self._best_loss = math.inf
+        self._stale = 0
+        self._samples = 0
+        self.steps = 0
+
+    def seconds(self) -> float:
+        """Return the time since the run began."""
+        return time.monotonic() - self._began
+
+    def progress(self) -> float:
+        """Return the used share of the budget, by steps or by time, whichever is further."""
+        by_steps = self.steps / self.total
+        limit = self._settings.max_seconds
+        return max(by_steps, self.seconds() / limit) if limit and self.steps else by_steps
+
+    def done(self) -> bool:
+        """Return whether the run is over."""
+        return self.progress() >= (self._decay_until or 1.0)
+
+    def rate(self) -> float:
+        """Return the factor on the peak rate: linear up, constant, linear down to almost 0."""
+        up = min(1.0, (self.steps + 1) / self._warmup)
+        start, end = self._decay_from or 1.0 - DECAY_SHARE, self._decay_until or 1.0
+        down = (end - self.progress()) / max(end - start, 1e-9)
+        return max(0.0, min(up, down, 1.0)) + 1e-4
+
+    def step(self, samples: int) -> None:
+        """Count an optimizer step."""
+        self.steps += 1
+        self._samples += samples
+
+    def time_to_validate(self) -> bool:
+        """Return whether a validation is due after this step."""
+        return self.steps % self._validate_every == 0
+
+    def note(self, accuracy: float, loss: float) -> float:
+        """Take in a validation score; decay once neither value improves. Return the best accuracy."""
+        improved = accuracy > self._best + 1e-9 or loss < self._best_loss * (1 - LEAST_IMPROVEMENT)
+        self._stale = 0 if improved else self._stale + 1
+        self._best = max(self._best, accuracy)
+        self._best_loss = min(self._best_loss, loss)
+        plateau = self._settings.patience and self._stale >= self._settings.patience
+        reached = accuracy >= self._settings.target_accuracy
+        if self._decay_from is None and (plateau or reached) and self.progress() < 1.0 - DECAY_SHARE:
+            self._decay_from = self.progress()
+            self._decay_until = min(1.0, self._decay_from * (1 + DECAY_SHARE / (1 - DECAY_SHARE)))
+        return self._best
+
+    def describe(
+        self, loss: float, rate: float, validation: float | None, alphas: Mapping[str, list[float]]
+    ) -> Step:
+        """Return the numbers of the last step, with what is left of the run."""
+        elapsed = self.seconds()
+        used = self.progress() / (self._decay_until or 1.0)
+        total = max(self.steps, round(self.steps / used)) if used > 0 else self.total
+        eta = elapsed * max(0.0, 1 / used - 1) if used > 0 else 0.0
+        speed = self._samples / max(elapsed, 1e-9)
+        return Step(self.steps, total, loss, rate, speed, eta, validation, alphas)
