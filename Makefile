@@ -14,7 +14,7 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-CODE := server adapter_store trainer_worker tests examples $(wildcard benchmarks)
+CODE := server adapter_store trainer_worker tests examples benchmarks deploy
 
 .PHONY: help setup base demo up test check format clean
 .DEFAULT_GOAL := help

@@ -1,7 +1,8 @@
 """From messages to token ids: one renderer for training, evaluation and serving.
 
 The base's chat template gives the structure, with marks where texts belong; the texts themselves are encoded
-literally. So a user may write ``<|im_end|>`` or ``<image>`` and gets those characters, no control token.
+literally. So a user may write ``<|im_end|>`` and gets those characters, no control token; ``<image>`` is
+refused outside of the places where a picture belongs.
 An assistant's text is tokenized on its own, as it was generated: hence a training sequence begins with
 exactly the tokens of the prompt that serving builds for the same question.
 """

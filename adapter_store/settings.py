@@ -22,6 +22,8 @@ from adapter_store.names import check_lineage
 
 PREFIX = "STRATA_"
 EMBEDDED_BASE = "embedded"
+TARGETS = "o_proj"
+FROZEN_SHARE = 0.67
 
 SHARED_NAMES = (
     "home",
@@ -33,6 +35,8 @@ SHARED_NAMES = (
     "threads",
     "device",
     "dtype",
+    "targets",
+    "frozen_share",
     "log_level",
 )
 GATEWAY_NAMES = (
@@ -74,8 +78,6 @@ WORKER_NAMES = (
     "top_m",
     "routing",
     "span",
-    "targets",
-    "frozen_share",
     "theta",
     "tau",
     "ema_mode",
@@ -123,6 +125,13 @@ class SharedSettings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="base's dtype"
     )
+    targets: str = Field(default=TARGETS, description="comma-separated linears that versions adapt")
+    frozen_share: float = Field(
+        default=FROZEN_SHARE,
+        ge=0,
+        lt=1,
+        description="share of the layers, from the bottom, never adapted",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level")
 
     @field_validator("home", "cache")
@@ -137,6 +146,11 @@ class SharedSettings(BaseSettings):
             return check_lineage(value)
         except InputError as error:
             raise ValueError(error.message) from None
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """Return the names in ``targets``."""
+        return tuple(name.strip() for name in self.targets.split(",") if name.strip())
 
     @property
     def versions_url(self) -> str:

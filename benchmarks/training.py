@@ -23,6 +23,9 @@ from typing import Any
 from PIL import Image
 
 from adapter_store.base.allocator import tune_allocator
+from adapter_store.settings import FROZEN_SHARE
+
+RANK = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from adapter_store.base.assemble import ensure_embedded_base
     from adapter_store.base.load import load_base
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    cores = torch.get_num_threads()
     folder = args.base or ensure_embedded_base(progress=True)
     base = load_base(folder, dtype="float32")
     pictures, items = _data(args.pictures, args.questions)
     ours = [_ours(base, pictures, items, args, span) for span in ("after_image", "all")]
+    torch.set_num_threads(cores)
     plain = _plain(base, pictures, items, args)
     _print(ours, plain, args)
     if args.json:
@@ -75,7 +78,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=4, help="questions per picture")
     parser.add_argument("--epochs", type=int, default=4, help="passes over the data")
     parser.add_argument("--batch-size", type=int, default=32, help="questions per optimizer step")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as torch decides")
     parser.add_argument("--json", help="file for the numbers")
     return parser.parse_args(argv)
 
@@ -113,15 +115,20 @@ def _ours(
     from adapter_store.state import AdapterState, RoutingSettings
     from adapter_store.vision import VisionEncoder
     from trainer_worker import ema as ema_module
+    from trainer_worker.evaluate import warm
     from trainer_worker.features import Featurizer
     from trainer_worker.keys import align_keys
     from trainer_worker.language import LanguageModel, PrefixStore
     from trainer_worker.learn import Lesson, learn
+    from trainer_worker.replicas import Replicas, share_cores
 
-    increments = attach(base.model, ("o_proj",))
+    increments = attach(base.model, ("o_proj",), FROZEN_SHARE)
     queries = QueryEncoder(SentenceEncoder(base.sentence_encoder), base.image_query_mean)
     featurizer = Featurizer(renderer=Renderer(base), vision=VisionEncoder(base), queries=queries)
-    language = LanguageModel.of(base.model, base.image_token_id)
+    language = LanguageModel.of(base.model, base.image_token_id, increments.first_layer)
+    count, threads = share_cores(0, on_cpu=True)
+    torch.set_num_threads(threads)
+    replicas = Replicas(language, increments, count)
     routing = RoutingSettings("text")
     settings = Hyperparameters(
         epochs=args.epochs, batch_size=args.batch_size, pack=args.questions, patience=0
@@ -131,22 +138,22 @@ def _ours(
     balance = _timed(ema_module.BalancedEma.update, times)
     began = time.perf_counter()
     encoded = featurizer.encode(examples, lambda name: pictures[int(name)], routing)
-    state = AdapterState.empty(base.digest, increments.shapes, queries.width(routing), 8, span, routing)
+    state = AdapterState.empty(base.digest, increments.shapes, queries.width(routing), RANK, span, routing)
     generator = torch.Generator().manual_seed(0)
-    state = state.expand("benchmark", 8, generator)
-    state = state.with_rows(range(8), keys=align_keys(encoded.queries, 8, 4, generator).keys)
+    state = state.expand("benchmark", settings.rows_per_task, generator)
+    keys = align_keys(encoded.queries, settings.rows_per_task, 4, generator).keys
+    state = state.with_rows(state.rows_of("benchmark"), keys=keys)
     state = state.with_usage("benchmark", intrinsic(state, encoded.queries).mean(dim=0))
-    store = PrefixStore(language, encoded.prefixes, encoded.pictures, budget_bytes=2 << 30)
+    store = PrefixStore(encoded.prefixes, encoded.pictures, budget_bytes=2 << 30)
     if span == "after_image":
-        store.warm(range(len(encoded.prefixes)))
+        warm(replicas, store, range(len(encoded.prefixes)))
     prepared = time.perf_counter() - began
     stamps = [time.perf_counter()]
     original = ema_module.BalancedEma.update
     ema_module.BalancedEma.update = balance  # type: ignore[method-assign]
     try:
         learn(
-            language,
-            increments,
+            replicas,
             state,
             "benchmark",
             Lesson(encoded, store, tuple(range(len(items))), ()),
@@ -170,12 +177,18 @@ def _timed(function: Any, times: list[float]) -> Any:
 
 
 def _plain(base: Any, pictures: list[Image.Image], items: list[Item], args: argparse.Namespace) -> Speed:
-    """Train a PEFT LoRA of the same total rank on the same linears, one question per row."""
+    """Train a PEFT LoRA of the same total rank on the same linears, one question per row, on all cores."""
     import torch
     from peft import LoraConfig, get_peft_model
 
+    from adapter_store.jobs.hyperparameters import Hyperparameters
+
     began = time.perf_counter()
-    config = LoraConfig(r=64, lora_alpha=64, target_modules=r".*language_model.*\.o_proj", lora_dropout=0.0)
+    rank = RANK * Hyperparameters().rows_per_task
+    depth = base.model.config.text_config.num_hidden_layers
+    adapted = "|".join(str(layer) for layer in range(int(FROZEN_SHARE * depth), depth))
+    linears = rf".*language_model\.layers\.({adapted})\..*o_proj"
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=linears)
     model = get_peft_model(base.model, config)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-4, weight_decay=0.0)

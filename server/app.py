@@ -170,7 +170,7 @@ def _model_choice(settings: GatewaySettings) -> ModelChoice:
         max_model_len=settings.max_model_len,
         banks=settings.banks,
         frozen_share=settings.frozen_share,
-        targets=tuple(part.strip() for part in settings.targets.split(",") if part.strip()),
+        targets=settings.target_names,
         alias_poll_seconds=settings.alias_poll_seconds,
         probe_tolerance=settings.probe_tolerance,
     )

@@ -35,10 +35,6 @@ class GatewaySettings(SharedSettings):
         default=0, ge=0, description="tokens of prompt and answer; 0: as the base allows"
     )
     banks: int = Field(default=2, ge=2, le=16, description="versions resident at once, the base not counted")
-    targets: str = Field(default="o_proj", description="comma-separated linears that versions may adapt")
-    frozen_share: float = Field(
-        default=0.67, ge=0, lt=1, description="share of the decoder layers, from the bottom, never adapted"
-    )
     alias_poll_seconds: float = Field(
         default=0.5, gt=0, le=60, description="how often moved aliases are looked for"
     )

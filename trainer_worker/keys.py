@@ -35,12 +35,19 @@ def align_keys(queries: Tensor, rows: int, top_m: int, generator: torch.Generato
     """Place ``rows`` keys for one task's queries ``[B, q]`` (unit rows).
 
     k-means centers start the search; a row that nobody picks is re-seeded at the worst served query; the
-    search ends when selections repeat or one row takes more than 60 % of the picks. When all queries are the
-    same (one question, text routing) the centers coincide up to a small jitter: the same M rows answer
-    everything and the others stay unused, which costs nothing.
+    search ends when selections repeat, or before one row is picked by more than 60 % of the queries. When all
+    queries are the same (one question, text routing) the centers coincide up to a small jitter: the same M
+    rows answer everything and the others stay unused, which costs nothing.
+
+    With ``rows <= top_m`` every row answers every query of the task. All keys are then the queries' mean
+    direction, and the task's rows are found, or not found, together.
     """
     queries = F.normalize(queries.float(), dim=-1)
     m = min(top_m, rows)
+    if m == rows:
+        mean = F.normalize(queries.sum(dim=0, keepdim=True), dim=1)
+        keys = mean.expand(rows, -1).contiguous()
+        return AlignedKeys(keys, torch.full((rows,), 1 / rows), float((queries @ mean.T).mean()), 0)
     keys = _jittered(k_means(queries, rows, generator), generator)
     selected = _select(queries, keys, m)
     reseeded = 0
@@ -48,7 +55,7 @@ def align_keys(queries: Tensor, rows: int, top_m: int, generator: torch.Generato
         candidate, lost = _recenter(queries, keys, selected, generator)
         reseeded += lost
         changed = _select(queries, candidate, m)
-        if _share(changed, rows).max() > max(CROWDED_SHARE, 1.0 / m) and m > 1:
+        if torch.bincount(changed.flatten()).max() > CROWDED_SHARE * len(queries):
             break
         keys, same = candidate, torch.equal(changed, selected)
         selected = changed

@@ -39,10 +39,9 @@ def open_workshop(settings: WorkerSettings) -> Workshop:
     base = load_base(settings.base, dtype=settings.dtype, device=settings.device, cache_dir=settings.cache)
     renderer = Renderer(base)
     queries = QueryEncoder(SentenceEncoder(base.sentence_encoder, base.model.device), base.image_query_mean)
-    targets = [name.strip() for name in settings.targets.split(",") if name.strip()]
     held_out = settings.home / "heldout" / settings.model_name
     longest = min(LONGEST_SAMPLE, int(base.model.config.text_config.max_position_embeddings))
-    increments = attach(base.model, targets, settings.frozen_share)
+    increments = attach(base.model, settings.target_names, settings.frozen_share)
     language = LanguageModel.of(base.model, base.image_token_id, increments.first_layer)
     replicas, threads = share_cores(settings.threads, on_cpu=language.device.type == "cpu")
     torch.set_num_threads(threads)

@@ -43,10 +43,6 @@ class WorkerSettings(SharedSettings):
     span: Literal["after_image", "all"] = Field(
         default="after_image", description="tokens that increments act on"
     )
-    targets: str = Field(default="o_proj", description="comma-separated linears of the language model")
-    frozen_share: float = Field(
-        default=0.67, ge=0, lt=1, description="share of the decoder layers, from the bottom, never adapted"
-    )
     theta: float = Field(default=0, ge=0, le=1, description="bar of retrain or expand; 0: calibrated")
     tau: float | None = Field(
         default=None,

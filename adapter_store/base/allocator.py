@@ -13,6 +13,7 @@ import sys
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_MAX = -4
+_M_ARENA_MAX = -8
 
 
 def tune_allocator(top_pad_mib: int = 64) -> bool:
@@ -27,5 +28,11 @@ def tune_allocator(top_pad_mib: int = 64) -> bool:
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, top_pad_mib << 20))
-    return all(bool(libc.mallopt(option, value)) for option, value in settings)
+    # Heaps of other arenas than the first end at 64 MiB and go back when empty: computing threads share it.
+    settings = {
+        _M_ARENA_MAX: 1,
+        _M_MMAP_MAX: 0,
+        _M_TRIM_THRESHOLD: 2**31 - 1,
+        _M_TOP_PAD: top_pad_mib << 20,
+    }
+    return all(bool(libc.mallopt(option, value)) for option, value in settings.items())

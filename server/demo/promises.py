@@ -24,7 +24,6 @@ class Stage:
         swap_seconds: The gateway's own measure of filling the bank, probing and flipping.
         phases: Seconds of the worker's phases.
         leak: Routing leak per task as the worker measured it.
-        routed_right: Share of questions per task whose answer came from the expected version.
     """
 
     name: str

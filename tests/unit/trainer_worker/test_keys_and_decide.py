@@ -24,8 +24,24 @@ def test_keys_settle_on_the_clusters_and_serve_every_query():
     aligned = align_keys(queries, 8, 2, torch.Generator().manual_seed(0))
     assert aligned.keys.norm(dim=1).tolist() == pytest.approx([1.0] * 8, abs=1e-5)
     assert float((queries @ aligned.keys.T).max(dim=1).values.min()) > 0.95
-    assert float(aligned.picks.max()) <= 0.6
+    assert float(aligned.picks.max()) == pytest.approx(1 / 8)
     assert float(aligned.picks.sum()) == pytest.approx(1.0)
+
+
+def test_the_search_ends_before_one_key_is_picked_by_more_than_60_percent():
+    generator = torch.Generator().manual_seed(91)  # without the rule: 75 %
+    queries = F.normalize(torch.randn(12, 4, generator=generator) + torch.tensor([1.0, 0, 0, 0]), dim=1)
+    aligned = align_keys(queries, 4, 2, torch.Generator().manual_seed(0))
+    assert float(aligned.picks.max()) * 2 <= 0.6
+
+
+def test_rows_that_all_answer_share_the_mean_direction():
+    queries = torch.cat([cloud(n, 20) for n in range(3)])
+    aligned = align_keys(queries, 4, 4, torch.Generator().manual_seed(0))
+    mean = F.normalize(queries.sum(dim=0), dim=0)
+    assert torch.allclose(aligned.keys @ mean, torch.ones(4), atol=1e-5)
+    assert aligned.mean_cosine == pytest.approx(float((queries @ mean).mean()), abs=1e-5)
+    assert aligned.picks.tolist() == [0.25] * 4
 
 
 def test_equal_queries_are_answered_by_m_rows_and_the_others_are_harmless():
