@@ -26,7 +26,7 @@ class Limits:
 def device_limits(device: torch.device) -> Limits:
     """Give small sizes for a CPU, and a GPU's share of its free memory."""
     if device.type != "cuda":
-        return Limits(512, 128, 1024 * _MIB, 128 * _MIB)
+        return Limits(512, 128, 1024 * _MIB, 512 * _MIB)
     free, _ = torch.cuda.mem_get_info(device)
     share = int(free * _GPU_SHARE)
     return Limits(8192, 2048, share * 3 // 4, share // 4)
