@@ -86,7 +86,10 @@ class LibraryRunner:
         from peft import LoraConfig, get_peft_model
 
         ranks = self.state.rank * 4
-        targets = r".*language_model.*\.o_proj"
+        layers = self.model.model.language_model.layers
+        first = len(layers) - len(self.state.down["o_proj"])
+        numbers = "|".join(str(layer) for layer in range(first, len(layers)))
+        targets = rf".*language_model\.layers\.({numbers})\..*o_proj"
         config = LoraConfig(r=ranks, lora_alpha=ranks, target_modules=targets)
         for index, question in enumerate(questions):
             name = f"request{index}"
@@ -105,7 +108,8 @@ class LibraryRunner:
         chosen = coefficients.nonzero().flatten()
         down, up = self.state.down["o_proj"], self.state.up["o_proj"]
         scale = coefficients[chosen].view(-1, 1, 1)
-        for index, layer in enumerate(self.model.model.language_model.layers):
+        layers = list(self.model.model.language_model.layers)[-len(down) :]
+        for index, layer in enumerate(layers):
             lora = layer.self_attn.o_proj
             lora.lora_A[name].weight.data.copy_(down[index, chosen].flatten(0, 1))
             lora.lora_B[name].weight.data.copy_((up[index, chosen] * scale).permute(1, 0, 2).flatten(1))

@@ -2,11 +2,11 @@
 
     python -m benchmarks.engine [--json OUT] [--base PATH] [--concurrent 1 8 32] [--repeats 3]
 
-Every request brings its own picture and its own coefficients over one pool (8 increments of rank 8) and gets
-32 new tokens. Beside the engine with increments on and off, in turns in the same run: the library's
-``generate`` one request at a time, and ``generate`` on one padded batch with a mixed batch of PEFT adapters
-that hold the same increments. Times include the vision tower; every load starts with new pictures and an
-empty prefix cache.
+Every request brings its own picture and its own coefficients over one pool (8 increments of rank 8 on the
+linears that versions adapt by default) and gets 32 new tokens. Beside the engine with increments on and off,
+in turns in the same run: the library's ``generate`` one request at a time, and ``generate`` on one padded
+batch with a mixed batch of PEFT adapters that hold the same increments. Times include the vision tower; every
+load starts with new pictures and an empty prefix cache.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from PIL import Image  # noqa: E402
 
 from adapter_store.base import ensure_embedded_base, load_base  # noqa: E402
 from adapter_store.rendering import Message, Renderer  # noqa: E402
+from adapter_store.settings import FROZEN_SHARE  # noqa: E402
 from adapter_store.state import AdapterState  # noqa: E402
 from adapter_store.vision import VisionEncoder  # noqa: E402
 from benchmarks.baselines import LibraryRunner  # noqa: E402
@@ -108,10 +109,12 @@ def make_questions(count: int, seed: int) -> list[Question]:
 class EngineRunner:
     """Run loads of questions through our engine."""
 
-    def __init__(self, base: Any, new_tokens: int, max_batch: int) -> None:
+    def __init__(self, base: Any, new_tokens: int, max_batch: int, frozen_share: float) -> None:
         self.base, self.new_tokens = base, new_tokens
         self.renderer = Renderer(base)
-        self.engine = TransformersEngine(base, max_batch=max_batch, max_model_len=512)
+        self.engine = TransformersEngine(
+            base, max_batch=max_batch, max_model_len=512, frozen_share=frozen_share
+        )
         self.engine.start()
 
     def run(self, questions: Sequence[Question], *, increments: bool) -> Load:
@@ -294,6 +297,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--one-by-one", type=int, default=4, help="requests timed for the one-by-one baseline"
     )
+    parser.add_argument("--frozen-share", type=float, default=FROZEN_SHARE, help="0 adapts every layer")
     parser.add_argument("--threads", type=int, help="computing threads; without it as torch chooses")
     parser.add_argument("--no-library", action="store_true", help="leave the library's baselines out")
     return parser.parse_args()
@@ -306,7 +310,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     folder = arguments.base or ensure_embedded_base()
     base = load_base(folder)
-    runner = EngineRunner(base, arguments.new_tokens, max(arguments.concurrent))
+    runner = EngineRunner(base, arguments.new_tokens, max(arguments.concurrent), arguments.frozen_share)
     shapes = runner.engine.shapes
     state = random_state(base.digest, shapes)
     asyncio.run(runner.engine.stage(VERSION, state))
