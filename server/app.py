@@ -34,6 +34,7 @@ from server.models.router import router as models_router
 from server.ops.router import program_version
 from server.ops.router import router as ops_router
 from server.pictures import PictureLoader, parse_hosts
+from server.routing.router import router as routing_router
 from server.serving import ModelChoice, open_serving
 from server.settings import GatewaySettings
 from server.tasks.router import router as tasks_router
@@ -44,6 +45,7 @@ _ROUTERS = (
     ops_router,
     chat_router,
     vqa_router,
+    routing_router,
     models_router,
     tasks_router,
     datasets_router,

@@ -175,17 +175,29 @@ async def generation(
     """
     started = time.perf_counter()
     async with serving.live.lease(model) as leased:
-        _check_size(messages, serving.max_model_len)
-        state = leased.resident.state if leased.resident else None
-        async with images as pictures:
-            prepared = await serving.retriever.prepare(Question(messages, pictures, state))
-        _check_room(len(prepared.input_ids), sampling.max_tokens, serving.max_model_len)
-        if state is not None:
+        prepared = await prepared_question(serving, leased, messages, images, sampling.max_tokens)
+        if leased.resident is not None:
             if prepared.task is None:
                 metrics.unrouted.inc()
             else:
                 metrics.routed.labels(prepared.task).inc()
         yield Generation(serving, leased, prepared, sampling, choices, metrics, started)
+
+
+async def prepared_question(
+    serving: Serving,
+    leased: Leased,
+    messages: tuple[Message, ...],
+    images: AbstractAsyncContextManager[tuple[Image.Image, ...]],
+    max_tokens: int | None = None,
+) -> Prepared:
+    """Return what the engine takes for a question to a leased version; raises as ``generation`` does."""
+    _check_size(messages, serving.max_model_len)
+    state = leased.resident.state if leased.resident else None
+    async with images as pictures:
+        prepared = await serving.retriever.prepare(Question(messages, pictures, state))
+    _check_room(len(prepared.input_ids), max_tokens, serving.max_model_len)
+    return prepared
 
 
 class TooLong(InputError):

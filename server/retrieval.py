@@ -50,6 +50,7 @@ class Prepared:
         gate_start: index of the first adapted token.
         coefficients: vector c of eq. 5, ``[N]`` float32, or None for the base.
         task: the task whose rows carry most of c; None when c is zero or there is no state.
+        query: what the coefficients were found with, ``[q]``; None for the base.
     """
 
     input_ids: tuple[int, ...]
@@ -57,6 +58,7 @@ class Prepared:
     gate_start: int
     coefficients: torch.Tensor | None
     task: str | None
+    query: torch.Tensor | None
 
 
 class Retriever:
@@ -151,16 +153,16 @@ class Retriever:
         pictures = [image for question, _ in items for image in question.images]
         features = iter(self._vision.encode(pictures)) if pictures else iter(())
         images = [tuple(next(features) for _ in question.images) for question, _ in items]
-        vectors = self._coefficients(items, images)
+        routed = self._coefficients(items, images)
         return [
-            _prepared(question, prompt, images[index], vectors.get(index))
+            _prepared(question, prompt, images[index], *routed.get(index, (None, None)))
             for index, (question, prompt) in enumerate(items)
         ]
 
     def _coefficients(
         self, items: Sequence[tuple[Question, RenderedPrompt]], images: Sequence[tuple[ImageFeatures, ...]]
-    ) -> dict[int, torch.Tensor]:
-        """Return c of eq. 5, ``[N]``, for every item that has a state; one batch for each state.
+    ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """Return c of eq. 5, ``[N]``, and the query ``[q]``, for every item that has a state, by state.
 
         The query's picture is the first one, as in training.
         """
@@ -168,25 +170,30 @@ class Retriever:
         for index, (question, _) in enumerate(items):
             if question.state is not None:
                 groups.setdefault(id(question.state), []).append(index)
-        vectors: dict[int, torch.Tensor] = {}
+        found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for indices in groups.values():
             state = items[indices[0]][0].state
             assert state is not None
             texts = [items[index][1].query_text for index in indices]
             pooled = [images[index][0].pooled if images[index] else None for index in indices]
             with torch.inference_mode():
-                rows = coefficients(state, self._queries.encode(texts, pooled, state.routing))
-            vectors.update(zip(indices, rows.float().clone(), strict=True))
-        return vectors
+                queries = self._queries.encode(texts, pooled, state.routing)
+                rows = coefficients(state, queries).float().clone()
+            found.update(zip(indices, zip(rows, queries.clone(), strict=True), strict=True))
+        return found
 
 
 def _prepared(
-    question: Question, prompt: RenderedPrompt, images: tuple[ImageFeatures, ...], vector: torch.Tensor | None
+    question: Question,
+    prompt: RenderedPrompt,
+    images: tuple[ImageFeatures, ...],
+    vector: torch.Tensor | None,
+    query: torch.Tensor | None,
 ) -> Prepared:
     state = question.state
     span = "after_image" if state is None else state.span
     task = None if state is None or vector is None else heaviest_task(state, vector)
-    return Prepared(tuple(prompt.input_ids), images, prompt.gate_start(span), vector, task)
+    return Prepared(tuple(prompt.input_ids), images, prompt.gate_start(span), vector, task, query)
 
 
 def heaviest_task(state: AdapterState, vector: torch.Tensor) -> str | None:

@@ -1,4 +1,4 @@
-"""``strata chat``: ask about pictures, once or in a conversation."""
+"""``strata chat | explain``: ask about pictures, and see which increments answer."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any
 from adapter_store.errors import InputError
 from server.cli.arguments import add_verb, client_of
 from server.cli.client import Client
-from server.cli.output import clean, print_json, stderr, stdout
+from server.cli.output import clean, percent, print_json, stderr, stdout, table
 
+_SHOWN = ("cosine", "intrinsic", "contextual", "coefficient")
 _MAX_IMAGE_BYTES = 20 * 1024 * 1024
 _TYPES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".gif": "gif"}
 
 
 def add_verbs(verbs: Any) -> None:
-    """Add ``chat``."""
+    """Add the verbs of this module."""
     parser = add_verb(verbs, "chat", "ask about a picture or talk; the answer streams", _chat, client=True)
     parser.add_argument("question", nargs="?", metavar="QUESTION", help="without it: a conversation")
     parser.add_argument(
@@ -29,6 +30,12 @@ def add_verbs(verbs: Any) -> None:
     parser.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="0 is the most likely answer"
     )
+    parser = add_verb(
+        verbs, "explain", "show which increments answer a question, and why", _explain, client=True
+    )
+    parser.add_argument("question", metavar="QUESTION")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="the picture asked about")
+    parser.add_argument("--model", help="as of chat")
 
 
 def image_part(path: Path) -> dict[str, Any]:
@@ -48,6 +55,25 @@ def image_part(path: Path) -> dict[str, Any]:
     kind = _TYPES.get(path.suffix.lower(), "png")
     url = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
     return {"type": "image_url", "image_url": {"url": url}}
+
+
+def _explain(args: argparse.Namespace) -> int:
+    body = {"question": args.question, "model": args.model or args.name}
+    if args.image is not None:
+        body["image"] = image_part(args.image)["image_url"]["url"]
+    with client_of(args) as client:
+        found = client.post("/v1/routing:explain", json=body)
+    if args.json:
+        print_json(found)
+        return 0
+    who = "the base alone" if found["answered_by_base"] else f"the increments of {found['answered_by']}"
+    bar = f"best cosine {found['best_cosine']:.3f}, the base answers under {found['tau']:.3f}"
+    stdout.print(f"{clean(found['version'])}: {clean(who)} ({bar})")
+    rows = [(str(r["row"]), r["task"], *(f"{r[name]:.3f}" for name in _SHOWN)) for r in found["increments"]]
+    if rows:
+        names = ("increment", "task", *_SHOWN)
+        stdout.print(table(f"contextual share {percent(found['contextual_share'])}", names, rows))
+    return 0
 
 
 def _chat(args: argparse.Namespace) -> int:

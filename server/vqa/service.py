@@ -39,16 +39,21 @@ async def read_question(gateway: Gateway, request: Request) -> Asked:
             elif form.fields.get("image"):
                 image = await gateway.pictures.fetch(form.fields["image"])
             tokens = form_number(form.fields, "max_tokens", int)
-            return _checked(gateway, form.fields.get("question"), image, form.fields.get("model"), tokens)
+            return check_question(
+                gateway, form.fields.get("question"), image, form.fields.get("model"), tokens
+            )
     body = await read_json(request)
     url = body.get("image")
     if url is not None and not isinstance(url, str):
         raise InputError("image must be a data: URL", param="image")
     image = await gateway.pictures.fetch(url) if url else None
-    return _checked(gateway, body.get("question"), image, body.get("model"), body.get("max_tokens"))
+    return check_question(gateway, body.get("question"), image, body.get("model"), body.get("max_tokens"))
 
 
-def _checked(gateway: Gateway, question: Any, image: bytes | None, model: Any, max_tokens: Any) -> Asked:
+def check_question(
+    gateway: Gateway, question: Any, image: bytes | None, model: Any, max_tokens: Any
+) -> Asked:
+    """Return the question with its defaults; raise InputError for a field that cannot be used."""
     if not isinstance(question, str) or not question.strip():
         raise InputError("the question is missing; send it as the field 'question'", param="question")
     if model is not None and not isinstance(model, str):

@@ -89,6 +89,14 @@ def running(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterat
         gateway.stop()
 
 
+@pytest.fixture(scope="module")
+def publisher(running: RunningGateway, loaded_tiny_base):
+    """Return what publishes random versions into the running gateway's store."""
+    from tests.contract.publishing import Publisher
+
+    return Publisher(loaded_tiny_base, running.gateway.store)
+
+
 @pytest.fixture
 def http(running: RunningGateway) -> httpx.Client:
     return running.http

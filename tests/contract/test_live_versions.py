@@ -19,11 +19,6 @@ from tests.contract.publishing import PICTURE, QUESTION, Publisher
 
 
 @pytest.fixture(scope="module")
-def publisher(running: RunningGateway, loaded_tiny_base: Base) -> Publisher:
-    return Publisher(loaded_tiny_base, running.gateway.store)
-
-
-@pytest.fixture(scope="module")
 def first(publisher: Publisher) -> Manifest:
     return publisher.publish(publisher.state(1))
 

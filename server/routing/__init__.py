@@ -1,0 +1,1 @@
+"""Explain which increments answer a question, and why."""

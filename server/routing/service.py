@@ -1,0 +1,59 @@
+"""Route a question as an answer would be routed, and tell what was chosen."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from adapter_store.rendering import Message
+from adapter_store.routing import Explanation, explain
+from server.gateway import Gateway
+from server.generation import prepared_question
+from server.vqa.service import Asked
+
+
+async def explained(gateway: Gateway, asked: Asked) -> dict[str, Any]:
+    """Return the routing of a question; nothing is generated and nothing is counted."""
+    serving = gateway.ready()
+    images = () if asked.image is None else (asked.image,)
+    async with serving.live.lease(asked.model) as leased:
+        messages = (Message(role="user", text=asked.question, images=len(images)),)
+        prepared = await prepared_question(serving, leased, messages, gateway.pictures.decoded(images))
+        state = leased.resident.state if leased.resident else None
+        found = None
+        if state is not None and prepared.query is not None:
+            found = (await asyncio.to_thread(explain, state, prepared.query[None]))[0]
+        return {
+            "model": asked.model,
+            "version": leased.version,
+            "routing": None if state is None else state.routing.mode,
+            "answered_by": prepared.task,
+            **_body(found),
+        }
+
+
+def _body(found: Explanation | None) -> dict[str, Any]:
+    if found is None:
+        found = Explanation(0.0, 0.0, answered_by_base=True, rows=(), task_shares={})
+    masses = [(row.intrinsic, row.contextual) for row in found.rows]
+    total = sum(a + k for a, k in masses)
+    silent = found.answered_by_base
+    return {
+        "answered_by_base": silent,
+        "best_cosine": round(found.best_cosine, 6),
+        "tau": round(found.tau, 6),
+        "tasks": {task: round(share, 6) for task, share in found.task_shares.items()},
+        "contextual_share": round(sum(k for _, k in masses) / total, 6) if total and not silent else 0.0,
+        "increments": [
+            {
+                "row": row.row,
+                "task": row.task,
+                "cosine": round(row.cosine, 6),
+                "selected": row.selected,
+                "intrinsic": round(row.intrinsic, 6),
+                "contextual": round(row.contextual, 6),
+                "coefficient": 0.0 if silent else round(row.intrinsic + row.contextual, 6),
+            }
+            for row in found.rows
+        ],
+    }
