@@ -6,7 +6,8 @@ Two habits run through them:
   (newer versions always do and ignore the call).
 - Scripts that take work *out* of Redis begin with a write that a full Redis allows
   (PERSIST, XACK, XCLAIM); Redis then lets the whole script through. So a Redis that
-  refuses new jobs for lack of memory still lets the accepted ones run and finish.
+  refuses new jobs for lack of memory still lets the accepted ones run and finish;
+  what they tell on the way (UPDATE, EVENT) is refused, and a worker goes on without.
 """
 
 from __future__ import annotations

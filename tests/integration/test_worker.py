@@ -148,12 +148,12 @@ def test_training_sees_neither_held_out_pictures_nor_earlier_data(
     seen: list[set[str]] = []
     original = pipeline.learn
 
-    def spy(language, increments, state, task, lesson, settings, **kwargs):
+    def spy(replicas, state, task, lesson, settings, **kwargs):
         used = [lesson.encoded.examples[i] for i in (*lesson.train, *lesson.validation)]
         seen.append({picture_key(example) for example in used})
         behind = {picture_key(example) for example in lesson.encoded.examples}
         assert len(behind) == 15  # nothing but the batch itself is at hand
-        return original(language, increments, state, task, lesson, settings, **kwargs)
+        return original(replicas, state, task, lesson, settings, **kwargs)
 
     monkeypatch.setattr(pipeline, "learn", spy)
     site.finish(site.submit("colors", epochs=1))
