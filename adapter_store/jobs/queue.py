@@ -170,7 +170,7 @@ class JobQueue:
         return self._ledger.update(check_job_id(job_id), None, fields)
 
     def depth(self) -> int:
-        """Return how many jobs wait for a worker."""
+        """Return how many jobs wait for a worker; the one that runs does not count."""
         return self._waiting()[0]
 
     def oldest_seconds(self) -> float:
@@ -255,18 +255,9 @@ class JobQueue:
 
     def _waiting(self) -> tuple[int, float]:
         with guarded("look at the queue"):
-            total = int(self._client.xlen(self._keys.stream))  # pyright: ignore[reportArgumentType]
-            if not total:
-                return 0, 0.0
-            groups: Any = self._client.xinfo_groups(self._keys.stream)
-            ours = next((group for group in groups if group["name"] == GROUP), None)
-            behind = f"({ours['last-delivered-id']}" if ours else "-"
-            first: Any = self._client.xrange(self._keys.stream, min=behind, count=1)
+            depth, first = self._ledger.run(scripts.WAITING, [self._keys.stream, self._keys.writer], [GROUP])
             clock: Any = self._client.time()
-        depth = max(total - (int(ours["pending"]) if ours else 0), 0)
-        if not first or not depth:
-            return depth, 0.0
-        return depth, max(clock[0] + clock[1] / 1e6 - _seconds_of(first[0][0]), 0.0)
+        return depth, max(clock[0] + clock[1] / 1e6 - _seconds_of(first), 0.0) if first else 0.0
 
 
 def _parsed(fields: dict[str, str], job_id: str) -> Job | None:

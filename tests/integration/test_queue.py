@@ -195,6 +195,37 @@ class TestClaim:
         assert claim.finish("failed").status is JobStatus.SUCCEEDED
         assert queue.get(asked.id).result_version == "v1"
 
+    def test_an_orphaned_or_returned_job_waits_since_it_was_sent(
+        self, queue: JobQueue, redis_client: redis.Redis
+    ) -> None:
+        queue.submit(job())
+        claim = taken(queue)
+        assert (queue.depth(), queue.oldest_seconds()) == (0, 0.0)
+        lapse(redis_client)
+        assert queue.depth() == 1
+        assert queue.oldest_seconds() > 0
+        claim = taken(queue)
+        assert queue.depth() == 0
+        queue.submit(job())
+        younger = queue.oldest_seconds()
+        assert claim.release()
+        assert queue.depth() == 2
+        assert queue.oldest_seconds() > younger
+
+    def test_what_has_ended_or_waits_again_has_no_estimate(
+        self, queue: JobQueue, redis_client: redis.Redis
+    ) -> None:
+        asked = queue.submit(job())
+        for leave in (lambda claim: claim.release(), lambda claim: claim.finish("succeeded")):
+            claim = taken(queue)
+            claim.update(estimated_finish=2e9)
+            lapse(redis_client)
+            claim = taken(queue)
+            assert claim.job.estimated_finish is None
+            claim.update(estimated_finish=2e9)
+            leave(claim)
+            assert queue.get(asked.id).estimated_finish is None
+
     def test_given_back_is_taken_at_once_and_not_counted(self, queue: JobQueue) -> None:
         asked = queue.submit(job())
         queue.submit(job())
@@ -250,15 +281,17 @@ class TestCancel:
         assert claim.finish("cancelled").status is JobStatus.CANCELLED
         assert queue.claim("w") is None
 
-    def test_told_to_a_dead_worker_it_is_cancelled_at_the_next_claim(
+    def test_told_to_a_dead_worker_it_is_left_to_the_next_one(
         self, queue: JobQueue, redis_client: redis.Redis
     ) -> None:
-        asked, other = queue.submit(job()), queue.submit(job())
+        asked = queue.submit(job())
         taken(queue)
         queue.cancel(asked.id)
         lapse(redis_client)
-        assert taken(queue, "w2").job.id == other.id
-        assert queue.get(asked.id).status is JobStatus.CANCELLED
+        heir = taken(queue, "w2")
+        assert heir.job.id == asked.id
+        assert heir.is_cancelled()
+        assert heir.finish("cancelled").status is JobStatus.CANCELLED
 
     def test_what_has_ended_stays(self, queue: JobQueue) -> None:
         asked = queue.submit(job())

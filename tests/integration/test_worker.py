@@ -240,6 +240,23 @@ POINTS = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("point", "status"),
+    [("phase:publish", JobStatus.CANCELLED), ("after:stable", JobStatus.SUCCEEDED)],
+)
+def test_a_job_cancelled_after_its_worker_died_ends_as_what_it_did(
+    site: Site, spawning, point: str, status: JobStatus
+):
+    job = site.submit("colors")
+    process = spawning.Process(target=work_until_killed, args=(point, site.flags()))
+    process.start()
+    process.join(timeout=300)
+    assert site.queue.cancel(job.id).status is JobStatus.RUNNING
+    ended = site.finish(job)
+    stable = site.versions.aliases.get("stable")
+    assert (ended.status, ended.result_version) == (status, stable.version if stable else None)
+
+
 @pytest.mark.parametrize("point", POINTS)
 def test_a_worker_killed_anywhere_leaves_exactly_one_version(site: Site, spawning, point: str):
     job = site.submit("colors")
