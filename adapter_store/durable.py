@@ -48,6 +48,9 @@ def create_durably(path: Path, data: bytes) -> None:
     part = _write_part(path.parent, data)
     try:
         os.link(part, path)
+    except FileNotFoundError:
+        # Somebody cleared the folder and took the part along; by now the name may be taken.
+        create_durably(path, data)
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS:
             raise

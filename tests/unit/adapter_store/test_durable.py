@@ -47,7 +47,7 @@ def test_without_hard_links_a_failed_write_takes_the_name_back(
     real = os.fsync
 
     def fsync(handle: int) -> None:
-        if os.readlink(f"/proc/self/fd/{handle}").endswith("/name"):
+        if Path(f"/proc/self/fd/{handle}").readlink().name == "name":
             failing(errno.ENOSPC)()
         real(handle)
 
@@ -56,6 +56,23 @@ def test_without_hard_links_a_failed_write_takes_the_name_back(
     with pytest.raises(OSError, match="No space"):
         create_durably(tmp_path / "name", b"content")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_that_somebody_cleared_away_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    real, cleared = os.link, []
+
+    def link(part: Path, path: Path) -> None:
+        if not cleared:
+            cleared.append(part)
+            part.unlink()
+        real(part, path)
+
+    monkeypatch.setattr(os, "link", link)
+    create_durably(tmp_path / "name", b"content")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("name", b"content")]
+    cleared.clear()
+    with pytest.raises(FileExistsError):
+        create_durably(tmp_path / "name", b"other")
 
 
 def test_a_failed_replacement_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
