@@ -32,11 +32,14 @@ from trainer_worker.keys import align_keys, stranger_bar
 from trainer_worker.language import PrefixStore
 from trainer_worker.learn import Learned, Lesson, learn, split_validation
 from trainer_worker.measuring import Findings, HeldOutSet, Parent, encode_held_out, measure
+from trainer_worker.memory import available_bytes
 from trainer_worker.progress import Progress
 from trainer_worker.publish import STABLE, promote, publish
 from trainer_worker.workshop import Workshop
 
 CENTROIDS_PER_TASK = 8
+PICTURES_SHARE = 0.5
+"""Most of the free memory that a batch's encoded pictures may take; learning needs the rest."""
 MEASURING_COST = 1.6
 """Evaluation of a held-out picture beside reading its prefix, in seconds; for estimates only."""
 
@@ -120,7 +123,19 @@ class _Run:
         settings = Hyperparameters.of_job(self.shop.defaults, self.job.hyperparameters)
         if not any(turn.answer for example in dataset.examples for turn in example.turns):
             raise InputError(f"data set {dataset.ref.id} has no answers to learn from")
+        self._assert_fits(dataset)
         return dataset, settings
+
+    def _assert_fits(self, dataset: Dataset) -> None:
+        """Refuse pictures that this machine could not hold once they are encoded."""
+        one, free = self.shop.featurizer.picture_bytes, available_bytes()
+        pictures = dataset.ref.images
+        if free is not None and pictures * one > PICTURES_SHARE * free:
+            raise InputError(
+                f"data set {dataset.ref.id} has {pictures} pictures, which take {_size(pictures * one)} when"
+                f" encoded: more than {PICTURES_SHARE:.0%} of the {_size(free)} of memory that the worker has"
+                f" left; send batches of at most {int(PICTURES_SHARE * free / one)} pictures"
+            )
 
     def _parent(self) -> Parent:
         record = self.shop.versions.aliases.get(STABLE)
@@ -331,6 +346,10 @@ class _Run:
             gate=gate,
             seconds=dict(self.progress.seconds),
         )
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**20:,.1f} MiB"
 
 
 def _shown(value: float | None) -> str:
