@@ -94,6 +94,4 @@ def _gain(measured: Measured, policy: Policy) -> list[str]:
         return [_fell(measured.trained, before, after, policy.max_forgetting)] if fell else []
     if gain > policy.min_gain + EPSILON or (before >= 1.0 - EPSILON and gain >= 0):
         return []
-    return [
-        f"{measured.trained} scores {after:.3f} beside {before:.3f} of the base: training gained nothing"
-    ]
+    return [f"{measured.trained} scores {after:.3f} beside {before:.3f} of the base: training gained nothing"]

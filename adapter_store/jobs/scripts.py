@@ -139,26 +139,23 @@ redis.call('SET', KEYS[4], ARGV[4], 'PX', ARGV[5])
 return 1
 """
 
-# KEYS job, fence   ARGV token or '', then field, value, ...
+# KEYS job, fence   ARGV token, then field, value, ...
 UPDATE = (
     _TERMINAL
     + """
-local status = redis.call('HGET', KEYS[1], 'status')
-if not status then return ARGV[1] == '' and 'missing' or 'lost' end
-local current = redis.call('GET', KEYS[2]) == ARGV[1] and redis.call('HGET', KEYS[1], '_fence') == ARGV[1]
-if ARGV[1] ~= '' and not current then return 'lost' end
-if terminal(status) then return 'terminal' end
+local latest, holder = redis.call('GET', KEYS[2]), redis.call('HGET', KEYS[1], '_fence')
+if latest ~= ARGV[1] or holder ~= ARGV[1] then return 'lost' end
+if terminal(redis.call('HGET', KEYS[1], 'status')) then return 'lost' end
 redis.call('HSET', KEYS[1], unpack(ARGV, 2))
 return 'ok'
 """
 )
 
-# KEYS job, fence, events   ARGV token or '', level, type, message, data
+# KEYS job, fence, events   ARGV token, level, type, message, data
 EVENT = f"""
 redis.replicate_commands()
-if redis.call('EXISTS', KEYS[1]) == 0 then return ARGV[1] == '' and 'missing' or 'lost' end
-local current = redis.call('GET', KEYS[2]) == ARGV[1] and redis.call('HGET', KEYS[1], '_fence') == ARGV[1]
-if ARGV[1] ~= '' and not current then return 'lost' end
+local latest, holder = redis.call('GET', KEYS[2]), redis.call('HGET', KEYS[1], '_fence')
+if latest ~= ARGV[1] or holder ~= ARGV[1] then return 'lost' end
 local id = redis.call('XADD', KEYS[3], 'MAXLEN', {EVENTS_KEPT}, '*', 'level', ARGV[2], 'type', ARGV[3],
   'message', ARGV[4], 'data', ARGV[5])
 redis.call('EXPIRE', KEYS[3], {EVENTS_SECONDS})
@@ -221,7 +218,7 @@ return 'cancelled'
 
 # KEYS stream, writer   ARGV group
 # Returns {how many entries wait, id of the first of them or ''}. While the writer key lives, the entry that
-# was taken or renewed last is the one that runs; what dead or stopped workers left pending waits like the rest.
+# was taken or renewed last is the one that runs; what dead or stopped workers left pending waits as well.
 WAITING = """
 local total = redis.call('XLEN', KEYS[1])
 local running = ''

@@ -130,7 +130,7 @@ def test_what_was_held_out_outlives_a_power_cut(tmp_path: Path, monkeypatch: pyt
     real, synced = os.fsync, set()
 
     def fsync(handle: int) -> None:
-        synced.add(Path(os.readlink(f"/proc/self/fd/{handle}")))
+        synced.add(Path(f"/proc/self/fd/{handle}").readlink())
         real(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
