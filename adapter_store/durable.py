@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -9,6 +10,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 HIDDEN_PREFIX = ".part-"
+_NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV})
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's content durable that was written without it."""
+    with path.open("rb") as reader:
+        os.fsync(reader.fileno())
 
 
 def sync_folder(folder: Path) -> None:
@@ -23,7 +31,10 @@ def sync_folder(folder: Path) -> None:
 def write_durably(path: Path, data: bytes) -> None:
     """Replace ``path`` with ``data`` atomically: other readers see the old bytes or the new ones."""
     part = _write_part(path.parent, data)
-    os.replace(part, path)
+    try:
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
@@ -37,9 +48,12 @@ def create_durably(path: Path, data: bytes) -> None:
     part = _write_part(path.parent, data)
     try:
         os.link(part, path)
-    except FileExistsError:
-        raise
-    except OSError:
+    except FileNotFoundError:
+        # Somebody cleared the folder and took the part along; by now the name may be taken.
+        create_durably(path, data)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
         _create_in_place(path, data)
     finally:
         part.unlink(missing_ok=True)
@@ -82,8 +96,12 @@ def _write_part(folder: Path, data: bytes) -> Path:
 
 def _create_in_place(path: Path, data: bytes) -> None:
     with path.open("xb") as writer:
-        writer.write(data)
-        _sync(writer)
+        try:
+            writer.write(data)
+            _sync(writer)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
 
 
 def _sync(writer: BinaryIO) -> None:

@@ -178,19 +178,6 @@ class AccuracyMatrix(BaseModel):
             "new_task_accuracy": self.new_task_accuracy(),
         }
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form: the scores and, beside them, every measure."""
-        forgotten = {task: self.forgetting_of(task) for task in self.tasks}
-        return {
-            **self.model_dump(mode="json"),
-            "metrics": {**self.summary(), "forgetting_by_task": forgotten},
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> AccuracyMatrix:
-        """Return the matrix that ``to_dict`` wrote; an empty mapping is the empty matrix."""
-        return cls.model_validate(dict(data))
-
     def to_csv(self) -> str:
         """Return one line per stage: number, trained task, then a score per task (empty where missing)."""
         text = io.StringIO()

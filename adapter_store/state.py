@@ -307,6 +307,7 @@ class AdapterState:
         Raises:
             BaseMismatch: it was made for another base.
             StateInvalid: a file is missing, damaged, foreign, or holds values that no state may have.
+            OSError: the disk or the process failed; the state itself may be sound.
         """
         from adapter_store.state_files import load_state
 

@@ -20,6 +20,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
+from adapter_store.durable import write_durably
 from adapter_store.errors import BaseMismatch, InputError, StateInvalid
 from adapter_store.names import check_task_name
 from adapter_store.state import AdapterState, RoutingMode, RoutingSettings, Span
@@ -34,6 +35,8 @@ _TARGET = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,127}")
 _DTYPES = {"F32": torch.float32, "I64": torch.int64}
 _UNIT_TOLERANCE = 1e-3
 _UNUSABLE = "this adapter state cannot be used"
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""What is wrong with the files; any other OSError is a fault of disk or network, which may pass."""
 _Table = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
@@ -89,8 +92,8 @@ def save_state(state: AdapterState, folder: Path) -> None:
         },
     )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors().items()}
-    _write(folder / TENSORS_FILE, dump_tensors(tensors))
-    _write(folder / RECORD_FILE, (record.model_dump_json(indent=2) + "\n").encode())
+    write_durably(folder / TENSORS_FILE, dump_tensors(tensors))
+    write_durably(folder / RECORD_FILE, (record.model_dump_json(indent=2) + "\n").encode())
 
 
 def load_state(folder: Path, *, base_digest: str | None) -> AdapterState:
@@ -230,7 +233,7 @@ def _read_record(path: Path) -> _Record:
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_RECORD_BYTES + 1)
-    except OSError as error:
+    except _ABSENT as error:
         raise StateInvalid(f"{RECORD_FILE} cannot be read: {error.strerror}") from error
     if len(data) > _MAX_RECORD_BYTES:
         raise StateInvalid(f"{RECORD_FILE} is longer than {_MAX_RECORD_BYTES} bytes: not a state")
@@ -261,7 +264,7 @@ def _read_tensors(path: Path, expected: _Table) -> dict[str, Tensor]:
             _check_header(header[0], expected)
             file.seek(0)
             return dict(load_tensors(file.read()))
-    except OSError as error:
+    except _ABSENT as error:
         raise StateInvalid(f"{TENSORS_FILE} cannot be read: {error.strerror}") from error
     except SafetensorError as error:
         raise StateInvalid(f"{TENSORS_FILE} is damaged: {error}") from error
@@ -297,15 +300,3 @@ def _check_header(header: dict[str, Any], expected: _Table) -> None:
             raise StateInvalid(
                 f"{TENSORS_FILE}: {name} is {found[0]}{found[1]}, expected {_describe(dtype, shape)}"
             )
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -62,9 +62,9 @@ class VisionEncoder:
         self._model_lock = threading.Lock()
 
     @property
-    def cached_bytes(self) -> int:
-        """Return how many bytes of features are remembered."""
-        return self._held_bytes
+    def token_bytes(self) -> int:
+        """Return the size of one projected token."""
+        return int(self._model.config.text_config.hidden_size) * self._model.dtype.itemsize
 
     def encode(self, images: Sequence[Image.Image]) -> list[ImageFeatures]:
         """Return the features of pictures, in order; equal pictures are encoded once."""

@@ -99,7 +99,7 @@ class Metrics:
 
     def _build_queue(self) -> None:
         self.queue_up = self._gauge("queue_up", "1 while Redis answers.")
-        self.queue_depth = self._gauge("queue_depth", "Jobs that wait or run.")
+        self.queue_depth = self._gauge("queue_depth", "Jobs that wait for a worker.")
         self.queue_oldest_seconds = self._gauge("queue_oldest_seconds", "Age of the oldest waiting job.")
         self.submissions = self._counter("submissions_total", "Submitted jobs by outcome.", "outcome")
 

@@ -80,8 +80,8 @@ class Course:
         """Return whether a validation is due after this step."""
         return self.steps % self._validate_every == 0
 
-    def note(self, accuracy: float, loss: float) -> float:
-        """Take in a validation score; decay once neither value improves. Return the best accuracy."""
+    def note(self, accuracy: float, loss: float) -> None:
+        """Take in a validation score; decay once neither value improves."""
         improved = accuracy > self._best + 1e-9 or loss < self._best_loss * (1 - LEAST_IMPROVEMENT)
         self._stale = 0 if improved else self._stale + 1
         self._best = max(self._best, accuracy)
@@ -91,7 +91,6 @@ class Course:
         if self._decay_from is None and (plateau or reached) and self.progress() < 1.0 - DECAY_SHARE:
             self._decay_from = self.progress()
             self._decay_until = min(1.0, self._decay_from * (1 + DECAY_SHARE / (1 - DECAY_SHARE)))
-        return self._best
 
     def describe(
         self, loss: float, rate: float, validation: float | None, alphas: Mapping[str, list[float]]

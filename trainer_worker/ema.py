@@ -135,15 +135,6 @@ class BalancedEma:
             earlier.copy_(gradient)
         return alpha_of(_l1(gradient), moved, lag, change, mode=self._mode)
 
-    @torch.no_grad()
-    def lag_ratio(self) -> dict[str, float]:
-        """Return ``|theta - theta*| / |theta|`` (L1) by kind: how far the served copy is behind."""
-        ratios = {}
-        for kind, live in self._live.items():
-            size = float(live.abs().sum())
-            ratios[kind] = float((live - self.served[kind]).abs().sum()) / size if size else 0.0
-        return ratios
-
 
 def _l1(tensor: Tensor) -> Tensor:
     """Sum absolute values over everything but the first dimension: ``[L, ...] -> [L]``."""

@@ -25,7 +25,7 @@ PICTURES_AT_ONCE = 32
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Samples with their prefixes, projected pictures ``[n, tokens, hidden]`` and queries ``[B, q]``.
+    """Samples with their prefixes, projected pictures ``[n, tokens, hidden]`` (on the CPU), queries.
 
     ``examples`` are the examples behind the samples, in the same order; ``dropped`` counts those that are
     longer than the model can read.
@@ -52,6 +52,11 @@ class Featurizer:
         self._vision = vision
         self._queries = queries
         self._max_tokens = max_tokens
+
+    @property
+    def picture_bytes(self) -> int:
+        """Return how much memory an encoded picture takes."""
+        return self._renderer.image_tokens * self._vision.token_bytes
 
     def encode(
         self,
@@ -88,15 +93,19 @@ class Featurizer:
     def _encode_pictures(
         self, names: Sequence[str], image: Callable[[str], Image.Image], check: Callable[[], None]
     ) -> tuple[Tensor | None, list[Tensor]]:
-        embeds: list[Tensor] = []
+        """Return all pictures as one tensor on the CPU, filled in place: no second copy of it ever exists."""
+        pictures: Tensor | None = None
         pooled: list[Tensor] = []
         for start in range(0, len(names), PICTURES_AT_ONCE):
             check()
             features = self._vision.encode([image(name) for name in names[start : start + PICTURES_AT_ONCE]])
-            # A clone is a normal tensor, which autograd may save; the encoder works in inference mode.
-            embeds += [feature.embeds.clone() for feature in features]
-            pooled += [feature.pooled.clone() for feature in features]
-        return (torch.stack(embeds) if embeds else None), pooled
+            if pictures is None:
+                one = features[0].embeds
+                pictures = torch.empty(len(names), *one.shape, dtype=one.dtype)
+            for place, feature in enumerate(features, start):
+                pictures[place] = feature.embeds
+            pooled += [feature.pooled for feature in features]
+        return pictures, pooled
 
     def _lay_out(
         self, example: Example, picture: int | None

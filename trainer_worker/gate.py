@@ -15,8 +15,8 @@ class Policy:
     """Bounds of the gate; ratios from 0 to 1 (0.02 = two points).
 
     ``max_forgetting``: largest drop of any earlier task's accuracy. ``max_leak``: largest share of selection
-    mass outside a task's own rows. ``min_retention``: least share of the base's zero-shot score. The trained
-    task must gain more than ``min_gain`` over the parent (a new one: over the base).
+    mass outside a task's own rows. ``min_retention``: least share of the base's zero-shot score. A new task
+    must gain more than ``min_gain`` over the base; one that is trained again may fall like any other.
     """
 
     max_forgetting: float = 0.02
@@ -76,11 +76,12 @@ def _forgetting(measured: Measured, policy: Policy) -> list[str]:
         if task == measured.trained or before is None or after is None:
             continue
         if before - after > policy.max_forgetting + EPSILON:
-            reasons.append(
-                f"{task} fell from {before:.3f} to {after:.3f},"
-                f" more than {100 * policy.max_forgetting:.1f} points"
-            )
+            reasons.append(_fell(task, before, after, policy.max_forgetting))
     return reasons
+
+
+def _fell(task: str, before: float, after: float, most: float) -> str:
+    return f"{task} fell from {before:.3f} to {after:.3f}, more than {100 * most:.1f} points"
 
 
 def _gain(measured: Measured, policy: Policy) -> list[str]:
@@ -88,15 +89,9 @@ def _gain(measured: Measured, policy: Policy) -> list[str]:
     if before is None or after is None:
         return []
     gain = after - before
-    # A retrained task that was already perfect cannot gain; it must only not lose.
-    enough = (
-        gain > policy.min_gain + EPSILON
-        if measured.new_task
-        else gain >= policy.min_gain - policy.max_forgetting
-    )
-    if enough or (measured.new_task and before >= 1.0 - EPSILON and gain >= 0):
+    if not measured.new_task:
+        fell = -gain > policy.max_forgetting + EPSILON
+        return [_fell(measured.trained, before, after, policy.max_forgetting)] if fell else []
+    if gain > policy.min_gain + EPSILON or (before >= 1.0 - EPSILON and gain >= 0):
         return []
-    reference = "the base" if measured.new_task else "the parent"
-    return [
-        f"{measured.trained} scores {after:.3f} beside {before:.3f} of {reference}: training gained nothing"
-    ]
+    return [f"{measured.trained} scores {after:.3f} beside {before:.3f} of the base: training gained nothing"]

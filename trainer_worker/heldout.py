@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapter_store.datasets import Dataset, DatasetStore, Example
 from adapter_store.datasets.records import distinct_images
+from adapter_store.durable import make_folder, write_durably
 from adapter_store.names import check_task_name
 
 EXAMPLES_PER_PICTURE = 8
@@ -140,19 +140,14 @@ class HeldOut:
 
     def _write(self, task: str, record: Record) -> None:
         folder = self._folder / check_task_name(task)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         content = {
             "opened_by": record.opened_by,
             "dataset_id": record.dataset_id,
             "held_out": sorted(record.held_out),
             "trained": sorted(record.trained),
         }
-        partial = folder / f"{SPLIT_FILE}.{os.getpid()}"
-        with partial.open("w") as file:
-            json.dump(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, folder / SPLIT_FILE)
+        write_durably(folder / SPLIT_FILE, json.dumps(content).encode())
 
 
 def _by_picture(examples: Iterable[Example]) -> dict[str, list[Example]]:

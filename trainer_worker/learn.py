@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -46,15 +46,11 @@ class Learned:
     """The state with theta* in the trained rows, and how training went."""
 
     state: AdapterState
-    live: AdapterState
     steps: int
     samples: int
     seconds: float
     loss: float
-    validation: float | None
     statistics: Mapping[str, AlphaStatistics]
-    lag: Mapping[str, float]
-    history: tuple[tuple[int, float, float], ...] = field(default=())
 
 
 class Pupil:
@@ -134,18 +130,17 @@ def learn(
         lesson: training and validation samples; validation only decides when to stop.
         settings: learning rate, budget, EMA mode.
         report: called after every step.
-        check: called before every step; may raise to interrupt (nothing is lost but the steps).
+        check: called during the survey and before every step; may raise to interrupt (nothing is lost but
+            the steps).
     """
     _assert_frozen(replicas.language)
-    looks = _survey(replicas, state, lesson, settings)
-    state = _aimed(state, task, looks, settings) if settings.aimed else state
+    looks = _survey(replicas, state, lesson, settings, check)
+    state = _aimed(state, task, looks, settings, check) if settings.aimed else state
     pupil = Pupil(state, task, lesson.encoded.queries, replicas.language.device)
     optimizer = _optimizer(pupil, looks, settings)
     ema = BalancedEma(pupil.live, pupil.tensors(), mode=settings.ema_mode)
     course = Course(settings, rows_per_epoch(lesson, pupil, settings))
-    history: list[tuple[int, float, float]] = []
     loss_value, samples = 0.0, 0
-    best: float | None = None
     for group in _endless(lesson, pupil, settings):
         if course.done():
             break
@@ -162,20 +157,15 @@ def learn(
         if course.time_to_validate() and lesson.validation:
             scored = _validate(replicas, lesson, pupil, ema.served, check)
             validation = scored.accuracy or 0.0
-            best = course.note(validation, scored.loss)
-            history.append((course.steps, loss_value, validation))
+            course.note(validation, scored.loss)
         report(course.describe(loss_value, rate * settings.peak_rate, validation, alphas))
     return Learned(
         state=pupil.state_with(ema.served),
-        live=pupil.state_with(pupil.tensors()),
         steps=course.steps,
         samples=samples,
         seconds=course.seconds(),
         loss=loss_value,
-        validation=best,
         statistics=ema.statistics,
-        lag=ema.lag_ratio(),
-        history=tuple(history),
     )
 
 
@@ -263,7 +253,11 @@ def _validate(
 
 
 def _survey(
-    replicas: Replicas, state: AdapterState, lesson: Lesson, settings: Hyperparameters
+    replicas: Replicas,
+    state: AdapterState,
+    lesson: Lesson,
+    settings: Hyperparameters,
+    check: Callable[[], None],
 ) -> dict[str, Look]:
     """Survey the base on at most ``survey_samples`` of the training samples."""
     order = list(lesson.train)
@@ -285,18 +279,24 @@ def _survey(
         return glimpse(layers, state.targets, partial(run, on, group))
 
     layers = len(replicas.language.backbone.layers) - first  # type: ignore[arg-type]
-    return survey(replicas.map(look, groups), state.targets, layers)
+    return survey(replicas.map(look, groups, check=check), state.targets, layers)
 
 
 def _aimed(
-    state: AdapterState, task: str, looks: Mapping[str, Look], settings: Hyperparameters
+    state: AdapterState,
+    task: str,
+    looks: Mapping[str, Look],
+    settings: Hyperparameters,
+    check: Callable[[], None],
 ) -> AdapterState:
     """Let new rows (up projections zero) look where the survey found the answers; old rows stay."""
     rows = state.rows_of(task)
     if any(bool(state.up[target][:, rows].any()) for target in state.targets):
         return state
     generator = torch.Generator().manual_seed(settings.seed + 1)
-    down = {target: looks[target].down(len(rows), state.rank, generator) for target in state.targets}
+    down = {
+        target: looks[target].down(len(rows), state.rank, generator, check=check) for target in state.targets
+    }
     return state.with_rows(rows, down=down)
 
 

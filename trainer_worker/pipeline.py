@@ -7,14 +7,13 @@ anywhere is simply run again, and a job that was published already only gets its
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from adapter_store.datasets import Dataset
 from adapter_store.errors import InputError
-from adapter_store.jobs.claim import Claim
 from adapter_store.jobs.hyperparameters import Hyperparameters
 from adapter_store.jobs.record import JobStatus
 from adapter_store.matrix import AccuracyMatrix
@@ -28,49 +27,52 @@ from trainer_worker.evaluate import warm
 from trainer_worker.features import Encoded
 from trainer_worker.gate import check as gate_check
 from trainer_worker.heldout import Split, picture_key
+from trainer_worker.hold import Hold
 from trainer_worker.keys import align_keys, stranger_bar
 from trainer_worker.language import PrefixStore
 from trainer_worker.learn import Learned, Lesson, learn, split_validation
 from trainer_worker.measuring import Findings, HeldOutSet, Parent, encode_held_out, measure
+from trainer_worker.memory import available_bytes
 from trainer_worker.progress import Progress
 from trainer_worker.publish import STABLE, promote, publish
 from trainer_worker.workshop import Workshop
 
 CENTROIDS_PER_TASK = 8
+PICTURES_SHARE = 0.5
+"""Most of the free memory that a batch's encoded pictures may take; learning needs the rest."""
 MEASURING_COST = 1.6
 """Evaluation of a held-out picture beside reading its prefix, in seconds; for estimates only."""
-Check = Callable[[], None]
 
 
-def run_job(shop: Workshop, claim: Claim, check: Check) -> str:
+def run_job(shop: Workshop, hold: Hold) -> str:
     """Run or resume one claimed job to its end; return the version it resulted in.
 
     Args:
         shop: the process's parts.
-        claim: the job, held by a lease.
-        check: called between steps; raises to leave the job (cancelled, lease lost, shutdown).
+        hold: the job; asked between steps whether to go on (cancelled, lease lost, shutdown).
 
     Raises:
         StrataError: the job cannot succeed; the caller records why.
     """
-    progress = Progress(claim, shop.metrics)
-    shop.versions.raise_fence(claim.fence)
-    manifest = shop.versions.of_job(claim.job.id)
+    progress = Progress(hold, shop.metrics)
+    shop.versions.raise_fence(hold.fence)
+    manifest = shop.versions.of_job(hold.job.id)
     if manifest is None:
-        manifest = _Run(shop, claim, progress, check).to_version()
+        hold.check()
+        manifest = _Run(shop, hold, progress).to_version()
     else:
         progress.message(f"taken up again: {manifest.version} is published already")
     promotion = promote(shop.versions.aliases, manifest)
     shop.metrics.promotions.labels(promotion.decision).inc()
     level = "info" if promotion.decision == "promoted" else "warn"
     progress.message(promotion.message, level=level, data={"promotion": promotion.decision})
-    _finish(claim, manifest, promotion.decision, progress)
+    _finish(hold, manifest, promotion.decision, progress)
     return manifest.version
 
 
-def _finish(claim: Claim, manifest: Manifest, decision: str, progress: Progress) -> None:
+def _finish(hold: Hold, manifest: Manifest, decision: str, progress: Progress) -> None:
     gate = manifest.gate.model_dump(mode="json") if manifest.gate else {}
-    claim.finish(
+    hold.finish(
         JobStatus.SUCCEEDED,
         result_version=manifest.version,
         task=manifest.task,
@@ -83,12 +85,12 @@ def _finish(claim: Claim, manifest: Manifest, decision: str, progress: Progress)
 class _Run:
     """The phases of one job, in order, with what each leaves for the next."""
 
-    def __init__(self, shop: Workshop, claim: Claim, progress: Progress, check: Check) -> None:
+    def __init__(self, shop: Workshop, hold: Hold, progress: Progress) -> None:
         self.shop = shop
-        self.job = claim.job
-        self.claim = claim
+        self.job = hold.job
+        self.hold = hold
         self.progress = progress
-        self.check = check
+        self.check = hold.check
 
     def to_version(self) -> Manifest:
         """Go through all phases up to the published version."""
@@ -114,14 +116,26 @@ class _Run:
             gate = self._gate(findings)
         with self.progress.phase("publish"):
             draft = self._draft(parent, verdict, settings, learned, findings, gate)
-            return publish(self.shop.versions, learned.state, draft, findings.probe, fence=self.claim.fence)
+            return publish(self.shop.versions, learned.state, draft, findings.probe, fence=self.hold.fence)
 
     def _validate(self) -> tuple[Dataset, Hyperparameters]:
         dataset = self.shop.datasets.open(self.job.dataset.id)
         settings = Hyperparameters.of_job(self.shop.defaults, self.job.hyperparameters)
         if not any(turn.answer for example in dataset.examples for turn in example.turns):
             raise InputError(f"data set {dataset.ref.id} has no answers to learn from")
+        self._assert_fits(dataset)
         return dataset, settings
+
+    def _assert_fits(self, dataset: Dataset) -> None:
+        """Refuse pictures that this machine could not hold once they are encoded."""
+        one, free = self.shop.featurizer.picture_bytes, available_bytes()
+        pictures = dataset.ref.images
+        if free is not None and pictures * one > PICTURES_SHARE * free:
+            raise InputError(
+                f"data set {dataset.ref.id} has {pictures} pictures, which take {_size(pictures * one)} when"
+                f" encoded: more than {PICTURES_SHARE:.0%} of the {_size(free)} of memory that the worker has"
+                f" left; send batches of at most {int(PICTURES_SHARE * free / one)} pictures"
+            )
 
     def _parent(self) -> Parent:
         record = self.shop.versions.aliases.get(STABLE)
@@ -155,7 +169,7 @@ class _Run:
             taken=self.shop.held_out.names_in_use(besides=self.job.dataset.id),
         )
         self.progress.message(f"{verdict.decision} {verdict.task}: {verdict.reason}", data=verdict.to_dict())
-        self.claim.update(decision=verdict.decision, task=verdict.task)
+        self.hold.update(decision=verdict.decision, task=verdict.task)
         return verdict
 
     def _training_samples(self, encoded: Encoded, split: Split) -> list[int]:
@@ -332,6 +346,10 @@ class _Run:
             gate=gate,
             seconds=dict(self.progress.seconds),
         )
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**20:,.1f} MiB"
 
 
 def _shown(value: float | None) -> str:

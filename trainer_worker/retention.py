@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from adapter_store.datasets import Example, Turn
-from adapter_store.durable import write_durably
+from adapter_store.durable import make_folder, write_durably
 from adapter_store.state import RoutingSettings
 from trainer_worker.evaluate import Score, Served, score_base, score_state
 from trainer_worker.features import Encoded, Featurizer
@@ -93,6 +93,6 @@ class RetentionProbe:
         if path.exists():
             return Score(**json.loads(path.read_text()))
         score = score_base(replicas, encoded, store, check=check)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_durably(path, json.dumps(asdict(score)).encode())
         return score

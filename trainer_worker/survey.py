@@ -46,11 +46,22 @@ class Look:
         flat = down.flatten(1, 2)
         return (flat @ self.spread * flat).sum(dim=2).mean(dim=1).clamp_min(1e-12).sqrt()
 
-    def down(self, rows: int, rank: int, generator: torch.Generator) -> Tensor:
-        """Return ``[L, rows, rank, d_in]``: mixtures of the telling directions, ``A x`` of spread 1."""
+    def down(
+        self,
+        rows: int,
+        rank: int,
+        generator: torch.Generator,
+        *,
+        check: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Return ``[L, rows, rank, d_in]``: mixtures of the telling directions, ``A x`` of spread 1.
+
+        ``check`` is called before every layer and may raise to interrupt.
+        """
         layers, width = self.mean.shape
         result = torch.empty(layers, rows, rank, width)
         for layer in range(layers):
+            check()
             spread = self.spread[layer].cpu()
             ridge = RIDGE * spread.diagonal().mean()
             values, vectors = torch.linalg.eigh(spread + ridge * torch.eye(width))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 
 from adapter_store.errors import (
     FencedOut,
@@ -18,9 +17,9 @@ from adapter_store.errors import (
     UnavailableError,
     VersionCorrupt,
 )
-from adapter_store.jobs.claim import Claim
 from adapter_store.jobs.queue import JobQueue
 from adapter_store.jobs.record import JobError, JobStatus
+from trainer_worker.hold import CANCELLED, RETRY_SECONDS, STOPPING, Hold
 from trainer_worker.pipeline import run_job
 from trainer_worker.progress import Interrupted
 from trainer_worker.workshop import Workshop
@@ -28,9 +27,6 @@ from trainer_worker.workshop import Workshop
 log = logging.getLogger("strata.worker")
 
 CLAIM_BLOCK_SECONDS = 1.0
-CANCEL_POLL_SECONDS = 1.0
-RECONNECT_SECONDS = (1.0, 2.0, 5.0)
-CANCELLED, LOST, STOPPING = "cancelled", "lease lost", "stopping"
 
 
 class Worker:
@@ -51,7 +47,7 @@ class Worker:
                 self.run_one(CLAIM_BLOCK_SECONDS)
                 failures = 0
             except UnavailableError as error:
-                wait = RECONNECT_SECONDS[min(failures, len(RECONNECT_SECONDS) - 1)]
+                wait = RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
                 failures += 1
                 log.warning("%s; trying again in %.0f s", error.message, wait)
                 self._stop.wait(wait)
@@ -68,90 +64,67 @@ class Worker:
         log.info("job %s claimed, attempt %d", claim.job.id, claim.job.attempts)
         try:
             with claim.kept_alive() as lost:
-                self._run(claim, lost)
+                self._run(Hold(claim, lost, self._stop, alive=metrics.alive))
         finally:
             metrics.busy.set(0)
         return True
 
-    def _run(self, claim: Claim, lost: threading.Event) -> None:
-        job_id = claim.job.id
+    def _run(self, hold: Hold) -> None:
+        job_id = hold.job.id
         try:
-            version = run_job(self._shop, claim, _Watch(self._shop, claim, lost, self._stop).check)
+            version = run_job(self._shop, hold)
             self._count(JobStatus.SUCCEEDED)
             log.info("job %s succeeded: %s", job_id, version)
         except Interrupted as interruption:
-            self._leave(claim, interruption.reason)
+            self._leave(hold, interruption.reason)
         except (LeaseLost, FencedOut) as error:
             log.warning("job %s is another worker's now: %s", job_id, error.message)
         except UnavailableError:
-            # Redis or the store is away: the lease runs out and the job is delivered again.
+            # The process stops while Redis is away: the lease runs out and the job is delivered again.
             raise
         except VersionCorrupt as error:
-            self._fail(claim, JobError(code=error.code, message=error.message, param=error.param))
+            self._fail(hold, JobError(code=error.code, message=error.message, param=error.param))
         except (OSError, StoreError) as error:
-            self._put_off(claim, error)
+            self._put_off(hold, error)
         except StrataError as error:
-            self._fail(claim, JobError(code=error.code, message=error.message, param=error.param))
+            self._fail(hold, JobError(code=error.code, message=error.message, param=error.param))
         except Exception:
             log.exception("job %s failed unexpectedly", job_id)
             message = "the trainer failed unexpectedly; the worker's log has the details"
-            self._fail(claim, JobError(code="internal_error", message=message))
+            self._fail(hold, JobError(code="internal_error", message=message))
 
-    def _leave(self, claim: Claim, reason: str) -> None:
-        log.info("job %s left: %s", claim.job.id, reason)
+    def _leave(self, hold: Hold, reason: str) -> None:
+        log.info("job %s left: %s", hold.job.id, reason)
         try:
             if reason == CANCELLED:
-                claim.finish(JobStatus.CANCELLED)
+                hold.finish(JobStatus.CANCELLED)
                 self._count(JobStatus.CANCELLED)
             elif reason == STOPPING:
-                claim.event(
+                hold.event(
                     "the worker stops; the job is handed back and starts again elsewhere", level="warn"
                 )
-                claim.release()
+                hold.release()
         except LeaseLost as error:
-            log.warning("job %s: %s", claim.job.id, error.message)
+            log.warning("job %s: %s", hold.job.id, error.message)
 
-    def _put_off(self, claim: Claim, error: OSError | StoreError) -> None:
+    def _put_off(self, hold: Hold, error: OSError | StoreError) -> None:
         """Leave a job whose store or disk failed to its lease: it is delivered again, up to the limit."""
         log.warning(
-            "job %s met a fault of store or disk; it will be tried again", claim.job.id, exc_info=error
+            "job %s met a fault of store or disk; it will be tried again", hold.job.id, exc_info=error
         )
         try:
-            claim.event(f"a fault of store or disk, to be tried again: {error}"[:1000], level="warn")
+            hold.event(f"a fault of store or disk, to be tried again: {error}"[:1000], level="warn")
         except LeaseLost as lost:
-            log.warning("job %s: %s", claim.job.id, lost.message)
+            log.warning("job %s: %s", hold.job.id, lost.message)
 
-    def _fail(self, claim: Claim, error: JobError) -> None:
-        log.warning("job %s failed: %s", claim.job.id, error.message)
+    def _fail(self, hold: Hold, error: JobError) -> None:
+        log.warning("job %s failed: %s", hold.job.id, error.message)
         try:
-            claim.event(error.message, level="error", data={"code": error.code})
-            claim.finish(JobStatus.FAILED, error=error)
+            hold.event(error.message, level="error", data={"code": error.code})
+            hold.finish(JobStatus.FAILED, error=error)
             self._count(JobStatus.FAILED)
         except LeaseLost as lost:
-            log.warning("job %s: %s", claim.job.id, lost.message)
+            log.warning("job %s: %s", hold.job.id, lost.message)
 
     def _count(self, status: JobStatus) -> None:
         self._shop.metrics.jobs.labels(str(status)).inc()
-
-
-class _Watch:
-    """Look between steps for a reason to leave the job."""
-
-    def __init__(self, shop: Workshop, claim: Claim, lost: threading.Event, stop: threading.Event) -> None:
-        self._shop = shop
-        self._claim = claim
-        self._lost = lost
-        self._stop = stop
-        self._asked = float("-inf")
-
-    def check(self) -> None:
-        self._shop.metrics.alive()
-        if self._lost.is_set():
-            raise Interrupted(LOST)
-        if self._stop.is_set():
-            raise Interrupted(STOPPING)
-        now = time.monotonic()
-        if now - self._asked >= CANCEL_POLL_SECONDS:
-            self._asked = now
-            if self._claim.is_cancelled():
-                raise Interrupted(CANCELLED)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -43,6 +42,7 @@ from adapter_store.datasets.records import (
 )
 from adapter_store.datasets.sources import ImageSource
 from adapter_store.datasets.upload import Reading, read_upload, with_stored_names
+from adapter_store.durable import make_folder, sync_file, sync_folder, write_durably
 from adapter_store.errors import DatasetError, NotFoundError, StoreError
 from adapter_store.images import decode_image
 
@@ -144,25 +144,6 @@ class DatasetStore:
             reading.check_images()
             return self._keep(work, reading.examples, source, reading.report(), filename)
 
-    def put_subset(
-        self, dataset: Dataset, examples: Sequence[Example], *, filename: str = "subset"
-    ) -> DatasetRef:
-        """Store some examples of a stored data set, their pictures copied as they are."""
-        if not examples:
-            raise DatasetError("a data set needs at least one example", report=Report(format="subset"))
-        with self._incoming() as work:
-            target = _new_folder(work)
-            for name in sorted(distinct_images(examples)):
-                (target / "images" / name).write_bytes(dataset.image_bytes(name))
-            report = Report(
-                format="subset",
-                examples=len(examples),
-                turns=sum(len(example.turns) for example in examples),
-                images=len(distinct_images(examples)),
-                answers=len({turn.answer for example in examples for turn in example.turns}),
-            )
-            return self._finish(work, target, examples, report, filename)
-
     def validate(self, path: Path) -> Report:
         """Return the report on an upload and store nothing."""
         with self._incoming() as work:
@@ -226,13 +207,12 @@ class DatasetStore:
         ref = DatasetRef(f"ds-{digest[:16]}", len(examples), len(distinct_images(examples)), digest)
         if self.exists(ref.id):
             return self.ref(ref.id)
-        _write_json(target / "report.json", report.to_dict())
+        write_durably(target / "report.json", _json(report.to_dict()))
         for picture in (target / "images").iterdir():
-            _sync(picture)
-        _sync(target / "images")
+            sync_file(picture)
+        sync_folder(target / "images")
         manifest = {**asdict(ref), "filename": shown(filename, 200), "created_at": time.time()}
-        _write_json(target / "manifest.json", manifest)
-        _sync(target)
+        write_durably(target / "manifest.json", _json(manifest))
         self._rename(work, target, ref.id)
         return ref
 
@@ -247,11 +227,11 @@ class DatasetStore:
                 raise
             final.rename(work / "incomplete")
             target.rename(final)
-        _sync(self.root)
+        sync_folder(self.root)
 
     @contextmanager
     def _incoming(self) -> Iterator[Path]:
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
         self._remove_leftovers()
         work = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=self.root))
         try:
@@ -291,21 +271,9 @@ def _write_examples(path: Path, examples: Sequence[Example]) -> str:
             line = example_line(example)
             digest.update(line)
             out.write(line)
-        out.flush()
-        os.fsync(out.fileno())
+    sync_file(path)
     return digest.hexdigest()
 
 
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as out:
-        json.dump(data, out, ensure_ascii=False, indent=1)
-        out.flush()
-        os.fsync(out.fileno())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _json(data: dict[str, Any]) -> bytes:
+    return json.dumps(data, ensure_ascii=False, indent=1).encode()

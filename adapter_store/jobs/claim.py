@@ -113,7 +113,8 @@ class Claim:
             raise InputError(
                 f"a job cannot finish as {ended}: use succeeded, failed or cancelled", param="status"
             )
-        flat = encode_fields({"finished_at": time.time(), "phase": None, **fields, "status": ended})
+        over = {"finished_at": time.time(), "phase": None, "estimated_finish": None}
+        flat = encode_fields({**over, **fields, "status": ended})
         with guarded(f"finish job {self.job.id}"):
             answer = self._ledger.run(scripts.FINISH, self._keys(), [GROUP, self._entry, self.fence, *flat])
         if answer != "ok":

@@ -48,7 +48,7 @@ class Hyperparameters(BaseModel):
     learning_rate: float = Field(default=1.5e-3, gt=0, le=1)
     down_rate_ratio: float = Field(default=1, gt=0, le=100)
     aimed: bool = True
-    survey_samples: int = Field(default=384, ge=1, le=100_000)
+    survey_samples: int = Field(default=384, ge=1, le=4096)
     learning_rate_multiplier: float = Field(default=1, gt=0, le=1000)
     context_learning_rate: float = Field(default=0.05, gt=0, le=10)
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import redis
 from pydantic import TypeAdapter, ValidationError
 
-from adapter_store.errors import ConflictError, InputError, LeaseLost, NotFoundError
+from adapter_store.errors import InputError, LeaseLost, NotFoundError
 from adapter_store.jobs import scripts
 from adapter_store.jobs.connection import guarded
 from adapter_store.jobs.keys import Keys
@@ -24,7 +24,7 @@ _FIELDS: dict[str, TypeAdapter[Any]] = {
 
 
 class Ledger:
-    """Keep the job records of one lineage; a fence of None means "on behalf of the server"."""
+    """Keep the job records of one lineage."""
 
     def __init__(self, client: redis.Redis, lineage: str) -> None:
         self.client = client
@@ -46,40 +46,34 @@ class Ledger:
             raise missing(job_id)
         return parse(fields, job_id)
 
-    def update(self, job_id: str, fence: int | None, fields: dict[str, Any]) -> Job:
-        """Change fields; raise LeaseLost (stale fence), ConflictError (terminal) or NotFoundError."""
+    def update(self, job_id: str, fence: int, fields: dict[str, Any]) -> Job:
+        """Change fields; raise LeaseLost if the fence is stale or the job has ended."""
         arguments = encode_fields(fields)
         if not arguments:
             return self.get(job_id)
         with guarded(f"update job {job_id}"):
             keys = [self.keys.job(job_id), self.keys.fence]
-            answer = self.run(scripts.UPDATE, keys, [_token(fence), *arguments])
-        if answer == "missing":
-            raise missing(job_id)
-        if answer == "lost" or (answer == "terminal" and fence is not None):
+            answer = self.run(scripts.UPDATE, keys, [fence, *arguments])
+        if answer == "lost":
             raise lost(job_id)
-        if answer == "terminal":
-            raise ConflictError(f"job {job_id} has ended and cannot change any more")
         return self.get(job_id)
 
     def append_event(
         self,
         job_id: str,
-        fence: int | None,
+        fence: int,
         message: str,
         level: EventLevel,
         type: EventType,  # noqa: A002 - the word of the OpenAI event record
         data: dict[str, Any] | None,
     ) -> str:
-        """Append an event and return its id; raise LeaseLost (stale fence), NotFoundError or InputError."""
+        """Append an event and return its id; raise LeaseLost (stale fence) or InputError."""
         if level not in get_args(EventLevel) or type not in get_args(EventType):
             raise InputError(f"an event cannot have level {level!r} and type {type!r}")
         body = _dump(data or {}, "event data")
         with guarded(f"report progress of job {job_id}"):
             keys = [self.keys.job(job_id), self.keys.fence, self.keys.events(job_id)]
-            answer = str(self.run(scripts.EVENT, keys, [_token(fence), level, type, message, body]))
-        if answer == "missing":
-            raise missing(job_id)
+            answer = str(self.run(scripts.EVENT, keys, [fence, level, type, message, body]))
         if answer == "lost":
             raise lost(job_id)
         return answer
@@ -128,10 +122,6 @@ def missing(job_id: str) -> NotFoundError:
 def lost(job_id: str) -> LeaseLost:
     """Return the error for a claim that is no longer current."""
     return LeaseLost(f"the lease on job {job_id} is gone: it was taken over or has ended; stop working on it")
-
-
-def _token(fence: int | None) -> str:
-    return "" if fence is None else str(fence)
 
 
 def _dump(value: Any, name: str) -> str:

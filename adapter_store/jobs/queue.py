@@ -24,7 +24,7 @@ from adapter_store.jobs.claim import Claim
 from adapter_store.jobs.connection import guarded
 from adapter_store.jobs.keys import DEAD_KEPT, GROUP
 from adapter_store.jobs.ledger import Ledger, encode_job, missing, parse
-from adapter_store.jobs.record import EventLevel, EventType, Job, JobEvent, JobStatus, check_job_id
+from adapter_store.jobs.record import Job, JobEvent, JobStatus, check_job_id
 from adapter_store.names import check_lineage
 
 _EVENT_ID = re.compile(r"[0-9]{1,16}(-[0-9]{1,16})?")
@@ -124,10 +124,6 @@ class JobQueue:
             )
         return job
 
-    def is_cancelled(self, job_id: str) -> bool:
-        """Tell whether the job was asked to stop."""
-        return self._ledger.is_cancelled(job_id)
-
     def events(self, job_id: str, after: str = "0", limit: int = 100) -> JobEvents:
         """Return the events behind event ``after``, oldest first; the last 1000 of a job are kept.
 
@@ -147,41 +143,13 @@ class JobQueue:
                 raise missing(job_id)
         return [_event(entry, fields) for entry, fields in entries]
 
-    def append_event(
-        self,
-        job_id: str,
-        message: str,
-        *,
-        level: EventLevel = "info",
-        type: EventType = "message",  # noqa: A002 - the word of the OpenAI event record
-        data: dict[str, Any] | None = None,
-    ) -> str:
-        """Append an event and return its id; raise NotFoundError. A worker uses ``Claim.event``."""
-        return self._ledger.append_event(check_job_id(job_id), None, message, level, type, data)
-
-    def update(self, job_id: str, **fields: Any) -> Job:
-        """Change fields of a job and return it. A worker uses ``Claim.update``, which checks the fence.
-
-        Raises:
-            NotFoundError: No such job.
-            ConflictError: The job has ended.
-            InputError: An unknown field, or a value of another type.
-        """
-        return self._ledger.update(check_job_id(job_id), None, fields)
-
     def depth(self) -> int:
-        """Return how many jobs wait for a worker."""
+        """Return how many jobs wait for a worker; the one that runs does not count."""
         return self._waiting()[0]
 
     def oldest_seconds(self) -> float:
         """Return how long the longest waiting job has waited; 0.0 if none waits."""
         return self._waiting()[1]
-
-    def dead_letters(self, limit: int = 100) -> Any:
-        """Return what was given up, newest first: ``entry``, ``job``, ``reason``, ``payload``."""
-        with guarded("read the dead letters"):
-            entries: Any = self._client.xrevrange(self._keys.dead, count=limit)
-        return [fields for _, fields in entries]
 
     def claim(self, worker: str, block_seconds: float = 0) -> Claim | None:
         """Take the next job, waiting up to ``block_seconds`` for one; None if there is none to have.
@@ -255,18 +223,9 @@ class JobQueue:
 
     def _waiting(self) -> tuple[int, float]:
         with guarded("look at the queue"):
-            total = int(self._client.xlen(self._keys.stream))  # pyright: ignore[reportArgumentType]
-            if not total:
-                return 0, 0.0
-            groups: Any = self._client.xinfo_groups(self._keys.stream)
-            ours = next((group for group in groups if group["name"] == GROUP), None)
-            behind = f"({ours['last-delivered-id']}" if ours else "-"
-            first: Any = self._client.xrange(self._keys.stream, min=behind, count=1)
+            depth, first = self._ledger.run(scripts.WAITING, [self._keys.stream, self._keys.writer], [GROUP])
             clock: Any = self._client.time()
-        depth = max(total - (int(ours["pending"]) if ours else 0), 0)
-        if not first or not depth:
-            return depth, 0.0
-        return depth, max(clock[0] + clock[1] / 1e6 - _seconds_of(first[0][0]), 0.0)
+        return depth, max(clock[0] + clock[1] / 1e6 - _seconds_of(first), 0.0) if first else 0.0
 
 
 def _parsed(fields: dict[str, str], job_id: str) -> Job | None:

@@ -6,7 +6,8 @@ Two habits run through them:
   (newer versions always do and ignore the call).
 - Scripts that take work *out* of Redis begin with a write that a full Redis allows
   (PERSIST, XACK, XCLAIM); Redis then lets the whole script through. So a Redis that
-  refuses new jobs for lack of memory still lets the accepted ones run and finish.
+  refuses new jobs for lack of memory still lets the accepted ones run and finish;
+  what they tell on the way (UPDATE, EVENT) is refused, and a worker goes on without.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ return {'new', ARGV[1]}
 # KEYS stream, dead, fence, writer
 # ARGV group, worker, lease ms, max deliveries, job prefix, events prefix
 # Returns {'busy'}, {'none'} or {'claim', id, entry, fence}. One claim at a time per lineage: while the
-# writer key lives, nothing is handed out. Entries of dead workers come first, then new ones.
+# writer key lives, nothing is handed out. Entries of dead workers come first, then new ones. A job that was
+# asked to stop while it ran is handed out as well: only its next worker can tell whether it had published.
 CLAIM = (
     _TERMINAL
     + f"""
@@ -67,9 +69,10 @@ local function bury(entry, job, reason, fields)
   redis.call('XADD', dead, 'MAXLEN', {DEAD_KEPT}, '*', 'entry', entry, 'job', string.sub(job or '', 1, 200),
     'reason', reason, 'payload', cjson.encode(shown))
 end
-local function close(job, status, fields, level, message)
-  redis.call('HSET', ARGV[5] .. job, 'status', status, 'finished_at', now, 'phase', 'null', unpack(fields))
-  redis.call('XADD', ARGV[6] .. job, 'MAXLEN', {EVENTS_KEPT}, '*', 'level', level, 'type', 'message',
+local function fail(job, message)
+  redis.call('HSET', ARGV[5] .. job, 'status', '"failed"', 'finished_at', now, 'phase', 'null',
+    'estimated_finish', 'null', 'error', cjson.encode({{code = 'too_many_attempts', message = message}}))
+  redis.call('XADD', ARGV[6] .. job, 'MAXLEN', {EVENTS_KEPT}, '*', 'level', 'error', 'type', 'message',
     'message', message, 'data', '{{}}')
   redis.call('EXPIRE', ARGV[6] .. job, {EVENTS_SECONDS})
 end
@@ -100,26 +103,23 @@ for _ = 1, 1000 do
   local job
   for i = 1, #fields, 2 do if fields[i] == 'job' then job = fields[i + 1] end end
   local key = job and (ARGV[5] .. job)
-  local seen = key and redis.pcall('HMGET', key, 'status', '_cancel', '_entry', 'started_at')
+  local seen = key and redis.pcall('HMGET', key, 'status', '_entry', 'started_at')
   if not seen or seen.err or not seen[1] then
     bury(entry, job, 'not a job of this queue', fields)
-  elseif terminal(seen[1]) or seen[3] ~= entry then
+  elseif terminal(seen[1]) or seen[2] ~= entry then
     drop(entry)
-  elseif seen[2] == '1' then
-    drop(entry)
-    close(job, '"cancelled"', {{}}, 'info', 'cancelled')
   elseif times > limit then
     local message = 'given up: ' .. limit .. ' attempts ended without a result; see the log of the worker'
     bury(entry, job, message, fields)
-    close(job, '"failed"', {{'error', cjson.encode({{code = 'too_many_attempts', message = message}})}},
-      'error', message)
+    fail(job, message)
   else
     local last = tonumber(redis.call('GET', fence) or '0')
     local token = string.format('%.0f', math.max(last + 1, time[1] * 1000 + math.floor(time[2] / 1000)))
     redis.call('SET', fence, token)
     redis.call('SET', writer, token, 'PX', lease)
-    redis.call('HSET', key, '_fence', token, 'status', '"running"', 'attempts', times)
-    if not seen[4] or seen[4] == 'null' then redis.call('HSET', key, 'started_at', now) end
+    redis.call('HSET', key, '_fence', token, 'status', '"running"', 'attempts', times,
+      'estimated_finish', 'null')
+    if not seen[3] or seen[3] == 'null' then redis.call('HSET', key, 'started_at', now) end
     return {{'claim', job, entry, token}}
   end
 end
@@ -139,26 +139,23 @@ redis.call('SET', KEYS[4], ARGV[4], 'PX', ARGV[5])
 return 1
 """
 
-# KEYS job, fence   ARGV token or '', then field, value, ...
+# KEYS job, fence   ARGV token, then field, value, ...
 UPDATE = (
     _TERMINAL
     + """
-local status = redis.call('HGET', KEYS[1], 'status')
-if not status then return ARGV[1] == '' and 'missing' or 'lost' end
-local current = redis.call('GET', KEYS[2]) == ARGV[1] and redis.call('HGET', KEYS[1], '_fence') == ARGV[1]
-if ARGV[1] ~= '' and not current then return 'lost' end
-if terminal(status) then return 'terminal' end
+local latest, holder = redis.call('GET', KEYS[2]), redis.call('HGET', KEYS[1], '_fence')
+if latest ~= ARGV[1] or holder ~= ARGV[1] then return 'lost' end
+if terminal(redis.call('HGET', KEYS[1], 'status')) then return 'lost' end
 redis.call('HSET', KEYS[1], unpack(ARGV, 2))
 return 'ok'
 """
 )
 
-# KEYS job, fence, events   ARGV token or '', level, type, message, data
+# KEYS job, fence, events   ARGV token, level, type, message, data
 EVENT = f"""
 redis.replicate_commands()
-if redis.call('EXISTS', KEYS[1]) == 0 then return ARGV[1] == '' and 'missing' or 'lost' end
-local current = redis.call('GET', KEYS[2]) == ARGV[1] and redis.call('HGET', KEYS[1], '_fence') == ARGV[1]
-if ARGV[1] ~= '' and not current then return 'lost' end
+local latest, holder = redis.call('GET', KEYS[2]), redis.call('HGET', KEYS[1], '_fence')
+if latest ~= ARGV[1] or holder ~= ARGV[1] then return 'lost' end
 local id = redis.call('XADD', KEYS[3], 'MAXLEN', {EVENTS_KEPT}, '*', 'level', ARGV[2], 'type', ARGV[3],
   'message', ARGV[4], 'data', ARGV[5])
 redis.call('EXPIRE', KEYS[3], {EVENTS_SECONDS})
@@ -192,7 +189,8 @@ if not seen[1] then return 0 end
 local times = math.max(seen[1][4] - 1, 0)
 redis.call('XCLAIM', KEYS[2], ARGV[1], ARGV[2], 0, ARGV[3], 'IDLE', ARGV[5], 'RETRYCOUNT', times, 'JUSTID')
 redis.call('DEL', KEYS[4])
-redis.call('HSET', KEYS[1], 'status', '"queued"', 'phase', 'null', 'attempts', times, '_fence', '0')
+redis.call('HSET', KEYS[1], 'status', '"queued"', 'phase', 'null', 'estimated_finish', 'null',
+  'attempts', times, '_fence', '0')
 return 1
 """
 
@@ -217,3 +215,23 @@ redis.call('HSET', KEYS[1], '_cancel', '1', 'status', '"cancelled"', 'finished_a
 return 'cancelled'
 """
 )
+
+# KEYS stream, writer   ARGV group
+# Returns {how many entries wait, id of the first of them or ''}. While the writer key lives, the entry that
+# was taken or renewed last is the one that runs; what dead or stopped workers left pending waits as well.
+WAITING = """
+local total = redis.call('XLEN', KEYS[1])
+local running = ''
+if redis.call('EXISTS', KEYS[2]) == 1 then
+  local held = redis.pcall('XPENDING', KEYS[1], ARGV[1], '-', '+', 100)
+  local least = math.huge
+  for _, entry in ipairs(held.err and {} or held) do
+    if entry[3] < least then running, least = entry[1], entry[3] end
+  end
+end
+if running ~= '' and #redis.call('XRANGE', KEYS[1], running, running) == 1 then total = total - 1 end
+for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 2)) do
+  if entry[1] ~= running then return {total, entry[1]} end
+end
+return {total, ''}
+"""

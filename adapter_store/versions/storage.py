@@ -6,7 +6,7 @@ are refused. What each kind promises:
 =================  ==============================================  ==================================
                    plain folder, ``file://``                       any other fsspec URL
 =================  ==============================================  ==================================
-write, put         atomic and synced (temporary file, rename)      as atomic as one upload of the
+put                atomic and synced (temporary file, rename)      as atomic as one upload of the
                                                                    service (S3, GCS, Azure: wholly)
 create_exclusive   exclusive and complete under one name           exclusive where fsspec passes
                    (hard link), also between machines that share   ``mode="create"`` on to the service
@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-from adapter_store.durable import copy_durably, create_durably, make_folder, write_durably
+from adapter_store.durable import copy_durably, create_durably, make_folder
 from adapter_store.errors import InputError, NotFoundError, StoreError
 
 
@@ -35,10 +35,6 @@ class Storage(Protocol):
 
     def read(self, name: str) -> bytes:
         """Return the content; raise NotFoundError."""
-        ...
-
-    def write(self, name: str, data: bytes) -> None:
-        """Create or replace."""
         ...
 
     def create_exclusive(self, name: str, data: bytes) -> bool:
@@ -51,10 +47,6 @@ class Storage(Protocol):
 
     def fetch(self, name: str, target: Path) -> None:
         """Write the content to a local file; raise NotFoundError."""
-        ...
-
-    def exists(self, name: str) -> bool:
-        """Tell whether a file has this name."""
         ...
 
     def list(self, prefix: str = "") -> tuple[str, ...]:
@@ -115,12 +107,6 @@ class FolderStorage:
         with _folder_faults(name):
             return self._path(name).read_bytes()
 
-    def write(self, name: str, data: bytes) -> None:
-        """Create or replace, atomically and synced."""
-        with _folder_faults(name):
-            make_folder(self._path(name).parent)
-            write_durably(self._path(name), data)
-
     def create_exclusive(self, name: str, data: bytes) -> bool:
         """Create, complete and synced; return False if the name is taken."""
         with _folder_faults(name):
@@ -142,10 +128,6 @@ class FolderStorage:
         """Copy a file out; raise NotFoundError."""
         with _folder_faults(name):
             shutil.copyfile(self._path(name), target)
-
-    def exists(self, name: str) -> bool:
-        """Tell whether a file has this name."""
-        return self._path(name).is_file()
 
     def list(self, prefix: str = "") -> tuple[str, ...]:
         """Return the names right below a folder; half-written files are left out."""
@@ -199,12 +181,6 @@ class UrlStorage:
         with self._faults(name):
             return self._fs.cat_file(self._path(name))
 
-    def write(self, name: str, data: bytes) -> None:
-        """Create or replace in one upload."""
-        with self._faults(name):
-            self._make_parent(name)
-            self._fs.pipe_file(self._path(name), data)
-
     def create_exclusive(self, name: str, data: bytes) -> bool:
         """Create if absent, as exclusive as the service offers; return False if the name is taken."""
         with self._faults(name), self._creating:
@@ -227,11 +203,6 @@ class UrlStorage:
         """Download to a local file; raise NotFoundError."""
         with self._faults(name):
             self._fs.get_file(self._path(name), str(target))
-
-    def exists(self, name: str) -> bool:
-        """Tell whether a file has this name."""
-        with self._faults(name):
-            return self._exists(name)
 
     def list(self, prefix: str = "") -> tuple[str, ...]:
         """Return the names right below a folder, asking the service and not a cache."""

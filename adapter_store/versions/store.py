@@ -143,10 +143,6 @@ class VersionStore:
             raise InputError(f"the probe's image {draft.probe.image!r} is not among the files", param="probe")
         return self._publication.publish(sources, hashes, draft, fence)
 
-    def fence(self) -> int:
-        """Return the highest fencing token recorded, 0 if none is."""
-        return self._fences.highest()
-
     def raise_fence(self, fence: int) -> None:
         """Record a token, so that older workers cannot publish; raise FencedOut if it is old itself."""
         self._fences.raise_to(fence)

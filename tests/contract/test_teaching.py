@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from adapter_store.jobs import JobQueue, connect
+from adapter_store.jobs import Claim, JobQueue, connect
 from adapter_store.redis_server import RedisServer
 from tests.contract.conftest import RunningGateway, chat_body, wait_for
 from tests.contract.pictures import data_url, examples, llava_zip, png
@@ -136,11 +136,20 @@ def events_of(text: str) -> list[dict[str, Any]]:
     return found
 
 
+def claimed(queue: JobQueue, job_id: str) -> Claim:
+    """Take a job as its worker would, dropping those that were sent before it."""
+    while (claim := queue.claim("w")) is not None and claim.job.id != job_id:
+        claim.finish("cancelled")
+    assert claim is not None
+    return claim
+
+
 def test_events_can_be_read_followed_and_taken_up_again(running: RunningGateway, http: httpx.Client):
     job = http.post(BATCHES, json={"examples": examples(2)}).json()
     queue = running.gateway.link.queue()
+    claim = claimed(queue, job["id"])
     marks = [
-        queue.append_event(job["id"], f"step {step}", type="metrics", data={"step": step, "loss": 1 / step})
+        claim.event(f"step {step}", type="metrics", data={"step": step, "loss": 1 / step})
         for step in (1, 2, 3)
     ]
     page = http.get(f"/v1/fine_tuning/jobs/{job['id']}/events", params={"limit": 1000}).json()
@@ -148,7 +157,7 @@ def test_events_can_be_read_followed_and_taken_up_again(running: RunningGateway,
     behind = http.get(f"/v1/jobs/{job['id']}/events", params={"after": marks[0]}).json()["data"]
     assert [event["id"] for event in behind] == marks[1:]
     assert http.get(f"/v1/jobs/{job['id']}/events", params={"after": "nonsense"}).status_code == 400
-    threading.Timer(0.5, lambda: queue.cancel(job["id"])).start()
+    threading.Timer(0.5, lambda: claim.finish("cancelled")).start()
     headers = {"accept": "text/event-stream", "last-event-id": marks[1]}
     followed = http.get(f"/v1/jobs/{job['id']}/events", headers=headers)
     assert followed.headers["content-type"].startswith("text/event-stream")

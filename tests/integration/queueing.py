@@ -12,6 +12,7 @@ from adapter_store.jobs import Claim, Job, JobQueue
 
 REF = DatasetRef("ds-0123456789abcdef", 3, 2, "d" * 64)
 STREAM, WRITER, GROUP = "strata:{strata}:jobs", "strata:{strata}:writer", "workers"
+DEAD = "strata:{strata}:dead"
 
 
 def job(**fields: Any) -> Job:
@@ -34,6 +35,12 @@ def lapse(client: redis.Redis) -> None:
 
 def pending(client: redis.Redis) -> list[dict[str, Any]]:
     return client.xpending_range(STREAM, GROUP, "-", "+", 10)  # pyright: ignore[reportReturnType]
+
+
+def dead_letters(client: redis.Redis) -> list[dict[str, str]]:
+    """Return what was given up, newest first."""
+    entries: Any = client.xrevrange(DEAD)
+    return [fields for _, fields in entries]
 
 
 def in_threads(count: int, target: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
@@ -195,6 +196,17 @@ def test_bad_jobs_fail_with_a_reason_and_the_next_one_runs(site: Site):
     assert site.finish(site.submit("colors", epochs=1)).status is JobStatus.SUCCEEDED
 
 
+def test_more_pictures_than_fit_into_memory_are_refused_in_words(site: Site, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("trainer_worker.pipeline.available_bytes", lambda: 10_000)
+    job = site.finish(site.submit("colors"))
+    assert job.status is JobStatus.FAILED
+    assert job.error is not None
+    assert re.search(
+        r"ds-\w+ has 15 pictures, which take .* MiB .* 50% of the 0\.0 MiB .* at most \d+ pictures",
+        job.error.message,
+    ), job.error.message
+
+
 def test_a_running_job_can_be_cancelled_and_a_stopping_worker_hands_back(site: Site):
     slow = site.submit("colors", epochs=9000)
     worker = site.worker()
@@ -238,6 +250,23 @@ POINTS = [
     "before:finish",
     "after:finish",
 ]
+
+
+@pytest.mark.parametrize(
+    ("point", "status"),
+    [("phase:publish", JobStatus.CANCELLED), ("after:stable", JobStatus.SUCCEEDED)],
+)
+def test_a_job_cancelled_after_its_worker_died_ends_as_what_it_did(
+    site: Site, spawning, point: str, status: JobStatus
+):
+    job = site.submit("colors")
+    process = spawning.Process(target=work_until_killed, args=(point, site.flags()))
+    process.start()
+    process.join(timeout=300)
+    assert site.queue.cancel(job.id).status is JobStatus.RUNNING
+    ended = site.finish(job)
+    stable = site.versions.aliases.get("stable")
+    assert (ended.status, ended.result_version) == (status, stable.version if stable else None)
 
 
 @pytest.mark.parametrize("point", POINTS)

@@ -115,16 +115,6 @@ def test_a_small_batch_of_one_call(tmp_path: Path) -> None:
         store.put_examples(["hello"])  # pyright: ignore[reportArgumentType]
 
 
-def test_a_subset_keeps_examples_and_pictures(tmp_path: Path) -> None:
-    store = DatasetStore(tmp_path / "all")
-    dataset = store.open(store.put(upload(tmp_path / "a.zip"), filename="a.zip").id)
-    held = DatasetStore(tmp_path / "heldout")
-    part = held.open(held.put_subset(dataset, dataset.examples[:2]).id)
-    assert part.examples == dataset.examples[:2]
-    assert part.image_bytes(part.examples[1].image or "") == dataset.image_bytes(part.examples[1].image or "")
-    assert part.ref.images == 2
-
-
 def test_unknown_and_crafted_names_are_not_found(tmp_path: Path) -> None:
     store = DatasetStore(tmp_path / "datasets")
     ref = store.put(upload(tmp_path / "a.zip"), filename="a.zip")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,23 @@ def test_a_cut_off_file_and_a_missing_file_are_refused(tmp_path: Path) -> None:
         AdapterState.load(tmp_path, base_digest="digest-a")
     path.unlink()
     with pytest.raises(StateInvalid, match="cannot be read"):
+        AdapterState.load(tmp_path, base_digest="digest-a")
+
+
+@pytest.mark.parametrize("missing", ["state.json", "state.safetensors"])
+def test_a_fault_of_the_process_says_nothing_about_the_state(tmp_path: Path, missing: str) -> None:
+    make_state().save(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            AdapterState.load(tmp_path, base_digest="digest-a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert AdapterState.load(tmp_path, base_digest="digest-a").tasks == make_state().tasks
+    (tmp_path / missing).unlink()
+    (tmp_path / missing).mkdir()
+    with pytest.raises(StateInvalid, match=f"{missing} cannot be read"):
         AdapterState.load(tmp_path, base_digest="digest-a")
 
 

@@ -66,7 +66,6 @@ def test_statistics_count_every_alpha():
     statistics = ema.statistics["up"]
     assert statistics.seen == sum(statistics.counts) == 10
     assert 0 < statistics.mean < 1
-    assert ema.lag_ratio()["up"] > 0
 
 
 def test_an_unknown_mode_is_refused():

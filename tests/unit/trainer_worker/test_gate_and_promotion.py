@@ -65,7 +65,27 @@ def test_only_stages_with_the_same_held_out_set_are_compared():
 def test_a_retrained_task_may_stay_but_not_fall():
     same = measured(new_task=False, before={"b": 1.0}, after={"b": 1.0})
     assert check(same, Policy()).passed
-    assert not check(measured(new_task=False, before={"b": 1.0}, after={"b": 0.9}), Policy()).passed
+    gate = check(measured(new_task=False, before={"b": 1.0}, after={"b": 0.9}), Policy())
+    assert gate.reasons == ("b fell from 1.000 to 0.900, more than 2.0 points",)
+
+
+@pytest.mark.parametrize("task", ["a", "b"])
+@pytest.mark.parametrize("points", range(3, 101))
+def test_a_fall_by_exactly_the_bound_passes_whatever_floats_make_of_it(task: str, points: int):
+    def falls_by(more: int) -> Gate:
+        before, after = {task: points / 100}, {task: (points - more) / 100}
+        return check(measured(new_task=False, before=before, after=after), Policy())
+
+    assert falls_by(2).passed
+    assert not falls_by(3).passed
+
+
+def test_the_other_bounds_are_exact_as_well():
+    policy = Policy()
+    assert check(measured(leak={"a": 0.05}, retention=0.97), policy).passed
+    assert not check(measured(leak={"a": 0.0501}), policy).passed
+    assert not check(measured(retention=0.9699), policy).passed
+    assert not check(measured(before={"b": 0.1}, after={"b": 0.3 - 0.2}), policy).passed
 
 
 def test_a_stage_without_held_out_pictures_has_a_missing_score():

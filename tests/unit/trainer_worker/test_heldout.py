@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,33 @@ def test_examples_without_pictures_are_split_by_question(tmp_path: Path):
     assert stored is not None
     assert 0 < len(stored.examples) == 40 - len(split.train)
     assert keys(stored.examples) & keys(split.train) == set()
+
+
+def test_what_was_held_out_outlives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = dataset(DatasetStore(tmp_path / "data"), range(20))
+    real, synced = os.fsync, set()
+
+    def fsync(handle: int) -> None:
+        synced.add(Path(f"/proc/self/fd/{handle}").readlink())
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    HeldOut(tmp_path / "held" / "m").split("a", data)
+    assert {tmp_path, tmp_path / "held", tmp_path / "held" / "m", tmp_path / "held" / "m" / "a"} <= synced
+
+
+def test_a_split_that_could_not_be_written_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    data = dataset(DatasetStore(tmp_path / "data"), range(20))
+    held_out = HeldOut(tmp_path / "held")
+    held_out.split("a", data)
+    before = sorted((tmp_path / "held" / "a").iterdir())
+
+    def full(*_: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="no space"):
+        held_out.split("a", data)
+    assert sorted((tmp_path / "held" / "a").iterdir()) == before

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +13,7 @@ from adapter_store.jobs.hyperparameters import Hyperparameters
 from tests.unit.trainer_worker.conftest import Parts
 from trainer_worker.learn import Lesson, learn
 from trainer_worker.optimizer import LayerwiseAdamW
+from trainer_worker.progress import Interrupted
 from trainer_worker.survey import glimpse, survey
 
 
@@ -67,6 +71,31 @@ def test_new_down_projections_look_in_the_telling_direction():
     shared = nn.functional.normalize(values[0].mean(dim=0), dim=0)
     assert float((down.flatten(0, 2) @ shared).abs().max()) < 1e-5  # blind to what all samples share
     assert layer(values).equal(nn.functional.linear(values, layer.o_proj.weight))  # no hook is left
+
+
+def stop_at(call: int) -> Callable[[], None]:
+    """Return a check that interrupts at its n-th call."""
+    calls = iter(range(1, call + 1))
+
+    def check() -> None:
+        if next(calls) == call:
+            raise Interrupted("stopping")
+
+    return check
+
+
+def test_the_survey_can_be_interrupted_between_batches_and_between_layers(parts: Parts):
+    encoded = parts.encode()
+    state = parts.taught(parts.untaught(), "colors", encoded)
+    lesson = Lesson(encoded, parts.store(encoded), tuple(range(len(encoded))), ())
+    settings = Hyperparameters(max_steps=20, batch_size=1)
+    layers = next(iter(state.shapes.values()))[0]
+    assert layers > 1
+    for call in (1, len(encoded), len(encoded) + layers):
+        steps: list[Any] = []
+        with pytest.raises(Interrupted):
+            learn(parts.replicas, state, "colors", lesson, settings, report=steps.append, check=stop_at(call))
+        assert steps == []
 
 
 @pytest.mark.parametrize("count", [1, 3])
