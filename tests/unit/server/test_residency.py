@@ -257,7 +257,7 @@ class BusyEngine:
 
 class EmptyRetriever:
     async def prepare(self, _: object) -> Prepared:
-        return Prepared((1,), (), 0, None, None)
+        return Prepared((1,), (), 0, None, None, None)
 
 
 async def test_a_busy_engine_is_no_failed_probe(tmp_path: Path):
