@@ -118,8 +118,9 @@ def _ours(
     from trainer_worker.evaluate import warm
     from trainer_worker.features import Featurizer
     from trainer_worker.keys import align_keys
-    from trainer_worker.language import LanguageModel, PrefixStore
+    from trainer_worker.language import LanguageModel
     from trainer_worker.learn import Lesson, learn
+    from trainer_worker.prefixes import PrefixStore
     from trainer_worker.replicas import Replicas, share_cores
 
     increments = attach(base.model, ("o_proj",), FROZEN_SHARE)
@@ -146,7 +147,7 @@ def _ours(
     state = state.with_usage("benchmark", intrinsic(state, encoded.queries).mean(dim=0))
     store = PrefixStore(encoded.prefixes, encoded.pictures, budget_bytes=2 << 30)
     if span == "after_image":
-        warm(replicas, store, range(len(encoded.prefixes)))
+        warm(replicas, encoded.samples, store, range(len(encoded)))
     prepared = time.perf_counter() - began
     stamps = [time.perf_counter()]
     original = ema_module.BalancedEma.update

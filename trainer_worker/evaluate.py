@@ -17,7 +17,7 @@ from adapter_store.increments import Bank, Increments, Term, gate_of
 from adapter_store.routing import coefficients, intrinsic, mass_outside
 from adapter_store.state import AdapterState
 from trainer_worker.features import Encoded
-from trainer_worker.language import PrefixStore
+from trainer_worker.prefixes import PrefixStore
 from trainer_worker.replicas import Replica, Replicas
 from trainer_worker.samples import Batch, Row, Sample, batches_of, build_batch, pack_rows
 
@@ -41,10 +41,20 @@ Activate = Callable[[Increments, Batch], AbstractContextManager[object]]
 
 
 def warm(
-    replicas: Replicas, store: PrefixStore, indices: Sequence[int], check: Callable[[], None] = lambda: None
+    replicas: Replicas,
+    samples: Sequence[Sample],
+    store: PrefixStore,
+    order: Sequence[int],
+    check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Compute and keep prefixes while the store's budget lasts; ``check`` may raise to interrupt."""
-    replicas.map(lambda on, group: store.keep(on.language, group), store.missing(indices), check=check)
+    """Let a store keep what the samples named by ``order`` need; ``check`` may raise to interrupt."""
+
+    def enter(on: Replica, group: Sequence[Row]) -> None:
+        store.enter(on.language, build_batch(samples, store.prefixes, group, cached=True))
+
+    rows = pack_rows(samples, order, pack=4, alike=None)
+    groups = list(batches_of(rows, store.lengths(), batch_size=16, rng=None))
+    replicas.map(enter, groups, check=check)
 
 
 def score_samples(

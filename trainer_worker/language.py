@@ -9,7 +9,6 @@ through the adapted layers only.
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -159,107 +158,6 @@ class _Recorder:
 
     def get_seq_length(self, _layer_idx: int = 0) -> int:
         return 0
-
-
-class PrefixStore:
-    """Keep prefix keys and values under a memory budget, the first ones that fit, in half precision if asked.
-
-    Training walks over all pictures again and again; for such a walk a fixed set beats least-recently-used
-    replacement, which would evict every entry before its next use. What does not fit is computed anew.
-    Several threads may use a store, each with a language model of its own.
-    """
-
-    def __init__(
-        self, prefixes: Sequence[Prefix], pictures: Tensor | None, *, budget_bytes: int, half: bool = True
-    ) -> None:
-        self.prefixes = prefixes
-        self._pictures = pictures
-        self._budget = budget_bytes
-        self._half = half
-        self._kept: dict[int, Tensor] = {}
-        self._below: dict[tuple[int, tuple[int, ...]], Tensor] = {}
-        self._writing = threading.Lock()
-        self.kept_bytes = 0
-
-    def lengths(self) -> list[int]:
-        """Return the number of tokens of every prefix."""
-        return [len(prefix.ids) for prefix in self.prefixes]
-
-    def missing(self, indices: Sequence[int], *, batch: int = 16) -> list[list[int]]:
-        """Return the prefixes that are not kept, in batches of one length for ``keep``."""
-        by_length: dict[int, list[int]] = {}
-        for index in dict.fromkeys(indices):
-            if index not in self._kept and self.prefixes[index].ids:
-                by_length.setdefault(len(self.prefixes[index].ids), []).append(index)
-        return [group[i : i + batch] for group in by_length.values() for i in range(0, len(group), batch)]
-
-    def keep(self, language: LanguageModel, indices: Sequence[int]) -> None:
-        """Compute and keep prefixes of one length while the budget lasts."""
-        if self.kept_bytes < self._budget:
-            self._keep(indices, self._compute(language, indices))
-
-    def enter(self, language: LanguageModel, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """Return ``keys_values`` and ``entering`` for ``language.hidden``.
-
-        What a question's tokens are when they enter the first adapted layer is computed once and kept.
-        """
-        first = language.first_layer
-        if not batch.cached:
-            return None, None
-        if not first:
-            return self.get(language, batch.prefixes), None
-        names = [(batch.prefixes[row], tuple(batch.ids[row, a:b].tolist())) for row, a, b in batch.pieces]
-        if all(name in self._below for name in names):
-            entering = torch.zeros(*batch.ids.shape, self._below[names[0]].shape[-1])
-            for name, (row, a, b) in zip(names, batch.pieces, strict=True):
-                entering[row, a:b] = self._below[name]
-            return self.get(language, batch.prefixes, first), entering.to(language.device, language.dtype)
-        whole = self.get(language, batch.prefixes)
-        entering = language.below(batch, whole)
-        for name, (row, a, b) in zip(names, batch.pieces, strict=True):
-            self._keep_below(name, entering[row, a:b])
-        return (None if whole is None else whole[first:]), entering
-
-    def get(self, language: LanguageModel, indices: Sequence[int], first_layer: int = 0) -> Tensor | None:
-        """Return ``[L, 2, B, heads, P, head_dim]`` of the layers from ``first_layer`` on.
-
-        The prefixes have equal length; None if that length is 0.
-        """
-        if not self.prefixes[indices[0]].ids:
-            return None
-        missing = [index for index in dict.fromkeys(indices) if index not in self._kept]
-        fresh: dict[int, Tensor] = {}
-        if missing:
-            computed = self._compute(language, missing)
-            fresh = {index: computed[:, :, n] for n, index in enumerate(missing)}
-        parts = [fresh[index] if index in fresh else self._kept[index] for index in indices]
-        return torch.stack([part[first_layer:].to(language.dtype) for part in parts], dim=2)
-
-    def pictures_of(self, indices: Sequence[int]) -> Tensor | None:
-        """Return the pictures ``[n, tokens, hidden]`` of those prefixes that have one, in order."""
-        wanted = [self.prefixes[index].image for index in indices if self.prefixes[index].image is not None]
-        return None if not wanted or self._pictures is None else self._pictures[torch.tensor(wanted)]
-
-    def _compute(self, language: LanguageModel, indices: Sequence[int]) -> Tensor:
-        return language.prefix_keys_values([self.prefixes[i] for i in indices], self.pictures_of(indices))
-
-    def _keep(self, indices: Sequence[int], computed: Tensor) -> None:
-        for n, index in enumerate(indices):
-            kept = computed[:, :, n]
-            kept = kept.to(torch.float16 if self._half and kept.dtype == torch.float32 else kept.dtype)
-            size = kept.numel() * kept.element_size()
-            with self._writing:
-                if index in self._kept or self.kept_bytes + size > self._budget:
-                    continue
-                self._kept[index] = kept.contiguous()
-                self.kept_bytes += size
-
-    def _keep_below(self, name: tuple[int, tuple[int, ...]], activations: Tensor) -> None:
-        size = activations.numel() * activations.element_size()
-        with self._writing:
-            if name not in self._below and self.kept_bytes + size <= self._budget:
-                self._below[name] = activations.to("cpu", copy=True)
-                self.kept_bytes += size
 
 
 def _with(module: nn.Module, **parts: nn.Module) -> nn.Module:

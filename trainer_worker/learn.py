@@ -24,8 +24,9 @@ from trainer_worker.course import Course, Step
 from trainer_worker.ema import AlphaStatistics, BalancedEma
 from trainer_worker.evaluate import Score, alike_rows, base_only, forward, score_samples
 from trainer_worker.features import Encoded
-from trainer_worker.language import LanguageModel, PrefixStore
+from trainer_worker.language import LanguageModel
 from trainer_worker.optimizer import LayerwiseAdamW
+from trainer_worker.prefixes import PrefixStore
 from trainer_worker.replicas import Replica, Replicas
 from trainer_worker.samples import Batch, Row, batches_of, build_batch, pack_rows
 from trainer_worker.survey import Glimpses, Look, glimpse, survey

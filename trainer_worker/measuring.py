@@ -13,10 +13,10 @@ from adapter_store.matrix import AccuracyMatrix
 from adapter_store.state import AdapterState
 from adapter_store.versions import MeasuredOn
 from trainer_worker.decide import Verdict
-from trainer_worker.evaluate import Served, greedy_answer, leak_ratio, score_base, score_state, warm
+from trainer_worker.evaluate import Served, greedy_answer, leak_ratio, score_base, score_state
 from trainer_worker.features import Encoded
 from trainer_worker.gate import Measured
-from trainer_worker.language import PrefixStore
+from trainer_worker.prefixes import PrefixStore
 from trainer_worker.publish import RecordedProbe, stage_matrix
 from trainer_worker.workshop import Workshop
 
@@ -103,7 +103,6 @@ def measure(
     for name, held in held_out.items():
         encoded = held.encoded
         store = _store(shop, encoded)
-        warm(shop.replicas, store, range(len(encoded.prefixes)), check)
         if name not in parent.matrix.tasks:
             base[name] = score_base(shop.replicas, encoded, store, check=check).accuracy
         if name not in parent.state.tasks:

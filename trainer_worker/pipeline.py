@@ -29,10 +29,10 @@ from trainer_worker.gate import check as gate_check
 from trainer_worker.heldout import Split, picture_key
 from trainer_worker.hold import Hold
 from trainer_worker.keys import align_keys, stranger_bar
-from trainer_worker.language import PrefixStore
 from trainer_worker.learn import Learned, Lesson, learn, split_validation
 from trainer_worker.measuring import Findings, HeldOutSet, Parent, encode_held_out, measure
 from trainer_worker.memory import available_bytes
+from trainer_worker.prefixes import PrefixStore
 from trainer_worker.progress import Progress
 from trainer_worker.publish import STABLE, promote, publish
 from trainer_worker.workshop import Workshop
@@ -236,7 +236,7 @@ class _Run:
         if state.span == "after_image":
             began = time.monotonic()
             prefixes = {encoded.samples[i].prefix for i in train}
-            warm(self.shop.replicas, store, sorted(prefixes), self.check)
+            warm(self.shop.replicas, encoded.samples, store, train, self.check)
             per_picture = (time.monotonic() - began) / len(prefixes)
             self.progress.expect_after_training(MEASURING_COST * per_picture * to_measure)
         groups = [picture_key(encoded.examples[i]) for i in train]

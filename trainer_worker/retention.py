@@ -16,7 +16,7 @@ from adapter_store.durable import make_folder, write_durably
 from adapter_store.state import RoutingSettings
 from trainer_worker.evaluate import Score, Served, score_base, score_state
 from trainer_worker.features import Encoded, Featurizer
-from trainer_worker.language import PrefixStore
+from trainer_worker.prefixes import PrefixStore
 from trainer_worker.replicas import Replicas
 
 Question = tuple[Image.Image, str, str]

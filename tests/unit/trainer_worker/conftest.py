@@ -20,7 +20,8 @@ from adapter_store.state import AdapterState, RoutingSettings, Span
 from adapter_store.vision import VisionEncoder
 from trainer_worker.features import Encoded, Featurizer
 from trainer_worker.keys import align_keys
-from trainer_worker.language import LanguageModel, PrefixStore
+from trainer_worker.language import LanguageModel
+from trainer_worker.prefixes import PrefixStore
 from trainer_worker.replicas import Replicas
 
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}

@@ -55,24 +55,32 @@ def test_packed_questions_do_not_see_each_other(parts: Parts, cached: bool):
     assert not torch.allclose(packed[0], plain[0], atol=1e-2)
 
 
-def test_the_store_keeps_what_fits_and_computes_the_rest(parts: Parts):
+@pytest.mark.parametrize("first_layer", [0, 1])
+def test_the_store_keeps_what_fits_and_computes_the_rest(parts: Parts, first_layer: int):
+    language = LanguageModel.of(parts.base.model, parts.base.image_token_id, first_layer)
+    replicas = Replicas(language, parts.replicas.increments)
     encoded = parts.encode(count=6)
     everything = parts.store(encoded)
-    warm(parts.replicas, everything, range(6))
-    assert everything.missing(range(6)) == []
+    warm(replicas, encoded.samples, everything, range(6))
+    assert everything.kept == 6
     per_picture = everything.kept_bytes // 6
     little = parts.store(encoded, budget_bytes=2 * per_picture)
     for index in range(6):
-        little.keep(parts.replicas.language, [index])
-    assert sum(map(len, little.missing(range(6)))) == 4
+        warm(replicas, encoded.samples, little, [index])
+    assert little.kept == 2
     assert little.kept_bytes <= 2 * per_picture
-    one, other = (store.get(parts.replicas.language, [0, 5, 5]) for store in (everything, little))
-    assert one is not None
-    assert other is not None
-    assert torch.allclose(one, other, atol=1e-5)
-    half = parts.store(encoded, half=True)
-    warm(parts.replicas, half, range(6))
-    assert half.kept_bytes == 3 * per_picture
+    rows = pack_rows(encoded.samples, [0, 5], pack=1, alike=None)
+    batch = build_batch(encoded.samples, encoded.prefixes, rows, cached=True)
+    (kept, entering), (computed, anew) = (store.enter(language, batch) for store in (everything, little))
+    assert kept is not None
+    assert computed is not None
+    assert torch.allclose(kept, computed, atol=1e-5)
+    assert (entering is None) == (anew is None) == (first_layer == 0)
+    if entering is not None and anew is not None:  # padding between the pieces is of no concern
+        for row, start, end in batch.pieces:
+            assert torch.allclose(entering[row, start:end], anew[row, start:end], atol=1e-5)
+    layers = parts.untaught().shapes["o_proj"][0]
+    assert len(kept) == layers - first_layer
 
 
 def test_batches_hold_every_sample_once_and_one_prefix_length(parts: Parts):
