@@ -48,10 +48,19 @@ class VisionEncoder:
     Args:
         base: the loaded base.
         cache_bytes: how much to remember; the least recently used picture goes first.
-        batch_size: pictures encoded at once.
+        batch_size: pictures of one pass.
+        at_once: passes that may run at the same time; with more than one, threads that ask for the same
+            picture at the same moment may each encode it.
     """
 
-    def __init__(self, base: Base, *, cache_bytes: int = DEFAULT_CACHE_BYTES, batch_size: int = 32) -> None:
+    def __init__(
+        self,
+        base: Base,
+        *,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        batch_size: int = 32,
+        at_once: int = 1,
+    ) -> None:
         self._model: Any = base.model
         self._image_processor: Any = base.processor.image_processor
         self._cache_bytes = cache_bytes
@@ -59,7 +68,7 @@ class VisionEncoder:
         self._cache: OrderedDict[str, ImageFeatures] = OrderedDict()
         self._held_bytes = 0
         self._cache_lock = threading.Lock()
-        self._model_lock = threading.Lock()
+        self._running = threading.Semaphore(at_once)
 
     @property
     def token_bytes(self) -> int:
@@ -74,7 +83,7 @@ class VisionEncoder:
             digest: image for digest, image in zip(digests, images, strict=True) if digest not in found
         }
         if missing:
-            with self._model_lock:
+            with self._running:
                 found |= self._recall(list(missing))
                 fresh = self._run({key: image for key, image in missing.items() if key not in found})
                 self._remember(fresh)

@@ -7,6 +7,7 @@ Rendering and queries are the very functions that serving uses, so coefficients 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -46,12 +47,20 @@ class Featurizer:
     """Encode examples with the frozen parts of one base."""
 
     def __init__(
-        self, *, renderer: Renderer, vision: VisionEncoder, queries: QueryEncoder, max_tokens: int = 2048
+        self,
+        *,
+        renderer: Renderer,
+        vision: VisionEncoder,
+        queries: QueryEncoder,
+        max_tokens: int = 2048,
+        threads: int = 1,
     ) -> None:
+        """Encode on ``threads`` threads, each a batch of pictures of its own."""
         self._renderer = renderer
         self._vision = vision
         self._queries = queries
         self._max_tokens = max_tokens
+        self._threads = threads
 
     @property
     def picture_bytes(self) -> int:
@@ -94,17 +103,27 @@ class Featurizer:
         self, names: Sequence[str], image: Callable[[str], Image.Image], check: Callable[[], None]
     ) -> tuple[Tensor | None, list[Tensor]]:
         """Return all pictures as one tensor on the CPU, filled in place: no second copy of it ever exists."""
-        pictures: Tensor | None = None
-        pooled: list[Tensor] = []
-        for start in range(0, len(names), PICTURES_AT_ONCE):
-            check()
-            features = self._vision.encode([image(name) for name in names[start : start + PICTURES_AT_ONCE]])
-            if pictures is None:
-                one = features[0].embeds
-                pictures = torch.empty(len(names), *one.shape, dtype=one.dtype)
+        if not names:
+            return None, []
+        one = self._vision.encode([image(names[0])])[0].embeds
+        pictures = torch.empty(len(names), *one.shape, dtype=one.dtype)
+
+        def fill(start: int) -> list[Tensor]:
+            part = names[start : start + PICTURES_AT_ONCE]
+            features = self._vision.encode([image(name) for name in part])
             for place, feature in enumerate(features, start):
                 pictures[place] = feature.embeds
-            pooled += [feature.pooled for feature in features]
+            return [feature.pooled for feature in features]
+
+        pooled: list[Tensor] = []
+        with ThreadPoolExecutor(self._threads) as pool:
+            filled = [pool.submit(fill, start) for start in range(0, len(names), PICTURES_AT_ONCE)]
+            try:
+                for future in filled:
+                    check()
+                    pooled += future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
         return pictures, pooled
 
     def _lay_out(

@@ -49,7 +49,11 @@ def open_workshop(settings: WorkerSettings) -> Workshop:
         base=base,
         replicas=Replicas(language, increments, replicas),
         featurizer=Featurizer(
-            renderer=renderer, vision=VisionEncoder(base), queries=queries, max_tokens=longest
+            renderer=renderer,
+            vision=VisionEncoder(base, at_once=replicas),
+            queries=queries,
+            max_tokens=longest,
+            threads=replicas,
         ),
         queries=queries,
         versions=VersionStore(settings.versions_url, settings.model_name),
