@@ -14,6 +14,7 @@ from adapter_store.jobs import JobJournal, JobQueue, connect
 from adapter_store.redis_server import RedisServer
 from server.logs import log
 from server.metrics import Metrics
+from server.pools import WATCH
 
 _LOOK_SECONDS = 2.0
 _RECONCILE_SECONDS = 15.0
@@ -64,10 +65,10 @@ class QueueLink:
         was_up: bool | None = None
         while True:
             try:
-                depth, oldest = await asyncio.to_thread(self._look)
+                depth, oldest = await WATCH.run(self._look)
                 metrics.show_queue(depth, oldest)
                 if not was_up or time.monotonic() >= next_reconcile:
-                    await asyncio.to_thread(self._reconcile, ended=not was_up)
+                    await WATCH.run(self._reconcile, ended=not was_up)
                     next_reconcile = time.monotonic() + _RECONCILE_SECONDS
                 if was_up is False:
                     log("the queue is back")

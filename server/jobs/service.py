@@ -13,6 +13,7 @@ from adapter_store.jobs import Job, JobEvent, check_job_id
 from server.errors import describe
 from server.jobs.link import QueueLink
 from server.jobs.protocol import event_body
+from server.pools import QUEUE
 
 _EVENT_ID = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
 _POLL_SECONDS = 0.25
@@ -23,9 +24,9 @@ async def get_job(link: QueueLink, job_id: str) -> Job:
     """Return a job; from the journal while Redis is away."""
     _check(job_id)
     try:
-        return await asyncio.to_thread(lambda: link.queue().get(job_id))
+        return await QUEUE.run(lambda: link.queue().get(job_id))
     except QueueUnavailable:
-        kept = await asyncio.to_thread(link.journal.get, job_id)
+        kept = await QUEUE.run(link.journal.get, job_id)
         if kept is None:
             raise
         return kept
@@ -35,14 +36,14 @@ async def list_jobs(link: QueueLink, limit: int, after: str | None) -> tuple[lis
     """Return jobs, newest first, and whether there are more."""
     if after is not None:
         _check(after)
-    found = await asyncio.to_thread(lambda: link.queue().list(limit + 1, after))
+    found = await QUEUE.run(lambda: link.queue().list(limit + 1, after))
     return found[:limit], len(found) > limit
 
 
 async def cancel_job(link: QueueLink, job_id: str) -> Job:
     """Cancel a job; raise ConflictError if it has ended otherwise."""
     _check(job_id)
-    return await asyncio.to_thread(lambda: link.queue().cancel(job_id))
+    return await QUEUE.run(lambda: link.queue().cancel(job_id))
 
 
 async def list_events(
@@ -56,7 +57,7 @@ async def list_events(
         link.queue().get(job_id)
         return link.queue().events(job_id, start, limit + 1)
 
-    found = await asyncio.to_thread(read)
+    found = await QUEUE.run(read)
     return found[:limit], len(found) > limit
 
 
@@ -77,7 +78,7 @@ async def follow_events(link: QueueLink, job_id: str, after: str) -> AsyncIterat
     try:
         while True:
             job = await get_job(link, job_id)
-            events = await asyncio.to_thread(_read_events, link, job_id, after)
+            events = await QUEUE.run(_read_events, link, job_id, after)
             for event in events:
                 after = event.id
                 yield sse(event_body(event), event=event.type, event_id=event.id)
