@@ -48,6 +48,7 @@ GATEWAY_NAMES = (
     "probe_tolerance",
     "max_request_bytes",
     "max_upload_bytes",
+    "max_held_bytes",
     "body_timeout_seconds",
     "image_url_hosts",
     "max_images",

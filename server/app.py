@@ -87,6 +87,7 @@ def create_app(settings: GatewaySettings, *, on_fatal: OnFatal | None = None) ->
         BodyGuard,
         max_request_bytes=settings.max_request_bytes,
         max_upload_bytes=settings.max_upload_bytes,
+        max_held_bytes=settings.max_held_bytes,
         pause_seconds=settings.body_timeout_seconds,
     )
     app.add_middleware(RequestFrame, metrics=metrics)
