@@ -98,6 +98,8 @@ class Submissions:
             journal.forget(job.id)
             raise
         if accepted.id != job.id:
+            # The request that this one repeats may have been refused after Redis had taken its job.
+            journal.record(accepted)
             journal.forget(job.id)
         return accepted
 
