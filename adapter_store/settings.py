@@ -139,6 +139,16 @@ class SharedSettings(BaseSettings):
         except InputError as error:
             raise ValueError(error.message) from None
 
+    @field_validator("redis_url")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        from adapter_store.jobs.connection import check_url
+
+        try:
+            return check_url(value) if value else value
+        except InputError as error:
+            raise ValueError(error.message) from None
+
     @property
     def versions_url(self) -> str:
         """Return where the versions lie: ``store_url``, or a folder of the home."""
@@ -233,5 +243,6 @@ def _did_you_mean(word: str, known: Sequence[str]) -> str:
 def _fault_of(item: Any) -> str:
     name = str(item["loc"][0]) if item["loc"] else "settings"
     given = item.get("input")
-    shown = "" if "key" in name or given is None else f", not {str(given)[:80]!r}"
+    is_secret = "key" in name or name.endswith("_url")  # a URL may carry a password
+    shown = "" if is_secret or given is None else f", not {str(given)[:80]!r}"
     return f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}): {item['msg']}{shown}"
