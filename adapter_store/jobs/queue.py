@@ -28,7 +28,8 @@ from adapter_store.jobs.record import EventLevel, EventType, Job, JobEvent, JobS
 from adapter_store.names import check_lineage
 
 _EVENT_ID = re.compile(r"[0-9]{1,16}(-[0-9]{1,16})?")
-_LARGEST_PAGE = 1000
+_LARGEST_PAGE = 1001
+"""A page of the API and one more, which tells whether there are more."""
 _POLL_SECONDS = 0.5
 
 Jobs = list[Job]
@@ -176,6 +177,12 @@ class JobQueue:
     def oldest_seconds(self) -> float:
         """Return how long the longest waiting job has waited; 0.0 if none waits."""
         return self._waiting()[1]
+
+    def server_run(self) -> str:
+        """Return which run of Redis answers: another one may have lost what was queued."""
+        with guarded("ask Redis for its run"):
+            info: Any = self._client.info("server")
+        return str(info.get("run_id", ""))
 
     def dead_letters(self, limit: int = 100) -> Any:
         """Return what was given up, newest first: ``entry``, ``job``, ``reason``, ``payload``."""

@@ -63,18 +63,22 @@ class QueueLink:
         """Publish the queue's state and hand in again what Redis lost, until cancelled."""
         next_reconcile = 0.0
         was_up: bool | None = None
+        reconciled: str | None = None  # the run of Redis that was brought to agree
         while True:
             try:
-                depth, oldest = await WATCH.run(self._look)
+                depth, oldest, run = await WATCH.run(self._look)
                 metrics.show_queue(depth, oldest)
-                if not was_up or time.monotonic() >= next_reconcile:
-                    await WATCH.run(self._reconcile, ended=not was_up)
+                is_new = run != reconciled
+                if is_new or time.monotonic() >= next_reconcile:
+                    await WATCH.run(self._reconcile, ended=is_new)
                     next_reconcile = time.monotonic() + _RECONCILE_SECONDS
+                    reconciled = run
                 if was_up is False:
                     log("the queue is back")
                 was_up = True
             except Exception as error:  # noqa: BLE001  whatever it is, serving goes on and the next look tries again
                 self._forget()
+                reconciled = None
                 metrics.show_queue(None, None)
                 if was_up is not False:
                     log("the queue is not reachable", logging.WARNING, reason=str(error)[:300])
@@ -90,9 +94,9 @@ class QueueLink:
         with self._lock:
             self._queue = None
 
-    def _look(self) -> tuple[int, float]:
+    def _look(self) -> tuple[int, float, str]:
         queue = self.queue()
-        return queue.depth(), queue.oldest_seconds()
+        return queue.depth(), queue.oldest_seconds(), queue.server_run()
 
     def _reconcile(self, *, ended: bool) -> None:
         count = self.journal.reconcile(self.queue(), ended=ended)
