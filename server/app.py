@@ -124,6 +124,7 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(sweep, gateway.uploads)
+        await asyncio.to_thread(gateway.files.sweep)
         watch = asyncio.create_task(gateway.link.watch(gateway.metrics), name="watch-queue")
         opening = asyncio.create_task(_open(gateway, settings, on_fatal), name="open-serving")
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -109,20 +110,14 @@ async def _sent(request: Request, gateway: Gateway) -> AsyncIterator[tuple[Path,
     examples = body.get("examples")
     if not isinstance(examples, list):
         raise InputError("give 'examples' (a list), or send a file as multipart/form-data", param="examples")
-    path = await FILES.run(_write_lines, gateway.uploads, examples)
-    try:
-        yield path, "examples.jsonl"
-    finally:
-        await FILES.run(path.unlink, missing_ok=True)
+    folder = gateway.uploads
+    await FILES.run(folder.mkdir, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="examples-") as scratch:
+        path = Path(scratch) / "examples.jsonl"
+        await FILES.run(_write_lines, path, examples)
+        yield path, path.name
 
 
-def _write_lines(folder: Path, examples: list[Any]) -> Path:
-    import tempfile
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=folder, prefix="examples-", suffix=".jsonl", delete=False
-    ) as stream:
-        for item in examples:
-            stream.write(json.dumps(item) + "\n")
-    return Path(stream.name)
+def _write_lines(path: Path, examples: list[Any]) -> None:
+    with path.open("w") as stream:
+        stream.writelines(f"{json.dumps(item)}\n" for item in examples)

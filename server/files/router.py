@@ -63,13 +63,8 @@ async def list_files(
     purpose: Annotated[str | None, Query(max_length=40)] = None,
 ) -> dict[str, Any]:
     """Return a page of files behind ``after``."""
-    records = await FILES.run(gateway.files.list)
+    records = await FILES.run(gateway.files.list, after, newest_first=order == "desc")
     records = [record for record in records if purpose in (None, record.purpose)]
-    if order == "asc":
-        records.reverse()
-    ids = [record.id for record in records]
-    if after in ids:
-        records = records[ids.index(after) + 1 :]
     page = [file_body(record) for record in records[:limit]]
     return list_body(page, has_more=len(records) > limit)
 
