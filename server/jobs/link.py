@@ -32,7 +32,7 @@ class RedisPlace:
         """Return a client; raise QueueUnavailable with what to do."""
         if self._url:
             return connect(self._url)
-        if self._server is None or not self._server.is_running():
+        if self._server is None or self._server.ended():
             self._server = RedisServer.start(self._home)
         return connect(self._server.url)
 
