@@ -218,7 +218,7 @@ def test_a_probe_that_the_engine_could_not_finish_refuses_nothing(
 
 def test_a_version_whose_output_is_not_finite_is_refused(running: RunningGateway, publisher: Publisher):
     state = publisher.state(13)
-    huge = {
+    huge: dict[str, Any] = {
         side: {name: torch.full_like(tensor, 1e30) for name, tensor in getattr(state, side).items()}
         for side in ("up", "down")
     }
