@@ -117,6 +117,10 @@ class RedisServer:
         """Tell whether the server answers."""
         return _answers(self._socket)
 
+    def ended(self) -> bool:
+        """Tell whether a new start is called for; a server of our own that is merely slow has not ended."""
+        return not (self.is_running() if self._child is None else self._child.is_alive())
+
     def stop(self, timeout_seconds: float = 10) -> None:
         """Shut down cleanly and wait for the end; nothing happens if another process owns it."""
         if self._child is not None:
@@ -252,10 +256,14 @@ class _Child:
     def pid(self) -> int:
         return self._process.pid if self._process is not None else 0
 
+    def is_alive(self) -> bool:
+        """Tell whether the process runs: the thread waits for its end."""
+        return self._thread.is_alive()
+
     def wait_for_answer(self, places: _Places, deadline: float) -> None:
         """Return once it answers; raise QueueUnavailable if it ends or stays silent."""
         while not _answers(places.socket):
-            if not self._thread.is_alive():
+            if not self.is_alive():
                 code = self._process.returncode if self._process is not None else None
                 raise QueueUnavailable(
                     f"redis-server ended at once (exit {code}): {_last_line(self._log)}; see {self._log}"
@@ -268,7 +276,7 @@ class _Child:
     def stop(self, timeout_seconds: float) -> None:
         """Ask it to end, then make it."""
         process = self._process
-        if process is None or not self._thread.is_alive():
+        if process is None or not self.is_alive():
             return
         process.send_signal(signal.SIGTERM)
         self._thread.join(timeout_seconds)

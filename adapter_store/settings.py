@@ -52,6 +52,7 @@ GATEWAY_NAMES = (
     "probe_tolerance",
     "max_request_bytes",
     "max_upload_bytes",
+    "max_held_bytes",
     "body_timeout_seconds",
     "image_url_hosts",
     "max_images",
@@ -144,6 +145,16 @@ class SharedSettings(BaseSettings):
     def _name(cls, value: str) -> str:
         try:
             return check_lineage(value)
+        except InputError as error:
+            raise ValueError(error.message) from None
+
+    @field_validator("redis_url")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        from adapter_store.jobs.connection import check_url
+
+        try:
+            return check_url(value) if value else value
         except InputError as error:
             raise ValueError(error.message) from None
 
@@ -246,5 +257,6 @@ def _did_you_mean(word: str, known: Sequence[str]) -> str:
 def _fault_of(item: Any) -> str:
     name = str(item["loc"][0]) if item["loc"] else "settings"
     given = item.get("input")
-    shown = "" if "key" in name or given is None else f", not {str(given)[:80]!r}"
+    is_secret = "key" in name or name.endswith("_url")  # a URL may carry a password
+    shown = "" if is_secret or given is None else f", not {str(given)[:80]!r}"
     return f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}): {item['msg']}{shown}"

@@ -52,7 +52,9 @@ def teach(folder: Path, task: str, question: str) -> dict:
                 phase = job["phase"]
                 print(phase or job["status"], flush=True)
     gate = job.get("gate") or {}
-    print(f"{job['status']}: version {job['result_version']}, promoted: {bool(gate.get('passed'))}")
+    print(
+        f"{job['status']}: version {job['result_version']}, promoted: {gate.get('promotion') == 'promoted'}"
+    )
     return job
 
 

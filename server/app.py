@@ -89,6 +89,7 @@ def create_app(settings: GatewaySettings, *, on_fatal: OnFatal | None = None) ->
         BodyGuard,
         max_request_bytes=settings.max_request_bytes,
         max_upload_bytes=settings.max_upload_bytes,
+        max_held_bytes=settings.max_held_bytes,
         pause_seconds=settings.body_timeout_seconds,
     )
     app.add_middleware(RequestFrame, metrics=metrics)
@@ -125,6 +126,7 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(sweep, gateway.uploads)
+        await asyncio.to_thread(gateway.files.sweep)
         watch = asyncio.create_task(gateway.link.watch(gateway.metrics), name="watch-queue")
         opening = asyncio.create_task(_open(gateway, settings, on_fatal), name="open-serving")
         try:

@@ -101,6 +101,15 @@ class BodyTooSlow(HTTPException):
         super().__init__(408, "the body arrives too slowly; send it again without pauses")
 
 
+class TooManyBodies(HTTPException):
+    """Refuse a body for which there is no room beside those of other requests (429)."""
+
+    code = "too_many_bodies"
+
+    def __init__(self) -> None:
+        super().__init__(429, "other requests fill the memory kept for bodies; try again in a moment")
+
+
 def error_body(
     message: str, *, status: int, code: str | None = None, param: str | None = None
 ) -> dict[str, Any]:
@@ -209,4 +218,5 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     elif status == 405:
         message = f"{request.method} is not possible here; the list of endpoints is at /docs"
     headers = {**error_headers(status), **(error.headers or {})}
-    return JSONResponse(error_body(message, status=status), status, headers)
+    body = error_body(message, status=status, code=getattr(error, "code", None))
+    return JSONResponse(body, status, headers)

@@ -13,7 +13,14 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import BodyTooLarge, BodyTooSlow, error_body, response_for
+from server.errors import (
+    BodyTooLarge,
+    BodyTooSlow,
+    TooManyBodies,
+    error_body,
+    error_headers,
+    response_for,
+)
 from server.logs import log
 from server.metrics import Metrics
 
@@ -88,15 +95,27 @@ def route_template(scope: Scope) -> str:
 
 
 class BodyGuard:
-    """Bound a body's size and slowness while it streams in, whatever Content-Length says."""
+    """Bound a body's size and slowness while it streams in, whatever Content-Length says.
+
+    Bodies that are read into memory stay there until their requests are answered, so all together are bounded
+    too; uploads go to disk as they come and do not count.
+    """
 
     def __init__(
-        self, app: ASGIApp, *, max_request_bytes: int, max_upload_bytes: int, pause_seconds: float
+        self,
+        app: ASGIApp,
+        *,
+        max_request_bytes: int,
+        max_upload_bytes: int,
+        max_held_bytes: int,
+        pause_seconds: float,
     ) -> None:
         self._app = app
         self._max_request_bytes = max_request_bytes
         self._max_upload_bytes = max_upload_bytes
+        self._max_held_bytes = max(max_held_bytes, max_request_bytes)
         self._pause_seconds = pause_seconds
+        self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with a guarded ``receive``."""
@@ -106,10 +125,11 @@ class BodyGuard:
         headers = {
             name: value for name, value in scope["headers"] if name in (b"content-length", b"content-type")
         }
-        limit = self._limit(scope["path"], headers.get(b"content-type", b""))
+        is_upload = _is_upload(scope["path"], headers.get(b"content-type", b""))
+        body = _Body(self._max_upload_bytes if is_upload else self._max_request_bytes, self._pause_seconds)
         length = headers.get(b"content-length", b"")
-        if length.isdigit() and int(length) > limit:
-            await self._refuse(BodyTooLarge(limit), scope, receive, send)
+        if length.isdigit() and int(length) > body.limit:
+            await self._refuse(BodyTooLarge(body.limit), scope, receive, send)
             return
         started = False
 
@@ -118,42 +138,65 @@ class BodyGuard:
             started = started or message["type"] == "http.response.start"
             await send(message)
 
-        try:
-            await self._app(scope, self._guarded(receive, limit), send_noted)
-        except (BodyTooLarge, BodyTooSlow) as error:
-            if not started:
-                await self._refuse(error, scope, receive, send)
-
-    def _limit(self, path: str, content_type: bytes) -> int:
-        is_form = content_type.strip().lower().startswith(b"multipart/form-data")
-        is_upload = is_form and path.startswith(_UPLOAD_PREFIXES)
-        return self._max_upload_bytes if is_upload else self._max_request_bytes
-
-    def _guarded(self, receive: Receive, limit: int) -> Receive:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        received = 0
-        complete = False
-
         async def guarded() -> Message:
-            nonlocal received, complete
-            if complete:
-                return await receive()  # now waits for the client to leave, which may take any time
-            patience = began + 2 * self._pause_seconds + received / _MIN_BYTES_PER_SECOND - loop.time()
-            try:
-                async with asyncio.timeout(min(self._pause_seconds, max(patience, 0.0))):
-                    message = await receive()
-            except TimeoutError:
-                raise BodyTooSlow from None
-            received += len(message.get("body", b""))
-            if received > limit:
-                raise BodyTooLarge(limit)
-            complete = message["type"] != "http.request" or not message.get("more_body", False)
+            message = await body.next(receive)
+            if not is_upload:
+                self._hold(body, len(message.get("body", b"")))
             return message
 
-        return guarded
+        try:
+            await self._app(scope, guarded, send_noted)
+        except (BodyTooLarge, BodyTooSlow, TooManyBodies) as error:
+            if not started:
+                await self._refuse(error, scope, receive, send)
+        finally:
+            self._held_bytes -= body.held
+
+    def _hold(self, body: _Body, more: int) -> None:
+        """Count what a request keeps in memory; raise TooManyBodies if there is no room for it."""
+        if self._held_bytes + more > self._max_held_bytes:
+            raise TooManyBodies
+        self._held_bytes += more
+        body.held += more
 
     @staticmethod
     async def _refuse(error: HTTPException, scope: Scope, receive: Receive, send: Send) -> None:
-        body = error_body(str(error.detail), status=error.status_code)
-        await JSONResponse(body, error.status_code, {"connection": "close"})(scope, receive, send)
+        status = error.status_code
+        body = error_body(str(error.detail), status=status, code=getattr(error, "code", None))
+        headers = {**error_headers(status), "connection": "close"}
+        await JSONResponse(body, status, headers)(scope, receive, send)
+
+
+class _Body:
+    """Follow one request's body as it comes in."""
+
+    def __init__(self, limit: int, pause_seconds: float) -> None:
+        self.limit = limit
+        self.held = 0
+        self._pause_seconds = pause_seconds
+        self._received = 0
+        self._waited_seconds = 0.0  # for the client: what the server does in between is not its slowness
+        self._complete = False
+
+    async def next(self, receive: Receive) -> Message:
+        """Return the next message; raise BodyTooSlow or BodyTooLarge."""
+        if self._complete:
+            return await receive()  # now waits for the client to leave, which may take any time
+        patience = 2 * self._pause_seconds + self._received / _MIN_BYTES_PER_SECOND - self._waited_seconds
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(min(self._pause_seconds, max(patience, 0.0))):
+                message = await receive()
+        except TimeoutError:
+            raise BodyTooSlow from None
+        self._waited_seconds += time.monotonic() - began
+        self._received += len(message.get("body", b""))
+        if self._received > self.limit:
+            raise BodyTooLarge(self.limit)
+        self._complete = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+
+def _is_upload(path: str, content_type: bytes) -> bool:
+    is_form = content_type.strip().lower().startswith(b"multipart/form-data")
+    return is_form and path.startswith(_UPLOAD_PREFIXES)

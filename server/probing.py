@@ -54,7 +54,8 @@ class Prober:
         """Raise ProbeFailed unless token ids are equal and log probabilities within the tolerance.
 
         Raises:
-            UnavailableError: the engine is too busy or stopping, which says nothing about the version.
+            UnavailableError: the engine is too busy, out of memory or stopping, which says nothing about the
+                version.
         """
         probe = resident.manifest.probe
         if probe is None:
@@ -90,6 +91,8 @@ class Prober:
         async for chunk in self._engine.generate(request):
             if chunk.finish_reason == "abort" or (chunk.finish_reason and self._engine.stats().error):
                 raise UnavailableError("the engine stopped while it was asked the probe")
+            if chunk.finish_reason == "error" and not chunk.not_finite:
+                raise UnavailableError(f"the engine could not finish the probe now: {chunk.error}")
             if chunk.finish_reason == "error":
                 raise ProbeFailed(f"the engine gave up on the probe: {chunk.error}")
             picked.extend(chunk.logprobs or ())

@@ -43,6 +43,9 @@ class GatewaySettings(SharedSettings):
     )
     max_request_bytes: int = Field(default=32 * MIB, ge=1024, description="largest JSON body")
     max_upload_bytes: int = Field(default=2048 * MIB, ge=1024, description="largest uploaded file")
+    max_held_bytes: int = Field(
+        default=512 * MIB, ge=1024, description="JSON bodies in memory at once; more get 429"
+    )
     body_timeout_seconds: float = Field(
         default=30.0, gt=0, le=3600, description="longest pause within a body"
     )

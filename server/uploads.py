@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from adapter_store.errors import ImageError, InputError
 from adapter_store.images import MAX_BYTES
+from server.pools import Run
 
 _MAX_FIELDS = 64
 _MAX_FILES = 8
@@ -68,14 +68,19 @@ def is_multipart(request: Request) -> bool:
 
 
 @asynccontextmanager
-async def received_form(request: Request, folder: Path) -> AsyncIterator[Form]:
+async def received_form(request: Request, folder: Path, run: Run) -> AsyncIterator[Form]:
     """Receive a multipart body into files under ``folder``; they are removed when the context ends.
+
+    Args:
+        request: Whose body is received.
+        folder: Where the files go.
+        run: Runs what writes to disk in a thread, as ``asyncio.to_thread`` does.
 
     Raises:
         InputError: not multipart, broken, too many parts or too large a field.
     """
     boundary = _boundary(request.headers.get("content-type", ""))
-    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+    await run(folder.mkdir, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="upload-") as scratch:
         reader = _FormReader(boundary, Path(scratch))
         try:
@@ -83,9 +88,9 @@ async def received_form(request: Request, folder: Path) -> AsyncIterator[Form]:
             async for chunk in request.stream():
                 buffer += chunk
                 if len(buffer) >= _FLUSH_BYTES:
-                    await asyncio.to_thread(reader.write, bytes(buffer))
+                    await run(reader.write, bytes(buffer))
                     buffer.clear()
-            await asyncio.to_thread(reader.write, bytes(buffer))
+            await run(reader.write, bytes(buffer))
             form = reader.finish()
         except FormParserError:
             raise InputError("the multipart body is broken; send it with a form library or curl -F") from None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import redis
 from redis.backoff import ExponentialBackoff
+from redis.connection import parse_url
 from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 
@@ -26,35 +27,54 @@ def connect(url: str, *, check: bool = True) -> redis.Redis:
         check: Reach the server now and check its version. Without it the first use does.
 
     Raises:
-        InputError: The URL has another form.
+        InputError: The URL cannot be read.
         QueueUnavailable: No Redis answers there, or it is older than 6.2.
     """
-    if urlsplit(url).scheme not in _SCHEMES:
-        raise InputError(
-            "the Redis URL has to start with unix://, redis:// or rediss://, as in redis://localhost:6379/0",
-            param="redis_url",
-        )
-    try:
-        client = redis.Redis.from_url(
-            url,
-            decode_responses=True,
-            encoding_errors="replace",
-            socket_connect_timeout=2.0,
-            socket_timeout=_TIMEOUT_SECONDS,
-            health_check_interval=15,
-            retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 3),
-        )
-    except ValueError as error:
-        raise InputError(f"the Redis URL cannot be read: {error}", param="redis_url") from None
+    client = redis.Redis.from_url(
+        check_url(url),
+        decode_responses=True,
+        encoding_errors="replace",
+        socket_connect_timeout=2.0,
+        socket_timeout=_TIMEOUT_SECONDS,
+        health_check_interval=15,
+        retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 3),
+    )
     if check:
         _check_version(client, address(url))
     return client
 
 
+def check_url(url: str) -> str:
+    """Return ``url`` if it can be read as the address of a Redis.
+
+    Raises:
+        InputError: It cannot; the message repeats nothing of it, because any part may be of the password.
+    """
+    if url.partition("://")[0] not in _SCHEMES:
+        text = "has to start with unix://, redis:// or rediss://, as in redis://localhost:6379/0"
+        raise InputError(f"the Redis URL {text}", param="redis_url")
+    try:
+        parse_url(url)
+        readable = not _has_stray_password(urlsplit(url))
+    except ValueError:  # its text repeats the part that could not be read
+        readable = False
+    if not readable:
+        text = "percent-encode / ? # @ in its password, and check its port and options"
+        raise InputError(f"the Redis URL cannot be read: {text}", param="redis_url")
+    return url
+
+
 def address(url: str) -> str:
-    """Return a Redis URL without its password, for messages."""
+    """Return a Redis URL that ``check_url`` let pass without its password and options, for messages."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _has_stray_password(parts: SplitResult) -> bool:
+    """Tell whether a / ? or # within the password ended the host early: the @ is in what follows."""
+    if parts.scheme == "unix":  # a socket's path may have any character, but no host stands before it
+        return "@" in parts.query + parts.fragment or ("@" not in parts.netloc and bool(parts.netloc))
+    return "@" in parts.path + parts.query + parts.fragment
 
 
 @contextmanager

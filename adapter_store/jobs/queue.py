@@ -28,7 +28,8 @@ from adapter_store.jobs.record import Job, JobEvent, JobStatus, check_job_id
 from adapter_store.names import check_lineage
 
 _EVENT_ID = re.compile(r"[0-9]{1,16}(-[0-9]{1,16})?")
-_LARGEST_PAGE = 1000
+_LARGEST_PAGE = 1001
+"""A page of the API and one more, which tells whether there are more."""
 _POLL_SECONDS = 0.5
 
 Jobs = list[Job]
@@ -150,6 +151,12 @@ class JobQueue:
     def oldest_seconds(self) -> float:
         """Return how long the longest waiting job has waited; 0.0 if none waits."""
         return self._waiting()[1]
+
+    def server_run(self) -> str:
+        """Return which run of Redis answers: another one may have lost what was queued."""
+        with guarded("ask Redis for its run"):
+            info: Any = self._client.info("server")
+        return str(info.get("run_id", ""))
 
     def claim(self, worker: str, block_seconds: float = 0) -> Claim | None:
         """Take the next job, waiting up to ``block_seconds`` for one; None if there is none to have.

@@ -14,9 +14,11 @@ from adapter_store.names import check_task_name
 from server.cli.arguments import add_verb, client_of
 from server.cli.client import Client
 from server.cli.output import clean, duration, moment, print_json, stderr, stdout, table
-from server.cli.watch import show_job
+from server.cli.watch import new_events, show_job
+from server.jobs.hyperparameters import from_text
 
 _UPLOAD_TIMEOUT_SECONDS = 600.0
+_SHOWN_EVENTS = 20
 
 
 def add_verbs(verbs: Any) -> None:
@@ -33,7 +35,7 @@ def add_verbs(verbs: Any) -> None:
     )
     submit.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a hyperparameter")
     jobs = add_verb(verbs, "jobs", "list training jobs, or show, cancel or follow one", _jobs, client=True)
-    jobs.add_argument("id", nargs="?", metavar="JOB", help="show this job with its events")
+    jobs.add_argument("id", nargs="?", metavar="JOB", help="show this job with its last events")
     jobs.add_argument("--cancel", action="store_true", help="cancel it")
     jobs.add_argument("--wait", action="store_true", help="follow it to its end")
     jobs.add_argument("--limit", type=int, default=20, metavar="N", help="how many to list")
@@ -42,7 +44,9 @@ def add_verbs(verbs: Any) -> None:
 def submit_file(
     client: Client, file: Path, task: str | None, hyperparameters: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Upload a data set and return the accepted job; safe to repeat for the same call.
+    """Upload a data set and return the accepted job; every call asks for a job of its own.
+
+    Its Idempotency-Key makes one job of the call, however often something on the way repeats the request.
 
     Args:
         client: Connection to the gateway.
@@ -64,7 +68,7 @@ def submit_file(
                 f"/v1/tasks/{check_task_name(task)}/batches",
                 files={"file": (file.name, stream)},
                 data={name: str(value) for name, value in (hyperparameters or {}).items()},
-                headers={"Idempotency-Key": uuid.uuid4().hex},
+                headers=_once(),
                 timeout=_UPLOAD_TIMEOUT_SECONDS,
             )
     except OSError as error:
@@ -86,7 +90,11 @@ def _submit_undecided(
     }
     if hyperparameters:
         body["method"] = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
-    return client.post("/v1/fine_tuning/jobs", json=body, timeout=_UPLOAD_TIMEOUT_SECONDS)
+    return client.post("/v1/fine_tuning/jobs", json=body, headers=_once(), timeout=_UPLOAD_TIMEOUT_SECONDS)
+
+
+def _once() -> dict[str, str]:
+    return {"Idempotency-Key": uuid.uuid4().hex}
 
 
 def _pack(folder: Path, scratch: Path) -> Path:
@@ -106,19 +114,8 @@ def _hyperparameters(pairs: list[str]) -> dict[str, Any]:
         name, separator, text = pair.partition("=")
         if not separator or not name:
             raise InputError(f"--set {pair!r} is not NAME=VALUE", param="set")
-        values[name] = _value(text)
+        values[name] = from_text(text)
     return values
-
-
-def _value(text: str) -> Any:
-    if text in {"true", "false"}:
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def _submit(args: argparse.Namespace) -> int:
@@ -149,17 +146,16 @@ def _show_end(job: dict[str, Any]) -> None:
         raise StrataError(f"job {job['id']} {job['status']}: {_why(job)}")
     gate = job.get("gate") or {}
     version = job.get("result_version") or job.get("fine_tuned_model")
-    if gate.get("promotion") == "conflict":
-        stdout.print(
-            f"[yellow]taught, not served[/]: {clean(str(version))} passed the gate, but stable had moved"
-        )
-        stdout.print(f"to serve it all the same: strata promote {clean(str(version))}")
-        return
-    if gate.get("passed", True):
+    if gate.get("promotion") == "promoted":
         stdout.print(f"[green]taught[/]: {clean(str(version))} is served now")
         return
-    reasons = "; ".join(map(str, gate.get("reasons", [])))
-    stdout.print(f"[yellow]kept as a candidate[/]: {clean(str(version))}, because {clean(reasons)}")
+    if gate.get("passed"):
+        stdout.print(
+            f"[yellow]taught, not served[/]: {clean(str(version))} passed the gate, but stable was moved"
+        )
+    else:
+        reasons = "; ".join(map(str, gate.get("reasons", []))) or "no reason was recorded"
+        stdout.print(f"[yellow]kept as a candidate[/]: {clean(str(version))}, because {clean(reasons)}")
     stdout.print(f"to serve it all the same: strata promote {clean(str(version))}")
 
 
@@ -180,8 +176,8 @@ def _jobs(args: argparse.Namespace) -> int:
         if args.json:
             print_json(job)
         else:
-            _show_job(job, client.get(f"/v1/fine_tuning/jobs/{args.id}/events", limit=20)["data"])
-    return 0
+            _show_job(job, new_events(client, args.id, None)[-_SHOWN_EVENTS:])
+    return _status(job) if args.wait and not args.cancel else 0
 
 
 def _list(args: argparse.Namespace, client: Client) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -16,6 +16,7 @@ from adapter_store.datasets import DatasetRef
 from adapter_store.errors import InputError
 from server.gateway import Gateway, GatewayDep
 from server.openapi import body_example, example, form_example, merged
+from server.pools import DATASETS, FILES
 from server.tasks.service import read_json
 from server.uploads import is_multipart, received_form
 
@@ -50,7 +51,7 @@ _BODIES = merged(
 async def validate(request: Request, gateway: GatewayDep) -> dict[str, Any]:
     """Return the full report; 200 whether or not there are faults."""
     async with _sent(request, gateway) as (path, _):
-        report = await asyncio.to_thread(gateway.datasets.validate, path)
+        report = await DATASETS.run(gateway.datasets.validate, path)
     return report.to_dict()
 
 
@@ -64,7 +65,7 @@ async def validate(request: Request, gateway: GatewayDep) -> dict[str, Any]:
 async def create(request: Request, gateway: GatewayDep) -> dict[str, Any]:
     """Validate and store; faults are a 400 whose ``error.report`` lists all."""
     async with _sent(request, gateway) as (path, filename):
-        ref = await asyncio.to_thread(gateway.datasets.put, path, filename=filename)
+        ref = await DATASETS.run(gateway.datasets.put, path, filename=filename)
     return _body(ref)
 
 
@@ -77,7 +78,7 @@ async def list_all(gateway: GatewayDep) -> dict[str, Any]:
     def read() -> list[dict[str, Any]]:
         return [_body(gateway.datasets.ref(name)) for name in gateway.datasets.ids()]
 
-    return {"object": "list", "data": await asyncio.to_thread(read), "has_more": False}
+    return {"object": "list", "data": await FILES.run(read), "has_more": False}
 
 
 @router.get(
@@ -90,7 +91,7 @@ async def show(dataset_id: str, gateway: GatewayDep) -> dict[str, Any]:
         dataset = gateway.datasets.open(dataset_id)
         return {**_body(dataset.ref), "report": dataset.report()}
 
-    return await asyncio.to_thread(read)
+    return await FILES.run(read)
 
 
 def _body(ref: DatasetRef) -> dict[str, Any]:
@@ -101,28 +102,22 @@ def _body(ref: DatasetRef) -> dict[str, Any]:
 async def _sent(request: Request, gateway: Gateway) -> AsyncIterator[tuple[Path, str]]:
     """Yield the sent data as a file: the form's ``file``, or the JSON body's ``examples`` as lines."""
     if is_multipart(request):
-        async with received_form(request, gateway.uploads) as form:
+        async with received_form(request, gateway.uploads, FILES.run) as form:
             sent = form.file("file")
             yield sent.path, sent.filename
         return
-    body = await read_json(request)
+    body = await read_json(request, FILES.run)
     examples = body.get("examples")
     if not isinstance(examples, list):
         raise InputError("give 'examples' (a list), or send a file as multipart/form-data", param="examples")
-    path = await asyncio.to_thread(_write_lines, gateway.uploads, examples)
-    try:
-        yield path, "examples.jsonl"
-    finally:
-        await asyncio.to_thread(path.unlink, missing_ok=True)
+    folder = gateway.uploads
+    await FILES.run(folder.mkdir, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="examples-") as scratch:
+        path = Path(scratch) / "examples.jsonl"
+        await FILES.run(_write_lines, path, examples)
+        yield path, path.name
 
 
-def _write_lines(folder: Path, examples: list[Any]) -> Path:
-    import tempfile
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=folder, prefix="examples-", suffix=".jsonl", delete=False
-    ) as stream:
-        for item in examples:
-            stream.write(json.dumps(item) + "\n")
-    return Path(stream.name)
+def _write_lines(path: Path, examples: list[Any]) -> None:
+    with path.open("w") as stream:
+        stream.writelines(f"{json.dumps(item)}\n" for item in examples)

@@ -85,6 +85,7 @@ class Chunk:
     ``text`` may be empty while characters or a possible stop string are incomplete. ``token_ids`` and
     ``logprobs`` hold the new tokens, the end token excluded. ``completion_tokens`` counts all tokens produced
     so far, the end token included. ``cached_tokens`` is how many prompt tokens came from the prefix cache.
+    ``not_finite`` says of an error that the model's output was no number: the request would fail again.
     """
 
     text: str
@@ -95,6 +96,7 @@ class Chunk:
     completion_tokens: int = 0
     cached_tokens: int = 0
     error: str | None = None
+    not_finite: bool = False
 
 
 @dataclass(frozen=True, slots=True)

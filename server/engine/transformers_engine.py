@@ -361,12 +361,13 @@ class TransformersEngine:
 
     def _fail(self, sequences: Rows[Sequence], error: Exception) -> None:
         """End sequences with an error that says what kind it was and nothing of the machine."""
-        reason = str(error) if type(error) is ArithmeticError else f"a step failed: {type(error).__name__}"
+        not_finite = type(error) is ArithmeticError
+        failed = f"a step failed: {type(error).__name__}; the request can be repeated"
+        message = str(error) if not_finite else failed
         for sequence in sequences:
             self._counts["failed"] += 1
             self._scheduler.remove(sequence, poisoned=True)
-            message = f"{reason}; the request can be repeated"
-            self._close(sequence, Chunk("", finish_reason="error", error=message))
+            self._close(sequence, Chunk("", finish_reason="error", error=message, not_finite=not_finite))
 
     def _close(self, sequence: Sequence, chunk: Chunk) -> None:
         if sequence.done:

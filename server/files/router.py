@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from server.files.store import StoredFile, check_purpose
 from server.gateway import GatewayDep
 from server.jobs.protocol import list_body
 from server.openapi import example, form_example
+from server.pools import FILES
 from server.uploads import received_form
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
@@ -45,12 +45,12 @@ def file_body(record: StoredFile) -> dict[str, Any]:
 )
 async def upload(request: Request, gateway: GatewayDep) -> dict[str, Any]:
     """Keep the file; it is validated when a job or ``/v1/datasets`` uses it."""
-    async with received_form(request, gateway.uploads) as form:
+    async with received_form(request, gateway.uploads, FILES.run) as form:
         purpose = check_purpose(form.fields.get("purpose", ""))
         sent = form.file("file")
         if sent.bytes == 0:
             raise InputError("the file is empty (0 bytes)", param="file")
-        record = await asyncio.to_thread(gateway.files.put, sent.path, sent.filename, purpose)
+        record = await FILES.run(gateway.files.put, sent.path, sent.filename, purpose)
     return file_body(record)
 
 
@@ -63,13 +63,8 @@ async def list_files(
     purpose: Annotated[str | None, Query(max_length=40)] = None,
 ) -> dict[str, Any]:
     """Return a page of files behind ``after``."""
-    records = await asyncio.to_thread(gateway.files.list)
+    records = await FILES.run(gateway.files.list, after, newest_first=order == "desc")
     records = [record for record in records if purpose in (None, record.purpose)]
-    if order == "asc":
-        records.reverse()
-    ids = [record.id for record in records]
-    if after in ids:
-        records = records[ids.index(after) + 1 :]
     page = [file_body(record) for record in records[:limit]]
     return list_body(page, has_more=len(records) > limit)
 
@@ -77,7 +72,7 @@ async def list_files(
 @router.get("/{file_id}", summary="Show a file's record", responses=example(FILE_EXAMPLE))
 async def show(file_id: str, gateway: GatewayDep) -> dict[str, Any]:
     """Return one file's record."""
-    return file_body(await asyncio.to_thread(gateway.files.get, file_id))
+    return file_body(await FILES.run(gateway.files.get, file_id))
 
 
 @router.get(
@@ -87,7 +82,7 @@ async def show(file_id: str, gateway: GatewayDep) -> dict[str, Any]:
 )
 async def content(file_id: str, gateway: GatewayDep) -> StreamingResponse:
     """Send the whole file; ranges are not served."""
-    path = await asyncio.to_thread(gateway.files.content, file_id)
+    path = await FILES.run(gateway.files.content, file_id)
     size = path.stat().st_size
     headers = {
         "content-length": str(size),
@@ -104,7 +99,7 @@ async def content(file_id: str, gateway: GatewayDep) -> StreamingResponse:
 )
 async def delete(file_id: str, gateway: GatewayDep) -> dict[str, Any]:
     """Delete one file."""
-    await asyncio.to_thread(gateway.files.delete, file_id)
+    await FILES.run(gateway.files.delete, file_id)
     return {"id": file_id, "object": "file", "deleted": True}
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 import uuid
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -39,12 +40,16 @@ class FileStore:
         record = StoredFile(f"file-{number}", filename, purpose, path.stat().st_size, int(time.time()))
         folder = self._root / record.id
         folder.mkdir(parents=True)
-        shutil.move(path, folder / "content")
-        _sync(folder / "content")
-        scratch = folder / "record.tmp"
-        scratch.write_text(json.dumps(asdict(record)))
-        _sync(scratch)
-        os.replace(scratch, folder / "record.json")
+        try:
+            shutil.move(path, folder / "content")
+            _sync(folder / "content")
+            scratch = folder / "record.tmp"
+            scratch.write_text(json.dumps(asdict(record)))
+            _sync(scratch)
+            os.replace(scratch, folder / "record.json")
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         _sync(folder)
         _sync(self._root)
         return record
@@ -62,13 +67,17 @@ class FileStore:
         """Return the path of a file's content; raise NotFoundError."""
         return self._root / self.get(file_id).id / "content"
 
-    def list(self) -> list[StoredFile]:
-        """Return every file, newest first."""
-        if not self._root.is_dir():
-            return []
-        ids = sorted(
-            (entry.name for entry in os.scandir(self._root) if _ID.fullmatch(entry.name)), reverse=True
-        )
+    def list(self, after: str | None = None, *, newest_first: bool = True) -> list[StoredFile]:
+        """Return the files behind ``after``, which may be deleted meanwhile; ids sort by time.
+
+        Raises:
+            NotFoundError: ``after`` is no id of a file.
+        """
+        if after is not None and not _ID.fullmatch(after):
+            raise _no_file(after)
+        ids = sorted(self._ids(), reverse=newest_first)
+        if after is not None:
+            ids = [name for name in ids if (name < after if newest_first else name > after)]
         return [self.get(name) for name in ids if (self._root / name / "record.json").is_file()]
 
     def delete(self, file_id: str) -> None:
@@ -76,6 +85,18 @@ class FileStore:
         record = self.get(file_id)
         (self._root / record.id / "record.json").unlink(missing_ok=True)
         shutil.rmtree(self._root / record.id, ignore_errors=True)
+
+    def sweep(self, older_than_seconds: float = 24 * 3600) -> None:
+        """Remove what has no record: its upload or its removal was killed."""
+        for folder in [self._root / name for name in self._ids()]:
+            is_whole = (folder / "record.json").is_file()
+            if not is_whole and time.time() - folder.stat().st_mtime > older_than_seconds:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _ids(self) -> Iterable[str]:
+        if not self._root.is_dir():
+            return ()
+        return [entry.name for entry in os.scandir(self._root) if _ID.fullmatch(entry.name)]
 
 
 def check_purpose(purpose: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from adapter_store.errors import InputError
@@ -14,6 +13,7 @@ from server.gateway import Gateway
 from server.jobs.hyperparameters import checked_hyperparameters
 from server.jobs.protocol import SEED, SUFFIX, TRAINING_FILE
 from server.jobs.submission import checked_metadata
+from server.pools import FILES
 
 
 async def create_job(gateway: Gateway, wanted: CreateJob, idempotency_key: str | None) -> Job:
@@ -27,8 +27,8 @@ async def create_job(gateway: Gateway, wanted: CreateJob, idempotency_key: str |
     if task is not None:
         check_task_name(task)
     settings = checked_hyperparameters(_hyperparameters(wanted))
-    record = await asyncio.to_thread(gateway.files.get, wanted.training_file)
-    path = await asyncio.to_thread(gateway.files.content, record.id)
+    record = await FILES.run(gateway.files.get, wanted.training_file)
+    path = await FILES.run(gateway.files.content, record.id)
     own = {TRAINING_FILE: record.id}
     if wanted.suffix:
         own[SUFFIX] = wanted.suffix

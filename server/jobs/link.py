@@ -14,6 +14,7 @@ from adapter_store.jobs import JobJournal, JobQueue, connect
 from adapter_store.redis_server import RedisServer
 from server.logs import log
 from server.metrics import Metrics
+from server.pools import WATCH
 
 _LOOK_SECONDS = 2.0
 _RECONCILE_SECONDS = 15.0
@@ -31,7 +32,7 @@ class RedisPlace:
         """Return a client; raise QueueUnavailable with what to do."""
         if self._url:
             return connect(self._url)
-        if self._server is None or not self._server.is_running():
+        if self._server is None or self._server.ended():
             self._server = RedisServer.start(self._home)
         return connect(self._server.url)
 
@@ -62,18 +63,22 @@ class QueueLink:
         """Publish the queue's state and hand in again what Redis lost, until cancelled."""
         next_reconcile = 0.0
         was_up: bool | None = None
+        reconciled: str | None = None  # the run of Redis that was brought to agree
         while True:
             try:
-                depth, oldest = await asyncio.to_thread(self._look)
+                depth, oldest, run = await WATCH.run(self._look)
                 metrics.show_queue(depth, oldest)
-                if not was_up or time.monotonic() >= next_reconcile:
-                    await asyncio.to_thread(self._reconcile, ended=not was_up)
+                is_new = run != reconciled
+                if is_new or time.monotonic() >= next_reconcile:
+                    await WATCH.run(self._reconcile, ended=is_new)
                     next_reconcile = time.monotonic() + _RECONCILE_SECONDS
+                    reconciled = run
                 if was_up is False:
                     log("the queue is back")
                 was_up = True
             except Exception as error:  # noqa: BLE001  whatever it is, serving goes on and the next look tries again
                 self._forget()
+                reconciled = None
                 metrics.show_queue(None, None)
                 if was_up is not False:
                     log("the queue is not reachable", logging.WARNING, reason=str(error)[:300])
@@ -89,9 +94,9 @@ class QueueLink:
         with self._lock:
             self._queue = None
 
-    def _look(self) -> tuple[int, float]:
+    def _look(self) -> tuple[int, float, str]:
         queue = self.queue()
-        return queue.depth(), queue.oldest_seconds()
+        return queue.depth(), queue.oldest_seconds(), queue.server_run()
 
     def _reconcile(self, *, ended: bool) -> None:
         count = self.journal.reconcile(self.queue(), ended=ended)

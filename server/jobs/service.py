@@ -13,19 +13,21 @@ from adapter_store.jobs import Job, JobEvent, check_job_id
 from server.errors import describe
 from server.jobs.link import QueueLink
 from server.jobs.protocol import event_body
+from server.pools import QUEUE
 
 _EVENT_ID = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
 _POLL_SECONDS = 0.25
 _KEEP_ALIVE_SECONDS = 15.0
+_EVENTS_AT_ONCE = 100
 
 
 async def get_job(link: QueueLink, job_id: str) -> Job:
-    """Return a job; from the journal while Redis is away."""
+    """Return a job; from the journal while Redis is away, or does not know yet again what it lost."""
     _check(job_id)
     try:
-        return await asyncio.to_thread(lambda: link.queue().get(job_id))
-    except QueueUnavailable:
-        kept = await asyncio.to_thread(link.journal.get, job_id)
+        return await QUEUE.run(lambda: link.queue().get(job_id))
+    except (QueueUnavailable, NotFoundError):
+        kept = await QUEUE.run(link.journal.get, job_id)
         if kept is None:
             raise
         return kept
@@ -35,28 +37,23 @@ async def list_jobs(link: QueueLink, limit: int, after: str | None) -> tuple[lis
     """Return jobs, newest first, and whether there are more."""
     if after is not None:
         _check(after)
-    found = await asyncio.to_thread(lambda: link.queue().list(limit + 1, after))
+    found = await QUEUE.run(lambda: link.queue().list(limit + 1, after))
     return found[:limit], len(found) > limit
 
 
 async def cancel_job(link: QueueLink, job_id: str) -> Job:
     """Cancel a job; raise ConflictError if it has ended otherwise."""
     _check(job_id)
-    return await asyncio.to_thread(lambda: link.queue().cancel(job_id))
+    return await QUEUE.run(lambda: link.queue().cancel(job_id))
 
 
 async def list_events(
     link: QueueLink, job_id: str, limit: int, after: str | None
 ) -> tuple[list[JobEvent], bool]:
     """Return events behind ``after``, oldest first, and whether there are more."""
-    _check(job_id)
     start = checked_event_id(after)
-
-    def read() -> list[JobEvent]:
-        link.queue().get(job_id)
-        return link.queue().events(job_id, start, limit + 1)
-
-    found = await asyncio.to_thread(read)
+    await get_job(link, job_id)
+    found = await QUEUE.run(_read_events, link, job_id, start, limit + 1)
     return found[:limit], len(found) > limit
 
 
@@ -77,7 +74,7 @@ async def follow_events(link: QueueLink, job_id: str, after: str) -> AsyncIterat
     try:
         while True:
             job = await get_job(link, job_id)
-            events = await asyncio.to_thread(_read_events, link, job_id, after)
+            events = await QUEUE.run(_read_events, link, job_id, after, _EVENTS_AT_ONCE)
             for event in events:
                 after = event.id
                 yield sse(event_body(event), event=event.type, event_id=event.id)
@@ -94,8 +91,12 @@ async def follow_events(link: QueueLink, job_id: str, after: str) -> AsyncIterat
         yield sse(describe(error)[1], event="error")
 
 
-def _read_events(link: QueueLink, job_id: str, after: str) -> list[JobEvent]:
-    return link.queue().events(job_id, after, 100)
+def _read_events(link: QueueLink, job_id: str, after: str, limit: int) -> list[JobEvent]:
+    """Return events of a job that there is; Redis may have lost all of them."""
+    try:
+        return link.queue().events(job_id, after, limit)
+    except NotFoundError:
+        return []
 
 
 def sse(body: object, *, event: str | None = None, event_id: str | None = None) -> bytes:

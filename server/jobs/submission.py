@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from adapter_store.jobs.record import Setting
 from server.jobs.link import QueueLink
 from server.jobs.protocol import OWN_PREFIX
 from server.metrics import Metrics
+from server.pools import DATASETS, QUEUE
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _MAX_METADATA = 16
@@ -47,11 +47,9 @@ class Submissions:
             QueueUnavailable: Redis cannot be reached; nothing was accepted.
             ConflictError: the Idempotency-Key was used for another request.
         """
-        await asyncio.to_thread(
-            self._link.queue
-        )  # refuse before the long validation if nothing can be queued
+        await QUEUE.run(self._link.queue)  # refuse before the long validation if nothing can be queued
         try:
-            ref = await asyncio.to_thread(self._datasets.put, path, filename=filename)
+            ref = await DATASETS.run(self._datasets.put, path, filename=filename)
         except DatasetError:
             self._metrics.submissions.labels("invalid").inc()
             raise
@@ -82,7 +80,7 @@ class Submissions:
             idempotency_key=scoped_key(idempotency_key, task),
         )
         try:
-            accepted = await asyncio.to_thread(self._hand_in, job)
+            accepted = await QUEUE.run(self._hand_in, job)
         except StrataError as error:
             self._metrics.submissions.labels(error.code).inc()
             raise
@@ -100,6 +98,8 @@ class Submissions:
             journal.forget(job.id)
             raise
         if accepted.id != job.id:
+            # The request that this one repeats may have been refused after Redis had taken its job.
+            journal.record(accepted)
             journal.forget(job.id)
         return accepted
 

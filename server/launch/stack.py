@@ -133,15 +133,13 @@ class Stack:
         if self._redis is None or now < self._look_at_redis:
             return
         self._look_at_redis = now + _REDIS_LOOK_SECONDS
-        if self._redis.is_running():
+        if not self._redis.ended():
             return
-        self._on_event(Event("restarting", REDIS, "it does not answer; starting it again"))
+        self._on_event(Event("restarting", REDIS, "it has ended; starting it again"))
         try:
-            self._redis = RedisServer.start(self._options.home)
+            self._start_redis()
         except QueueUnavailable as error:
             self._on_event(Event("unready", REDIS, error.message))
-        else:
-            self._on_event(Event("started", REDIS, f"pid {self._redis.pid}"))
 
     def _stop_redis(self) -> None:
         if self._redis is not None and self._redis.owned:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from adapter_store.names import check_task_name
 from server.gateway import Gateway
 from server.jobs.hyperparameters import checked_hyperparameters, from_text
 from server.jobs.submission import checked_metadata
+from server.pools import DATASETS, FILES, QUEUE, Run
 from server.uploads import Form, is_multipart, received_form
 
 _KNOWN = frozenset({"examples", "dataset", "hyperparameters", "metadata"})
@@ -31,11 +31,11 @@ async def submit_batch(gateway: Gateway, task: str, request: Request, idempotenc
         DatasetError: the data has faults; all of them are in the report.
     """
     check_task_name(task)
-    await asyncio.to_thread(gateway.link.queue)  # while Redis is away nothing can be accepted
+    await QUEUE.run(gateway.link.queue)  # while Redis is away nothing can be accepted
     if is_multipart(request):
-        async with received_form(request, gateway.uploads) as form:
+        async with received_form(request, gateway.uploads, FILES.run) as form:
             return await _submit_form(gateway, task, form, idempotency_key)
-    body = await read_json(request)
+    body = await read_json(request, FILES.run)
     settings = checked_hyperparameters(_mapping(body, "hyperparameters"))
     metadata = checked_metadata(_mapping(body, "metadata"))
     unknown = sorted(set(body) - _KNOWN)
@@ -50,11 +50,11 @@ async def submit_batch(gateway: Gateway, task: str, request: Request, idempotenc
     )
 
 
-async def read_json(request: Request) -> dict[str, Any]:
-    """Return the body as a JSON object; raise InputError if it is none."""
+async def read_json(request: Request, run: Run) -> dict[str, Any]:
+    """Return the body as a JSON object, parsed in a thread of ``run``; raise InputError if it is none."""
     raw = await request.body()
     try:
-        body = await asyncio.to_thread(_parse, raw)
+        body = await run(_parse, raw)
     except UnicodeEncodeError:
         raise InputError(
             "the body has half of a surrogate pair (\\ud800 to \\udfff): that is no text"
@@ -83,18 +83,18 @@ async def _dataset_of(gateway: Gateway, body: Mapping[str, Any]) -> DatasetRef:
             "give either 'examples' (a list) or 'dataset' (the id of a stored one)", param="examples"
         )
     if dataset is not None:
-        return await asyncio.to_thread(gateway.datasets.ref, str(dataset)[:80])
+        return await FILES.run(gateway.datasets.ref, str(dataset)[:80])
     if not isinstance(examples, list):
         raise InputError("'examples' must be a list", param="examples")
-    return await asyncio.to_thread(gateway.datasets.put_examples, examples)
+    return await DATASETS.run(gateway.datasets.put_examples, examples)
 
 
 async def _submit_form(gateway: Gateway, task: str, form: Form, idempotency_key: str | None) -> Job:
     settings = checked_hyperparameters(_form_settings(form))
     if "question" in form.fields or "answer" in form.fields:
-        ref = await asyncio.to_thread(_put_single, gateway, form)
+        ref = await DATASETS.run(_put_single, gateway, form)
     elif "dataset" in form.fields:
-        ref = await asyncio.to_thread(gateway.datasets.ref, form.fields["dataset"])
+        ref = await FILES.run(gateway.datasets.ref, form.fields["dataset"])
     else:
         sent = form.file("file", "dataset_file")
         return await gateway.submissions.submit_file(

@@ -32,7 +32,7 @@ class Asked:
 async def read_question(gateway: Gateway, request: Request) -> Asked:
     """Read the request; raise InputError if the question or picture cannot be used."""
     if is_multipart(request):
-        async with received_form(request, gateway.uploads) as form:
+        async with received_form(request, gateway.uploads, asyncio.to_thread) as form:
             image = None
             if "image" in form.files:
                 image = await asyncio.to_thread(form.files["image"].read_picture)
@@ -42,7 +42,7 @@ async def read_question(gateway: Gateway, request: Request) -> Asked:
             return check_question(
                 gateway, form.fields.get("question"), image, form.fields.get("model"), tokens
             )
-    body = await read_json(request)
+    body = await read_json(request, asyncio.to_thread)
     url = body.get("image")
     if url is not None and not isinstance(url, str):
         raise InputError("image must be a data: URL", param="image")

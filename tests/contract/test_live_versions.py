@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from adapter_store.base.load import Base
 from adapter_store.versions import Manifest, Probe
@@ -181,6 +182,47 @@ def test_a_failed_probe_never_serves_and_the_alias_is_put_back(
     again = running.http.put("/v1/adapters/strata/aliases/stable", json={"version": bad.version})
     assert again.status_code == 409
     assert bad.version in running.http.get("/ready").json()["refused"]
+
+
+def test_a_probe_that_the_engine_could_not_finish_refuses_nothing(
+    running: RunningGateway, publisher: Publisher, first: Manifest, monkeypatch: pytest.MonkeyPatch
+):
+    move(running, first.version)
+    good = publisher.publish(publisher.state(12))
+    runner: Any = running.gateway.serving.engine._runner  # type: ignore[union-attr]
+    embed = runner._embed
+
+    def short_of_memory(piece: Any) -> Any:
+        if piece.sequence.request.request_id.startswith("probe-"):
+            raise torch.OutOfMemoryError("no memory left")
+        return embed(piece)
+
+    monkeypatch.setattr(runner, "_embed", short_of_memory)
+    pinned = {**chat_body(), "model": f"strata@{good.version}"}
+    assert running.http.post("/v1/chat/completions", json=pinned).status_code == 503
+    aliases = running.gateway.store.aliases
+    moved = aliases.move("stable", good.version, reason="as a trainer would", actor="trainer")
+    failed = running.metric("strata_engine_failed_requests_total") or 0.0
+    wait_for(lambda: (running.metric("strata_engine_failed_requests_total") or 0.0) > failed + 1)
+    assert ask(running).headers["x-adapter-version"] == first.version
+    monkeypatch.undo()
+    wait_for(lambda: running.http.get("/ready").json()["version"] == good.version)
+    assert aliases.get("stable") == moved
+    assert good.version not in running.http.get("/ready").json()["refused"]
+
+
+def test_a_version_whose_output_is_not_finite_is_refused(running: RunningGateway, publisher: Publisher):
+    state = publisher.state(13)
+    huge: dict[str, Any] = {
+        side: {name: torch.full_like(tensor, 1e30) for name, tensor in getattr(state, side).items()}
+        for side in ("up", "down")
+    }
+    probe = Probe(question=QUESTION, image="probe.png", answer_token_ids=(1,), logprobs=(0.0,))
+    bad = publisher.publish(state.with_rows(range(4), **huge), probe=probe)
+    pinned = {**chat_body(), "model": f"strata@{bad.version}"}
+    answer = running.http.post("/v1/chat/completions", json=pinned)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "probe_failed")
+    assert "not finite" in answer.json()["error"]["message"]
 
 
 def test_log_probabilities_count_in_the_probe(running: RunningGateway, publisher: Publisher):

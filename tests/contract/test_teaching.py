@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from adapter_store.jobs import Claim, JobQueue, connect
+from adapter_store.errors import QueueUnavailable
+from adapter_store.jobs import Claim, Job, JobQueue, connect
 from adapter_store.redis_server import RedisServer
 from tests.contract.conftest import RunningGateway, chat_body, wait_for
 from tests.contract.pictures import data_url, examples, llava_zip, png
@@ -173,18 +174,37 @@ def test_unknown_jobs_are_404_also_as_a_stream(http: httpx.Client):
         assert http.get(path, headers={"accept": "text/event-stream"}).status_code == 404
 
 
+def test_a_job_whose_acceptance_was_lost_is_on_disk_when_its_repetition_is_accepted(
+    running: RunningGateway, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+):
+    queue, queued = running.gateway.link.queue(), []
+
+    def submit(job: Job) -> Job:
+        queued.append(JobQueue.submit(queue, job))
+        raise QueueUnavailable("Redis took the job and its answer was lost")
+
+    monkeypatch.setattr(queue, "submit", submit)
+    request = {"json": {"examples": examples(3)}, "headers": {"Idempotency-Key": "lost"}}
+    assert http.post(BATCHES, **request).status_code == 503
+    assert running.gateway.link.journal.get(queued[0].id) is None
+    monkeypatch.undo()
+    again = http.post(BATCHES, **request)
+    assert (again.status_code, again.json()["id"]) == (202, queued[0].id)
+    assert running.gateway.link.journal.get(queued[0].id) is not None
+
+
 def test_without_redis_serving_goes_on_and_nothing_accepted_is_lost(tmp_path: Path, tiny_base: Path):
     redis = RedisServer.start(tmp_path / "elsewhere")
     running = RunningGateway(tmp_path / "home", tiny_base, redis_url=redis.url).wait_ready()
     try:
         accepted = running.http.post(BATCHES, json={"examples": examples()}).json()
         redis.stop()
-        for path, body in ((BATCHES, {"examples": examples(5)}), ("/v1/datasets:validate", None)):
-            if body is not None:
-                refused = running.http.post(path, json=body)
-                assert refused.status_code == 503
-                assert int(refused.headers["retry-after"]) >= 1
-                assert refused.json()["error"]["code"] == "queue_unavailable"
+        body = {"examples": examples(5)}
+        refused = running.http.post(BATCHES, json=body)
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error"]["code"] == "queue_unavailable"
+        assert running.http.post("/v1/datasets:validate", json=body).json()["ok"] is True
         assert running.http.post("/v1/chat/completions", json=chat_body()).status_code == 200
         assert running.http.get(f"/v1/jobs/{accepted['id']}").json()["id"] == accepted["id"]
         wait_for(lambda: running.metric("strata_queue_up") == 0)

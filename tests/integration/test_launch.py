@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from adapter_store.errors import InputError
+from server.jobs.link import RedisPlace
 from server.launch.child import Program
 from server.launch.ports import free_port, require_free_port
+from server.launch.stack import Stack, StackOptions
 from server.launch.supervisor import Event, LaunchFailed, RestartPolicy, Supervisor
 
 QUICK = RestartPolicy(first_delay_seconds=0.05, longest_delay_seconds=0.1, give_up_after=3)
@@ -221,6 +223,56 @@ def test_a_child_whose_parent_is_gone_already_does_not_start(tmp_path: Path):
     done = subprocess.run(command, check=False)
     assert done.returncode == bound.PARENT_GONE_STATUS
     assert not mark.exists()
+
+
+def test_a_redis_that_is_slow_is_still_ours_to_stop(tmp_path: Path):
+    recorder = Recorder()
+
+    def on_event(event: Event) -> None:
+        recorder.event(event)
+        if event.kind == "restarting":
+            os.kill(pid, signal.SIGCONT)  # slow for one look, no longer
+
+    stack = Stack(StackOptions(tmp_path), on_line=recorder.line, on_event=on_event)
+    stack._start_redis()
+    pid = stack.pids()["redis"]
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        stack._watch_redis()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    stack._stop_redis()
+    assert recorder.kinds("redis") == ["started", "stopping", "stopped"]
+    assert not alive(pid)
+
+
+def test_a_redis_that_ended_is_started_again(tmp_path: Path):
+    recorder = Recorder()
+    stack = Stack(StackOptions(tmp_path), on_line=recorder.line, on_event=recorder.event)
+    stack._start_redis()
+    pid = stack.pids()["redis"]
+    os.kill(pid, signal.SIGKILL)
+    assert stack._redis is not None
+    wait_for(stack._redis.ended)
+    stack._watch_redis()
+    assert stack.pids()["redis"] != pid
+    stack._stop_redis()
+    assert recorder.kinds("redis") == ["started", "restarting", "started", "stopping", "stopped"]
+
+
+def test_the_gateway_keeps_the_redis_that_it_started(tmp_path: Path):
+    place = RedisPlace("", tmp_path)
+    try:
+        client = place.connect()
+        pid = client.info("server")["process_id"]  # pyright: ignore[reportIndexIssue]
+        os.kill(pid, signal.SIGSTOP)
+        waking = threading.Timer(3, os.kill, (pid, signal.SIGCONT))  # a look gives up after two seconds
+        waking.start()
+        place.connect()
+        waking.join()
+    finally:
+        place.close()
+    assert not alive(pid)
 
 
 def test_a_taken_port_is_named_with_the_flag_that_changes_it():

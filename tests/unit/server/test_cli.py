@@ -24,6 +24,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answer from a table on the server object: (status, content type, body) per path."""
 
     def do_GET(self) -> None:
+        self.server.keys.append(self.headers.get("Idempotency-Key"))  # type: ignore[attr-defined]
         status, kind, body = self.server.answers[self.path.partition("?")[0]]  # type: ignore[attr-defined]
         self.send_response(status)
         self.send_header("Content-Type", kind)
@@ -45,6 +46,7 @@ def answering():
     def serve(answers: dict[str, tuple[int, str, bytes]]) -> str:
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.answers = answers  # type: ignore[attr-defined]
+        server.keys = serve.keys = []  # type: ignore[attr-defined]
         servers.append(server)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return f"http://127.0.0.1:{server.server_port}"
@@ -136,6 +138,74 @@ def test_every_fault_of_a_data_set_is_shown(answering, tmp_path: Path, capsys: p
     assert "data.json, line 3, image: a.png is not in the archive" in shown
     assert "  no answers" in shown
     assert "and 7 more" in shown
+
+
+GATE_PASSED = {"passed": True, "reasons": []}
+
+
+@pytest.mark.parametrize(
+    ("gate", "said"),
+    [
+        ({**GATE_PASSED, "promotion": "promoted"}, "taught: v2 is served now"),
+        ({**GATE_PASSED, "promotion": "conflict"}, "taught, not served: v2 passed the gate"),
+        ({**GATE_PASSED, "promotion": "superseded"}, "taught, not served: v2 passed the gate"),
+        ({"passed": False, "reasons": ["it forgot"], "promotion": "held_back"}, "v2, because it forgot"),
+    ],
+)
+def test_submit_says_whether_the_version_is_served(
+    answering, tmp_path: Path, capsys: pytest.CaptureFixture[str], gate: dict[str, object], said: str
+):
+    job = {"id": "job-1", "status": "succeeded", "task": "digits", "result_version": "v2", "gate": gate}
+    url = answering(
+        {
+            "/v1/tasks/digits/batches": reply(202, {**job, "status": "queued"}),
+            "/v1/fine_tuning/jobs/job-1": reply(200, job),
+            "/v1/fine_tuning/jobs/job-1/events": reply(200, {"data": []}),
+        }
+    )
+    file = tmp_path / "data.json"
+    file.write_text("[]")
+    assert main(["submit", str(file), "--task", "digits", "--wait", "--url", url]) == 0
+    shown = capsys.readouterr().out
+    assert said in shown
+    assert ("strata promote v2" in shown) == (gate["promotion"] != "promoted")
+
+
+def test_a_followed_job_that_failed_ends_with_status_1_and_shows_its_last_events(
+    answering, capsys: pytest.CaptureFixture[str]
+):
+    job = {"id": "job-1", "status": "failed", "error": {"message": "no room"}}
+    events = [{"id": f"{n}-0", "type": "message", "message": f"event {n}."} for n in range(30)]
+    url = answering(
+        {
+            "/v1/fine_tuning/jobs/job-1": reply(200, job),
+            "/v1/fine_tuning/jobs/job-1/events": reply(200, {"data": events, "has_more": False}),
+        }
+    )
+    assert main(["jobs", "job-1", "--url", url]) == 0
+    shown = capsys.readouterr().out
+    assert "event 29." in shown
+    assert "event 9." not in shown
+    assert main(["jobs", "job-1", "--wait", "--url", url]) == 1
+
+
+def test_every_submission_carries_a_key_of_its_own(answering, tmp_path: Path):
+    job = reply(200, {"id": "job-1", "status": "queued"})
+    url = answering(
+        {
+            "/v1/tasks/digits/batches": job,
+            "/v1/fine_tuning/jobs": job,
+            "/v1/files": reply(200, {"id": "file-1"}),
+            "/v1/models": reply(200, {"data": [{"id": "strata"}]}),
+        }
+    )
+    file = tmp_path / "data.json"
+    file.write_text("[]")
+    with Client(url) as client:
+        teach.submit_file(client, file, "digits")
+        teach.submit_file(client, file, None)
+    keys = [key for key in answering.keys if key]
+    assert len(keys) == len(set(keys)) == 2
 
 
 def test_a_missing_key_says_how_to_give_one(answering):

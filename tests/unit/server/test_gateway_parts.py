@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+from starlette.requests import Request
+from starlette.types import Message
 
 from adapter_store.errors import InputError, NotFoundError
 from server.adapters.service import expected_revision
+from server.datasets.router import _sent
 from server.files.store import FileStore
+from server.gateway import Gateway
 from server.jobs.hyperparameters import checked_hyperparameters, from_text
 from server.jobs.submission import checked_metadata, scoped_key
 from server.logs import JsonFormatter
@@ -33,6 +42,71 @@ def test_files_are_kept_listed_and_deleted(tmp_path: Path):
     for bad in (records[1].id, "file-../x", "", "file-" + "0" * 32, "file-" + "A" * 32):
         with pytest.raises(NotFoundError):
             store.get(bad)
+
+
+@contextmanager
+def a_full_disk(room_bytes: int) -> Iterator[None]:
+    """Let no file of this process grow beyond ``room_bytes``."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_file_that_cannot_be_kept_leaves_nothing(tmp_path: Path):
+    store = FileStore(tmp_path / "files")
+    source = tmp_path / "part"
+    source.write_bytes(b"x")
+    with a_full_disk(16), pytest.raises(OSError, match="too large"):
+        store.put(source, "a.zip", "fine-tune")
+    assert list((tmp_path / "files").iterdir()) == []
+
+
+def test_what_a_killed_upload_left_is_swept_and_whole_files_stay(tmp_path: Path):
+    store = FileStore(tmp_path / "files")
+    source = tmp_path / "part"
+    source.write_bytes(b"x")
+    kept = store.put(source, "a.zip", "fine-tune")
+    left = tmp_path / "files" / ("file-" + "0" * 32)
+    left.mkdir()
+    (left / "content").write_bytes(b"x")
+    store.sweep()
+    assert left.exists(), "an upload may be under way"
+    store.sweep(older_than_seconds=-1)
+    assert not left.exists()
+    assert store.list() == [kept]
+
+
+def test_pages_of_files_go_on_behind_a_deleted_one(tmp_path: Path):
+    store = FileStore(tmp_path / "files")
+    records = []
+    for number in range(4):
+        source = tmp_path / f"part-{number}"
+        source.write_bytes(b"x")
+        records.append(store.put(source, "a.zip", "fine-tune"))
+    records.sort(key=lambda record: record.id)
+    store.delete(records[2].id)
+    assert store.list(records[2].id) == [records[1], records[0]]
+    assert store.list(records[2].id, newest_first=False) == [records[3]]
+    assert store.list(records[0].id) == []
+    with pytest.raises(NotFoundError):
+        store.list("nonsense")
+
+
+async def test_examples_that_cannot_be_written_leave_nothing(tmp_path: Path):
+    body = json.dumps({"examples": [{"question": "?" * 9000}]}).encode()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    request = Request({"type": "http", "headers": []}, receive)
+    gateway = cast("Gateway", SimpleNamespace(uploads=tmp_path / "uploads"))
+    with a_full_disk(64), pytest.raises(OSError, match="too large"):
+        async with _sent(request, gateway):
+            pass
+    assert list((tmp_path / "uploads").iterdir()) == []
 
 
 def test_a_half_written_file_does_not_count(tmp_path: Path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from adapter_store.jobs.connection import address
 from adapter_store.settings import (
     GATEWAY_NAMES,
     PREFIX,
@@ -73,3 +74,41 @@ def test_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch):
     settings = read()
     assert "sk-very-secret" not in repr(settings)
     assert "sk-very-secret" not in settings.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:s3cret/9@redis:6379/0",
+        "redis://:123/s3cret@redis",
+        "redis://:123?s3cret@redis",
+        "redis://s3cret:123#x@redis",
+        "redis://:s3[cret@redis",
+        "unix://:s3cret/x@/run/redis.sock",
+        "s3cret://redis",
+    ],
+)
+def test_a_redis_url_that_cannot_be_read_ends_the_start_and_shows_no_password(
+    monkeypatch: pytest.MonkeyPatch, url: str
+):
+    monkeypatch.setenv("STRATA_REDIS_URL", url)
+    with pytest.raises(SettingsError) as caught:
+        read()
+    assert "STRATA_REDIS_URL (--redis-url): Value error, the Redis URL" in caught.value.message
+    assert not any(part in caught.value.message for part in ("s3", "cret", "123"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:s3cret%2F9@redis:6379/0",
+        "rediss://user:s3cret@[::1]/2?protocol=3",
+        "unix:///run/a@b.sock",
+        "unix://:s3cret@/run/redis.sock?db=1",
+        "redis://",
+    ],
+)
+def test_a_redis_url_that_can_be_read_is_kept(monkeypatch: pytest.MonkeyPatch, url: str):
+    monkeypatch.setenv("STRATA_REDIS_URL", url)
+    assert read().redis_url == url
+    assert "s3cret" not in address(url)

@@ -199,14 +199,15 @@ async def test_versions_that_are_missing_are_each_tried_once(world: World, tmp_p
 async def test_a_ready_version_is_brought_at_once(world: World):
     await world.residents.bring("v1")
     await world.residents.bring("v2")
-    gate = asyncio.Event()
+    probed, gate = asyncio.Event(), asyncio.Event()
 
     async def slow(*_: object) -> None:
+        probed.set()
         await gate.wait()
 
     world.residents._probe = slow
     loading = asyncio.create_task(world.residents.bring("v3"))
-    await asyncio.sleep(0.05)
+    await asyncio.wait_for(probed.wait(), 60)
     ready = [version for version in ("v1", "v2") if version in world.residents]
     assert len(ready) == 1
     await asyncio.wait_for(world.residents.bring(ready[0]), 1)
@@ -215,15 +216,18 @@ async def test_a_ready_version_is_brought_at_once(world: World):
 
 
 async def test_a_load_that_is_given_up_gives_its_bank_back(world: World):
-    gate = asyncio.Event()
+    probed = asyncio.Event()
 
-    async def slow(*_: object) -> None:
-        await gate.wait()
+    async def endless(*_: object) -> None:
+        probed.set()
+        await asyncio.Event().wait()
 
-    probe, world.residents._probe = world.residents._probe, slow
+    probe, world.residents._probe = world.residents._probe, endless
     for version in ("v1", "v2", "v3"):
         loading = asyncio.create_task(world.residents.bring(version))
-        await asyncio.sleep(0.05)
+        await asyncio.wait_for(probed.wait(), 60)
+        probed.clear()
+        assert version in world.banks.loaded(), "the load holds a bank when it is given up"
         loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)
     world.residents._probe = probe

@@ -33,6 +33,7 @@ async def test_not_finite_output_fails_one_row_only(world: World, engine: Transf
     answers = await asyncio.gather(*(collect(engine.generate(request)) for request in mixed))
     assert answers[1].last.finish_reason == "error"
     assert "not finite" in (answers[1].last.error or "")
+    assert answers[1].last.not_finite
     for request, answer in zip(good, [answers[0], *answers[2:]], strict=True):
         assert answer.tokens == world.oracle.answer(request, 40)[0]
     again = [world.request(str(i), picture=i) for i in range(4)]
@@ -57,6 +58,7 @@ async def test_a_failing_step_ends_its_rows_and_the_engine_lives(
     assert [answer.last.finish_reason for answer in answers] == ["length", "error", "length"]
     assert "RuntimeError" in (answers[1].last.error or "")
     assert "secret" not in (answers[1].last.error or "")
+    assert not answers[1].last.not_finite
     assert answers[0].tokens == answers[2].tokens == world.oracle.answer(world.request("a"), 8)[0]
 
     monkeypatch.setattr(engine._runner, "decode", lambda rows: 1 / 0)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Callable
 
 import pytest
 import torch
 
 from adapter_store.errors import EngineBusy, InputError, NotFoundError, UnavailableError
+from server.engine.sequence import Sequence
 from server.engine.transformers_engine import TransformersEngine
 from tests.unit.server.engine.world import QUESTIONS, Answer, World, collect, settle, until
 
@@ -180,14 +182,26 @@ async def test_staging_a_loaded_version_again_keeps_it(world: World, engine: Tra
     assert engine.loaded() == {"base": 0, "v1": 0, "v2": 0}
 
 
-async def test_leaving_frees_the_slot_within_one_step(world: World, engine: TransformersEngine) -> None:
+async def test_leaving_frees_the_slot_within_one_step(
+    world: World, engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, decoding, go_on = engine._runner.decode, threading.Event(), threading.Event()
+
+    def held(rows: list[Sequence]) -> torch.Tensor:
+        decoding.set()
+        assert go_on.wait(60)
+        return decode(rows)
+
+    monkeypatch.setattr(engine._runner, "decode", held)
     stream = engine.generate(world.request("gone", max_tokens=400))
     await anext(stream)
+    assert await asyncio.to_thread(decoding.wait, 60)
     assert engine.stats().running == 1
     steps = engine.stats().steps_total
     await stream.aclose()  # type: ignore[attr-defined]
+    go_on.set()
     await settle(engine)
-    assert engine.stats().steps_total - steps < 200
+    assert engine.stats().steps_total - steps == 1, "only the step that ran when the client left"
     assert engine.loaded() == {"base": 0}
     task = asyncio.create_task(collect(engine.generate(world.request("cancelled", max_tokens=400))))
     await until(engine, lambda stats: stats.running == 1)

@@ -1,0 +1,77 @@
+"""The gateway's line to a real Redis that restarts empty, hangs, or holds more than a page."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from adapter_store.errors import NotFoundError
+from adapter_store.jobs import Job, JobJournal, JobStatus
+from adapter_store.redis_server import RedisServer
+from server.jobs import link as link_module
+from server.jobs.link import QueueLink, RedisPlace
+from server.jobs.service import get_job, list_events, list_jobs
+from server.metrics import Metrics
+from server.pools import WATCH
+from tests.integration.queueing import job
+
+
+def ended() -> Job:
+    return job().model_copy(update={"status": JobStatus.SUCCEEDED, "result_version": "v1"})
+
+
+async def until_known(link: QueueLink, job_id: str) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                link.queue().get(job_id)
+            except NotFoundError:
+                await asyncio.sleep(0.02)
+            else:
+                return
+
+
+async def test_ended_jobs_outlive_a_redis_that_restarts_empty_between_two_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "_LOOK_SECONDS", 0.02)
+    server = RedisServer.start(tmp_path / "elsewhere")
+    link = QueueLink(RedisPlace(server.url, tmp_path), "strata", JobJournal(tmp_path / "jobs"))
+    done = ended()
+    link.journal.record(done)
+    watch = asyncio.create_task(link.watch(Metrics()))
+    go_on = threading.Event()
+    try:
+        await until_known(link, done.id)
+        looking = asyncio.create_task(WATCH.run(go_on.wait))  # no look sees that Redis is away
+        server.stop()
+        shutil.rmtree(tmp_path / "elsewhere" / "redis")
+        server = RedisServer.start(tmp_path / "elsewhere")
+        with pytest.raises(NotFoundError):
+            link.queue().get(done.id)
+        assert await get_job(link, done.id) == done
+        assert await list_events(link, done.id, 10, None) == ([], False)
+        with pytest.raises(NotFoundError):
+            await get_job(link, "job-nope")
+        go_on.set()
+        await looking
+        await until_known(link, done.id)
+    finally:
+        go_on.set()
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
+        server.stop()
+
+
+async def test_the_largest_page_of_jobs_says_that_there_are_more(redis_url: str, tmp_path: Path) -> None:
+    link = QueueLink(RedisPlace(redis_url, tmp_path), "strata", JobJournal(tmp_path / "jobs"))
+    for _ in range(1001):
+        link.queue().submit(job())
+    page, more = await list_jobs(link, 1000, None)
+    assert (len(page), more) == (1000, True)
+    rest, more = await list_jobs(link, 1000, page[-1].id)
+    assert (len(rest), more) == (1, False)
