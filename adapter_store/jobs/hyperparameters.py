@@ -30,6 +30,7 @@ class Hyperparameters(BaseModel):
         survey_samples: Training samples that the survey runs.
         context_learning_rate: Rate of the contextual logits w.
         warmup_ratio: Share of the run in which the rate grows from 0.
+        dropout: Share of an increment's rank components that each row of a batch trains without.
         clip_norm: Gradients are clipped to this L2 norm; 0: not clipped.
         patience: Validations without improvement before training stops; 0: never stop early.
         validation_ratio: Share of the training pictures used to notice a plateau (never held-out ones).
@@ -52,6 +53,7 @@ class Hyperparameters(BaseModel):
     learning_rate_multiplier: float = Field(default=1, gt=0, le=1000)
     context_learning_rate: float = Field(default=0.05, gt=0, le=10)
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
+    dropout: float = Field(default=0, ge=0, le=0.9)
     weight_decay: float = Field(default=0, ge=0, le=1)
     beta2: float = Field(default=0.99, gt=0, lt=1)
     clip_norm: float = Field(default=1, ge=0)
