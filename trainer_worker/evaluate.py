@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -45,16 +46,27 @@ def warm(
     samples: Sequence[Sample],
     store: PrefixStore,
     order: Sequence[int],
+    *,
     check: Callable[[], None] = lambda: None,
+    report: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> None:
-    """Let a store keep what the samples named by ``order`` need; ``check`` may raise to interrupt."""
+    """Let a store keep what the samples named by ``order`` need.
+
+    ``check`` may raise to interrupt; ``report`` is told how many samples are done, of how many.
+    """
 
     def enter(on: Replica, group: Sequence[Row]) -> None:
         store.enter(on.language, build_batch(samples, store.prefixes, group, cached=True))
 
     rows = pack_rows(samples, order, pack=4, alike=None)
     groups = list(batches_of(rows, store.lengths(), batch_size=16, rng=None))
-    replicas.map(enter, groups, check=check)
+    done = accumulate((sum(len(row.samples) for row in group) for group in groups), initial=0)
+
+    def step() -> None:
+        check()
+        report(next(done), len(order))
+
+    replicas.map(enter, groups, check=step)
 
 
 def score_samples(

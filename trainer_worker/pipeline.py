@@ -236,7 +236,14 @@ class _Run:
         if state.span == "after_image":
             began = time.monotonic()
             prefixes = {encoded.samples[i].prefix for i in train}
-            warm(self.shop.replicas, encoded.samples, store, train, self.check)
+            warm(
+                self.shop.replicas,
+                encoded.samples,
+                store,
+                train,
+                check=self.check,
+                report=self.progress.preparing,
+            )
             per_picture = (time.monotonic() - began) / len(prefixes)
             self.progress.expect_after_training(MEASURING_COST * per_picture * to_measure)
         groups = [picture_key(encoded.examples[i]) for i in train]

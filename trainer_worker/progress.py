@@ -65,6 +65,15 @@ class Progress:
         """Set how long evaluation and publishing will probably take; part of every estimate."""
         self._after_training = seconds
 
+    def preparing(self, done: int, total: int) -> None:
+        """Report how many samples are ready for training; at most one event a second goes out."""
+        now = self._clock()
+        if now - self._reported < METRICS_EVERY_SECONDS:
+            return
+        self._reported = now
+        data = {"prepared": done, "to_prepare": total}
+        self._reporter.event(f"{done} of {total} examples are prepared", type="metrics", data=data)
+
     def training(self, step: int, total: int, values: Mapping[str, float], *, eta_seconds: float) -> None:
         """Report one training step; at most one event a second goes out, besides the last step's."""
         self._metrics.loss.set(values["loss"])

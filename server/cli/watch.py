@@ -108,6 +108,8 @@ class JobProgress:
         step, total = self.metrics.get("step"), self.metrics.get("total_steps")
         if step is not None and total:
             parts.append(f"step {step}/{total}")
+        elif self.metrics.get("to_prepare"):
+            parts.append(f"{self.metrics['prepared']}/{self.metrics['to_prepare']} examples prepared")
         if self.metrics.get("loss") is not None:
             parts.append(f"loss {float(self.metrics['loss']):.3f}")
         if self.metrics.get("eta_seconds") is not None and self.ended_at is None:

@@ -75,3 +75,14 @@ def test_metrics_go_out_once_a_second_and_always_at_the_end():
     assert ledger.fields["phase"] == "train"
     assert ledger.fields["seconds"] == {"train": 3.0}
     assert ledger.fields["estimated_finish"] > 0
+
+
+def test_preparation_is_told_once_a_second():
+    now = [10.0]
+    ledger = Ledger()
+    progress = Progress(ledger, WorkerMetrics(), clock=lambda: now[0])
+    for done in range(0, 96, 16):
+        progress.preparing(done, 96)
+        now[0] += 0.5
+    assert [data["prepared"] for _, data in ledger.events] == [0, 32, 64]
+    assert ledger.events[0][1]["to_prepare"] == 96
