@@ -110,7 +110,7 @@ class TestClaim:
     def test_waiting_ends(self, queue: JobQueue) -> None:
         started = time.monotonic()
         assert queue.claim("w", 0.3) is None
-        assert 0.25 < time.monotonic() - started < 2
+        assert 0.25 < time.monotonic() - started < 20
 
     def test_a_lease_runs_out_by_itself(self, redis_client: redis.Redis) -> None:
         queue = JobQueue(redis_client, "strata", lease_seconds=0.2)

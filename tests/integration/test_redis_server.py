@@ -132,7 +132,7 @@ def test_it_dies_when_its_parent_is_killed_and_the_next_start_has_the_data(tmp_p
     client = connect(url)
     client.set("key", "value")
     client.close()
-    os.kill(process.pid, signal.SIGKILL)
+    end(process)
     # Start at once, while the old server may still be shutting down.
     with RedisServer.start(tmp_path) as server:
         assert server.owned
@@ -141,7 +141,6 @@ def test_it_dies_when_its_parent_is_killed_and_the_next_start_has_the_data(tmp_p
         assert client.get("key") == "value"
         client.close()
         assert wait_until(lambda: gone(pid))
-    end(process)
 
 
 def test_an_orphan_that_was_not_told_is_ended(tmp_path: Path) -> None:
