@@ -40,7 +40,7 @@ class Progress:
         self._reporter = reporter
         self._metrics = metrics
         self._clock = clock
-        self._reported = float("-inf")
+        self._reported = self._prepared = float("-inf")
         self._after_training = 0.0
         self.seconds: dict[str, float] = {}
 
@@ -68,11 +68,11 @@ class Progress:
     def preparing(self, done: int, total: int) -> None:
         """Report how many samples are ready for training; at most one event a second goes out."""
         now = self._clock()
-        if now - self._reported < METRICS_EVERY_SECONDS:
+        if now - self._prepared < METRICS_EVERY_SECONDS:
             return
-        self._reported = now
+        self._prepared = now
         data = {"prepared": done, "to_prepare": total}
-        self._reporter.event(f"{done} of {total} examples are prepared", type="metrics", data=data)
+        self._reporter.event(f"{done} of {total} examples are prepared", data=data)
 
     def training(self, step: int, total: int, values: Mapping[str, float], *, eta_seconds: float) -> None:
         """Report one training step; at most one event a second goes out, besides the last step's."""

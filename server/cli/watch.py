@@ -81,7 +81,7 @@ class JobProgress:
             data = event.get("data") or {}
             if event.get("type") == "phase":
                 self._enter(str(data.get("phase") or event.get("message")))
-            elif event.get("type") == "metrics":
+            elif event.get("type") == "metrics" or "prepared" in data:
                 self.metrics = {**self.metrics, **data}
             else:
                 self.notes.append(str(event.get("message", "")))

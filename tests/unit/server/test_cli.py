@@ -330,7 +330,7 @@ def test_progress_folds_events_into_phases_and_a_training_line():
     )
     assert list(progress.phases) == ["queued", "validate", "train"]
     early = JobProgress("learning digits")
-    prepared = {"id": "1", "type": "metrics", "data": {"prepared": 32, "to_prepare": 900}}
+    prepared = {"id": "1", "type": "message", "data": {"prepared": 32, "to_prepare": 900}}
     early.update({"status": "running", "phase": "train"}, [prepared])
     assert early.training_line() == "32/900 examples prepared"
     assert progress.training_line() == "step 10/40  loss 1.500  30 s left"
