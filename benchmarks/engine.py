@@ -127,9 +127,8 @@ class EngineRunner:
         """Encode the pictures, ask everything at once, and read all answers."""
         began = time.perf_counter()
         features = vision.encode([question.picture for question in questions])
-
-        async def ask(index: int) -> list[float]:
-            question = questions[index]
+        requests = []
+        for index, question in enumerate(questions):
             prompt = self.renderer.prompt([Message("user", question.text, images=1)])
             request = GenerationRequest(
                 request_id=str(index),
@@ -140,6 +139,9 @@ class EngineRunner:
                 coefficients=question.coefficients if increments else None,
                 sampling=Sampling(max_tokens=self.new_tokens, ignore_eos=True),
             )
+            requests.append(request)
+
+        async def ask(request: GenerationRequest) -> list[float]:
             times = []
             async for chunk in self.engine.generate(request):
                 times.append(time.perf_counter())
@@ -147,7 +149,7 @@ class EngineRunner:
                     raise RuntimeError(chunk.error)
             return times
 
-        times = await asyncio.gather(*(ask(index) for index in range(len(questions))))
+        times = await asyncio.gather(*(ask(request) for request in requests))
         return summarize(began, times)
 
 

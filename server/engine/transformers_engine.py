@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.01
+_GATHER_SECONDS = 0.004
+"""An idle engine waits so long for the companions of a request: a prompt alone takes a step of its own."""
 
 
 class TransformersEngine:
@@ -254,11 +256,15 @@ class TransformersEngine:
     def _await_work(self) -> bool:
         """Sleep until there is something to do; false when the engine stops."""
         with self._wake:
+            idle = False
             while not (
                 self._stopping or self._arrivals or self._scheduler.waiting or self._scheduler.running
             ):
+                idle = True
                 if not self._wake.wait(self._idle_seconds):
                     self._runner.memory.shrink()
+            if idle:
+                self._wake.wait_for(lambda: self._stopping, _GATHER_SECONDS)
             self._scheduler.waiting.extend(self._arrivals)
             self._arrivals.clear()
             if self._forget:
