@@ -16,8 +16,9 @@ from torch import Tensor
 
 from adapter_store.errors import InputError
 
-EmaMode = Literal["normalised", "released", "fixed"]
+EmaMode = Literal["normalised", "released", "fixed", "off"]
 FIXED_ALPHA = 0.01
+_CONSTANT: dict[str, float] = {"fixed": FIXED_ALPHA, "off": 1.0}
 HISTOGRAM_EDGES = (0.0, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 
@@ -31,14 +32,15 @@ def alpha_of(
         moved: ``|theta - theta'|``, how far the optimizer just moved the live tensor.
         lag: ``|theta - theta*|``, how far the served copy is behind.
         gradient_change: ``|g - g'|``; pass NaN on the first step, when there is no ``g'``.
-        mode: ``normalised`` (eq. 8), ``released`` (eq. 9) or ``fixed`` (eq. 10).
+        mode: ``normalised`` (eq. 8), ``released`` (eq. 9), ``fixed`` (eq. 10) or ``off`` (alpha 1: what is
+            served is what was trained).
 
     Returns:
         ``(alpha, fallback)`` of the same shape; ``fallback`` marks a zero denominator, a first step or a
         value outside (0, 1), all of which get 0.01.
     """
-    if mode == "fixed":
-        return torch.full_like(lag, FIXED_ALPHA), torch.zeros_like(lag, dtype=torch.bool)
+    if mode in _CONSTANT:
+        return torch.full_like(lag, _CONSTANT[mode]), torch.zeros_like(lag, dtype=torch.bool)
     numerator = (1 + gradient_norm) * moved if mode == "normalised" else 2 * (1 + gradient_norm)
     denominator = lag * gradient_change
     alpha = numerator / denominator
@@ -119,9 +121,9 @@ class BalancedEma:
         return alphas
 
     def _alpha(self, kind: str, live: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        if self._mode == "fixed":
+        if self._mode in _CONSTANT:
             zero = torch.zeros(live.shape[0], device=live.device)
-            return alpha_of(zero, zero, zero, zero, mode="fixed")
+            return alpha_of(zero, zero, zero, zero, mode=self._mode)
         scratch, before = self._scratch[kind], self._before[kind]
         moved = _l1(torch.sub(live, before, out=scratch))
         lag = _l1(torch.sub(live, self.served[kind], out=scratch))

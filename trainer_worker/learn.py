@@ -1,7 +1,8 @@
 """Learn one task's increments: the training loop.
 
-Gradients reach the increments of one task and its contextual logits, nothing else; the base is frozen and
-earlier tasks' increments only contribute. What leaves this loop is theta*, the EMA-balanced copy (eq. 7).
+Gradients reach the increments of one task and its contextual logits, nothing else, unless ``share`` lets the
+other increments that a batch uses move with them; the base is frozen, and all else only contributes. What
+leaves this loop is theta*, the EMA-balanced copy (eq. 7).
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from trainer_worker.replicas import Replica, Replicas
 from trainer_worker.samples import Batch, Row, batches_of, build_batch, pack_rows
 from trainer_worker.survey import Glimpses, Look, glimpse, survey
 
+NEGLIGIBLE = 1e-6
+"""Mean coefficient under which a batch does not use an increment."""
+
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
@@ -58,23 +62,30 @@ class Pupil:
     """The trainable part of a state: rows of one task (live tensors) and how they act beside the others.
 
     ``live`` holds the bank's ``down.<target>`` and ``up.<target>``, stacked over layers, and, from the second
-    task on, ``context`` ``[1, t]``, the task's logits towards earlier ones.
+    task on, ``context`` ``[1, t]``, the task's logits towards earlier ones. With ``share`` the rows of other
+    tasks that the batch uses are live, too, and questions select among all rows as in serving; without it
+    selection is masked to the task (eq. 2).
     """
 
-    def __init__(self, state: AdapterState, task: str, queries: Tensor, device: torch.device) -> None:
+    def __init__(
+        self, state: AdapterState, task: str, queries: Tensor, device: torch.device, *, share: bool = False
+    ) -> None:
         self.state = state
         self._task = task
         self._index = state.task_index(task)
-        self._rows = state.rows_of(task)
-        bank = Bank.from_state(state, self._rows, device=device, trainable=True)
+        self.intrinsic = intrinsic(state, queries, only_task=None if share else task).to(device)
+        own = state.task_of == self._index
+        a = self.intrinsic.cpu()
+        used = (a + contextual(state, a)).mean(dim=0) > NEGLIGIBLE
+        trained = own | used if share else own
+        self.rows = trained.nonzero().flatten()
+        self._held = (used & ~trained).nonzero().flatten()
+        bank = Bank.from_state(state, self.rows, device=device, trainable=True)
         self.live: dict[str, Tensor] = bank.named_tensors()
         if self._index > 0:
             logits = state.context[self._index : self._index + 1, : self._index]
             self.live["context"] = logits.to(device, copy=True).requires_grad_()
-        self.intrinsic = intrinsic(state, queries, only_task=task).to(device)
-        self._own = self.intrinsic[:, self._rows.to(device)]
-        self._earlier = (state.usage[: self._index].sum(dim=0) > 0).nonzero().flatten()
-        self._frozen = Bank.from_state(state, self._earlier, device=device) if len(self._earlier) else None
+        self._frozen = Bank.from_state(state, self._held, device=device) if len(self._held) else None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the live tensors, detached."""
@@ -87,31 +98,34 @@ class Pupil:
         tensors: Mapping[str, Tensor] | None = None,
         keep: Tensor | None = None,
     ) -> AbstractContextManager[object]:
-        """Switch increments on for a batch, with selection masked to the task (eq. 2).
+        """Switch increments on for a batch, with the coefficients of eq. 5.
 
-        ``keep`` ``[B, R]`` scales the task's R rank components in each row (dropout).
+        ``keep`` ``[B, R]`` scales the R live rank components in each row (dropout).
         """
         held = self.live if tensors is None else tensors
-        owner = batch.owner.to(self._own.device)
-        gate = gate_of(self._own[owner], self.state.rank)
+        c = self.intrinsic
+        if "context" in held:
+            c = c + self._contextual(held["context"])
+        owner = batch.owner.to(c.device)
+        gate = gate_of(c[:, self.rows.to(c.device)][owner], self.state.rank)
         if keep is not None:
             gate = gate * keep[:, None].to(gate)
         terms = [Term(self._bank(held), gate)]
         if self._frozen is not None:
-            k = self._contextual(held["context"])[:, self._earlier.to(owner.device)]
-            terms.append(Term(self._frozen, gate_of(k[owner], self.state.rank)))
+            frozen = c[:, self._held.to(c.device)]
+            terms.append(Term(self._frozen, gate_of(frozen[owner], self.state.rank)))
         return increments.active(terms)
 
     def state_with(self, tensors: Mapping[str, Tensor]) -> AdapterState:
         """Return the state with other values in the trained rows; everything else is byte-identical."""
         down, up = self._bank(tensors).state_layout()
-        state = self.state.with_rows(self._rows, down=down, up=up)
+        state = self.state.with_rows(self.rows, down=down, up=up)
         return state.with_context(self._task, tensors["context"][0].cpu()) if "context" in tensors else state
 
     def _bank(self, tensors: Mapping[str, Tensor]) -> Bank:
         down = {target: tensors[f"down.{target}"] for target in self.state.targets}
         up = {target: tensors[f"up.{target}"] for target in self.state.targets}
-        return Bank(down, up, rows=len(self._rows))
+        return Bank(down, up, rows=len(self.rows))
 
     def _contextual(self, logits: Tensor) -> Tensor:
         """Return k ``[B, N]`` of all samples (eq. 4), differentiable in the task's own logits ``[1, t]``."""
@@ -147,12 +161,12 @@ def learn(
     _assert_frozen(replicas.language)
     looks = _survey(replicas, state, lesson, settings, check)
     state = _aimed(state, task, looks, settings, check) if settings.aimed else state
-    pupil = Pupil(state, task, lesson.encoded.queries, replicas.language.device)
+    pupil = Pupil(state, task, lesson.encoded.queries, replicas.language.device, share=settings.share)
     optimizer = _optimizer(pupil, looks, settings)
     ema = BalancedEma(pupil.live, pupil.tensors(), mode=settings.ema_mode)
     course = Course(settings, rows_per_epoch(lesson, pupil, settings))
     loss_value, samples = 0.0, 0
-    dropout = Dropout(settings.dropout, len(pupil.state.rows_of(task)) * state.rank, settings.seed)
+    dropout = Dropout(settings.dropout, len(pupil.rows) * state.rank, settings.seed)
     for group in _endless(lesson, pupil, settings):
         if course.done():
             break

@@ -65,15 +65,21 @@ def open_workshop(settings: WorkerSettings) -> Workshop:
         metrics=WorkerMetrics(),
         policy=Policy(settings.max_forgetting, settings.max_leak, settings.min_retention),
         defaults=defaults_of(settings),
-        method=Method(
-            rank=settings.rank,
-            span=settings.span,
-            routing=RoutingSettings(settings.routing, settings.top_m, settings.tau or 0.0),
-            theta=settings.theta or None,
-            calibrate_tau=settings.tau is None,
-        ),
+        method=method_of(settings),
         prefix_cache_bytes=settings.prefix_cache_bytes,
         end_ids=renderer.stop_ids,
+    )
+
+
+def method_of(settings: WorkerSettings) -> Method:
+    """Return what holds for a whole lineage."""
+    return Method(
+        rank=settings.rank,
+        span=settings.span,
+        routing=RoutingSettings(settings.routing, settings.top_m, settings.tau or 0.0),
+        theta=settings.theta or None,
+        contextual=settings.contextual,
+        calibrate_tau=settings.tau is None,
     )
 
 
@@ -85,6 +91,7 @@ def defaults_of(settings: WorkerSettings) -> Hyperparameters:
         batch_size=settings.batch_size,
         max_seconds=settings.max_train_seconds,
         ema_mode=settings.ema_mode,
+        share=settings.share,
         rows_per_task=settings.rows_per_task,
         seed=settings.seed,
     )

@@ -38,6 +38,8 @@ from trainer_worker.publish import STABLE, promote, publish
 from trainer_worker.workshop import Workshop
 
 CENTROIDS_PER_TASK = 8
+NO_CONTEXT_LOGIT = -30.0
+"""Its sigmoid is 1e-13: earlier tasks have no part in a new one."""
 PICTURES_SHARE = 0.5
 """Most of the free memory that a batch's encoded pictures may take; learning needs the rest."""
 MEASURING_COST = 1.6
@@ -197,9 +199,8 @@ class _Run:
             old = state.centroids[state.centroid_task == state.task_index(task)]
             merged = torch.cat([old, queries])
             return state.with_centroids(task, centroids_of(merged, CENTROIDS_PER_TASK, generator))
-        state = state.expand(
-            task, settings.rows_per_task, generator, context_logit=self.shop.method.context_logit
-        )
+        logit = 0.0 if self.shop.method.contextual else NO_CONTEXT_LOGIT
+        state = state.expand(task, settings.rows_per_task, generator, context_logit=logit)
         aligned = align_keys(queries, settings.rows_per_task, state.routing.top_m, generator)
         state = state.with_rows(state.rows_of(task), keys=aligned.keys)
         if self.shop.method.calibrate_tau:

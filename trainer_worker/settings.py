@@ -50,9 +50,11 @@ class WorkerSettings(SharedSettings):
         le=1,
         description="least cosine for increments to answer (eq. 5); unset: calibrated",
     )
-    ema_mode: Literal["normalised", "released", "fixed"] = Field(
+    contextual: bool = Field(default=True, description="new tasks may use what earlier ones learned (eq. 4)")
+    ema_mode: Literal["normalised", "released", "fixed", "off"] = Field(
         default="normalised", description="weight of the EMA-balanced update (eqs. 8-10)"
     )
+    share: bool = Field(default=False, description="let a batch move the increments of other tasks it uses")
     epochs: float = Field(default=4, gt=0, le=10_000, description="passes over a task's training pictures")
     learning_rate: float = Field(default=1.5e-3, gt=0, le=1, description="peak learning rate, relative")
     batch_size: int = Field(default=16, ge=1, le=4096, description="questions per optimizer step")

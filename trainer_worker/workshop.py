@@ -26,7 +26,7 @@ class Method:
     span: Span = "after_image"
     routing: RoutingSettings = RoutingSettings()  # noqa: RUF009  (frozen)
     theta: float | None = None
-    context_logit: float = 0.0
+    contextual: bool = True
     calibrate_tau: bool = True
 
 

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from adapter_store.errors import InputError
 
-EmaMode = Literal["normalised", "released", "fixed"]
+EmaMode = Literal["normalised", "released", "fixed", "off"]
 OPENAI_NAMES = {"n_epochs": "epochs"}
 
 
@@ -34,6 +34,7 @@ class Hyperparameters(BaseModel):
         clip_norm: Gradients are clipped to this L2 norm; 0: not clipped.
         patience: Validations without improvement before training stops; 0: never stop early.
         validation_ratio: Share of the training pictures used to notice a plateau (never held-out ones).
+        share: Whether increments of other tasks that the batch uses may move, too (backward transfer).
         rows_per_task: Increments added by an expansion (S).
         validation_cap: Most pictures used so.
         target_accuracy: Validation score at which the rate starts to decay; over 1: never.
@@ -51,7 +52,7 @@ class Hyperparameters(BaseModel):
     aimed: bool = True
     survey_samples: int = Field(default=384, ge=1, le=4096)
     learning_rate_multiplier: float = Field(default=1, gt=0, le=1000)
-    context_learning_rate: float = Field(default=0.05, gt=0, le=10)
+    context_learning_rate: float = Field(default=0.05, ge=0, le=10)
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
     dropout: float = Field(default=0, ge=0, le=0.9)
     weight_decay: float = Field(default=0, ge=0, le=1)
@@ -62,6 +63,7 @@ class Hyperparameters(BaseModel):
     validation_cap: int = Field(default=32, ge=0)
     target_accuracy: float = Field(default=1.01, gt=0)
     ema_mode: EmaMode = "normalised"
+    share: bool = False
     rows_per_task: int = Field(default=4, ge=1, le=256)
     seed: int = Field(default=0, ge=0, lt=2**31)
 

@@ -1,0 +1,192 @@
+"""Measure forgetting on a stream of tasks, for Strata and every baseline.
+
+    python -m benchmarks.forgetting --stream domain|capability|dataset [--scale small|full] [--seeds 3]
+                                    [--method strata sequential ... | baselines | ablations | all]
+    python -m benchmarks.forgetting --data FOLDER      # a stream of your own, in LLaVA format
+
+Every run of a method with a seed leaves a file under ``OUT/<stream>-<scale>/runs``; runs that are there are
+not repeated, so an interrupted benchmark goes on where it was. Tables, JSON and plots are written anew after
+every run. Strata's runs go through queue, worker and gate like any job; what the gate says is recorded, and
+the stream goes on.
+"""
+
+from __future__ import annotations
+
+from adapter_store.base.allocator import tune_allocator
+
+tune_allocator()
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+import logging  # noqa: E402
+import shutil  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Callable, Iterator, Sequence  # noqa: E402
+from contextlib import contextmanager  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from rich.console import Console  # noqa: E402
+from rich.progress import (  # noqa: E402
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from adapter_store.errors import StrataError  # noqa: E402
+from benchmarks.forgetting.methods import ABLATIONS, BASELINES, METHODS  # noqa: E402
+from benchmarks.forgetting.report import write_report  # noqa: E402
+from benchmarks.forgetting.running import Plan, run  # noqa: E402
+from benchmarks.forgetting.scoring import Scorer  # noqa: E402
+from benchmarks.forgetting.site import Site  # noqa: E402
+from benchmarks.forgetting.streams import STREAMS, StreamTask, build_stream, read_stream  # noqa: E402
+from trainer_worker.workshop import Workshop  # noqa: E402
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much is learned and measured: examples and test questions of each task, passes over them."""
+
+    train: int
+    test: int
+    epochs: float
+
+
+SCALES = {"small": Scale(320, 80, 4), "full": Scale(1000, 200, 4)}
+GROUPS = {"baselines": BASELINES, "ablations": ABLATIONS, "all": tuple(METHODS)}
+console = Console(stderr=True)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.forgetting", description="Measure forgetting."
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--stream", choices=STREAMS, help="a stream from packaged pictures")
+    source.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="a stream of your own: a folder for each task"
+    )
+    names = [*GROUPS, *METHODS]
+    parser.add_argument("--method", nargs="+", choices=names, default=["baselines"], metavar="NAME",
+                        help=f"any of: {', '.join(names)}")  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each method, with seeds 0, 1, ...")
+    parser.add_argument("--scale", choices=SCALES, default="small", help="small: two cores; full: one GPU")
+    parser.add_argument("--epochs", type=float, help="passes over each task's examples")
+    parser.add_argument("--base", default="embedded", help="a LLaVA folder or hub id")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="where results are kept")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run what is missing, and write the report."""
+    arguments = parse_arguments()
+    logging.getLogger("strata").setLevel(logging.ERROR)
+    title = arguments.stream or arguments.data.resolve().name
+    folder = arguments.out / f"{title}-{arguments.scale}"
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    try:
+        _run_missing(arguments, folder)
+    except StrataError as error:
+        console.print(f"[bold red]{error.message}[/]")
+        return 1
+    except KeyboardInterrupt:
+        console.print("interrupted; finished runs are kept, the same command goes on")
+        return 130
+    table = write_report(folder, f"Stream {title}, scale {arguments.scale}")
+    print((folder / "report.json").read_text() if arguments.json else table)
+    return 0
+
+
+def chosen_methods(names: Sequence[str]) -> list[str]:
+    """Return the methods that some names stand for, each once, in the order of the table."""
+    wanted = {method for name in names for method in GROUPS.get(name, (name,))}
+    return [name for name in METHODS if name in wanted]
+
+
+def _run_missing(arguments: argparse.Namespace, folder: Path) -> None:
+    scale = SCALES[arguments.scale]
+    runs = [(seed, name) for seed in range(arguments.seeds) for name in chosen_methods(arguments.method)]
+    runs = [(seed, name) for seed, name in runs if not _record(folder, name, seed).exists()]
+    if not runs:
+        return
+    home = folder / "home"
+    settings = {"base": arguments.base, "device": arguments.device, "nice": 0}
+    with Site.open(home, settings) as site, _progress(len(runs)) as told:
+        for seed in sorted({seed for seed, _ in runs}):
+            tasks = _tasks(arguments, site, scale, seed)
+            scorer = _scorers(tasks)
+            for name in [name for which, name in runs if which == seed]:
+                lineage = f"{name}-{seed}"
+                for kind in ("versions", "heldout"):  # of a run that was interrupted
+                    shutil.rmtree(home / kind / lineage, ignore_errors=True)
+                hyper = {"epochs": arguments.epochs or scale.epochs}
+                step = told(f"{name}, seed {seed}")
+                plan = Plan(site, tasks, scorer, hyper, seed, step)
+                measured = run(plan, METHODS[name], lineage)
+                record = json.dumps(measured.to_dict(), indent=1)
+                _record(folder, name, seed).write_text(record + "\n", encoding="utf-8")
+                write_report(folder, f"{folder.name}")
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def _tasks(arguments: argparse.Namespace, site: Site, scale: Scale, seed: int) -> list[StreamTask]:
+    if arguments.data is not None:
+        return read_stream(arguments.data, site.datasets)
+    return build_stream(arguments.stream, site.datasets, train=scale.train, test=scale.test, seed=seed)
+
+
+def _scorers(tasks: Sequence[StreamTask]) -> Callable[[Workshop], Scorer]:
+    """Return one scorer for each loaded base."""
+    known: dict[int, Scorer] = {}
+
+    def scorer(shop: Workshop) -> Scorer:
+        key = id(shop.replicas)
+        if key not in known:
+            known.clear()
+            known[key] = Scorer(shop, tasks)
+        return known[key]
+
+    return scorer
+
+
+def _record(folder: Path, method: str, seed: int) -> Path:
+    return folder / "runs" / f"{method}-{seed}.json"
+
+
+@contextmanager
+def _progress(runs: int) -> Iterator[Callable[[str], Callable[[str], None]]]:
+    """Show how many runs are done and what is under way; without a terminal, a line for each task."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("starting", total=runs)
+        started = 0
+
+        def begin(title: str) -> Callable[[str], None]:
+            nonlocal started
+            progress.update(bar, completed=started, description=title)
+            started += 1
+
+            def at(task: str) -> None:
+                progress.update(bar, description=f"{title}: {task}")
+                if not console.is_terminal:
+                    console.print(f"{title}: {task}")
+
+            return at
+
+        yield begin
+
+
+if __name__ == "__main__":
+    sys.exit(main())

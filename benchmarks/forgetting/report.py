@@ -1,0 +1,108 @@
+"""Gather what runs left behind: means and spreads over seeds, as a Markdown table and as JSON."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.forgetting.methods import METHODS
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of the table: its title, how to read it from a run, and how to show it."""
+
+    title: str
+    read: Callable[[Record], float | None]
+    scale: float
+    digits: int
+
+
+def _measure(name: str) -> Callable[[Record], float | None]:
+    return lambda record: record["measures"].get(name)
+
+
+def _mean_leak(record: Record) -> float | None:
+    return statistics.mean(record["leak"].values()) if record["leak"] else None
+
+
+COLUMNS: Final = (
+    Column("average accuracy", _measure("average_accuracy"), 100, 1),
+    Column("mean over stages", _measure("mean_average_accuracy"), 100, 1),
+    Column("forgetting", _measure("forgetting"), 100, 1),
+    Column("backward transfer", _measure("backward_transfer"), 100, 1),
+    Column("new task", _measure("new_task_accuracy"), 100, 1),
+    Column("leak %", _mean_leak, 100, 1),
+    Column("retention", lambda record: record["retention"], 1, 3),
+    Column("parameters, M", lambda record: record["trained_parameters"] / 1e6, 1, 2),
+    Column("training s", lambda record: record["train_seconds"], 1, 0),
+    Column("peak GiB", lambda record: record["peak_bytes"] / 2**30, 1, 1),
+)
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Return all complete runs under a folder, in the methods' order, then by seed."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("runs/*.json"))]
+    order = list(METHODS)
+    return sorted(records, key=lambda record: (order.index(record["method"]), record["seed"]))
+
+
+def by_method(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Group runs by their method."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record["method"], []).append(record)
+    return groups
+
+
+def as_markdown(records: Sequence[Record]) -> str:
+    """Lay all methods out as a table: mean, and the standard deviation over seeds if there are several."""
+    lines = [
+        "| method | " + " | ".join(column.title for column in COLUMNS) + " | seeds |",
+        "|---|" + "---:|" * (len(COLUMNS) + 1),
+    ]
+    for method, runs in by_method(records).items():
+        cells = [_cell([column.read(run) for run in runs], column) for column in COLUMNS]
+        lines.append(f"| {method} | {' | '.join(cells)} | {len(runs)} |")
+    return "\n".join(lines)
+
+
+def summary(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """Return mean and spread of every column by method."""
+    table: dict[str, dict[str, Any]] = {}
+    for method, runs in by_method(records).items():
+        table[method] = {"seeds": [run["seed"] for run in runs]}
+        for column in COLUMNS:
+            values = [value for run in runs if (value := column.read(run)) is not None]
+            spread = statistics.stdev(values) if len(values) > 1 else None
+            table[method][column.title] = {"mean": statistics.mean(values) if values else None, "sd": spread}
+    return table
+
+
+def _cell(values: Sequence[float | None], column: Column) -> str:
+    known = [column.scale * value for value in values if value is not None]
+    if not known:
+        return "–"
+    text = f"{statistics.mean(known):.{column.digits}f}"
+    return text if len(known) < 2 else f"{text} ± {statistics.stdev(known):.{column.digits}f}"
+
+
+def write_report(folder: Path, title: str) -> str:
+    """Write ``report.json``, ``report.md`` and the plots of all runs under a folder; return the table."""
+    from benchmarks.forgetting.plots import draw_all
+
+    records = read_records(folder)
+    table = as_markdown(records)
+    held_back = [f"- {r['method']}, seed {r['seed']}: {why}" for r in records for why in r["held_back"]]
+    notes = "\n\nThe gate would have held back:\n" + "\n".join(held_back) if held_back else ""
+    (folder / "report.md").write_text(f"# {title}\n\n{table}{notes}\n", encoding="utf-8")
+    content = {"title": title, "summary": summary(records), "runs": records}
+    (folder / "report.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    draw_all(folder, records)
+    return table

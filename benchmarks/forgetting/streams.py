@@ -1,0 +1,208 @@
+"""Streams of tasks in the three shapes of COAST, from real packaged pictures; or a user's own data sets.
+
+* ``domain``: one question, "What is shown?", of another world each time. Text alone cannot tell them apart.
+* ``capability``: the same pictures, another skill each time.
+* ``dataset``: another world each time, with questions and a style of answers of its own.
+
+Test pictures come from groups (a writer's sheet, a design, a view) that no training picture comes from.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from PIL import Image
+
+from adapter_store.datasets import Dataset, DatasetStore, Example, Turn
+from adapter_store.errors import InputError
+from benchmarks.forgetting.worlds import Item, load_world, placed_icons
+
+ONE_QUESTION: Final = "What is shown?"
+DOMAINS: Final = ("digits", "animals", "flags", "icons", "mnist")
+SKILLS: Final = {
+    "corner": "In which corner is it?",
+    "kind": "What kind of thing is it?",
+    "turn": "Which way is it turned?",
+    "style": "Is it filled or only an outline?",
+    "size": "Is it small or large?",
+}
+NUMBER_WORDS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a data set asks, and how it puts its answers."""
+
+    questions: tuple[str, ...]
+    phrase: Callable[[str], str]
+
+
+DATASETS: Final = {
+    "digits": Manner(("Which digit is written here?", "Read the handwritten digit."), str),
+    "animals": Manner(
+        ("Which animal is this? Answer with a sentence.", "Name the animal in a sentence."),
+        lambda answer: f"It is {'an' if answer[0] in 'aeiou' else 'a'} {answer}.",
+    ),
+    "flags": Manner(("Which country does this flag belong to?", "Whose flag is it?"), str),
+    "icons": Manner(
+        ("What does the icon stand for?", "What is the meaning of this icon?"),
+        lambda answer: f"a {answer}",
+    ),
+    "mnist": Manner(
+        ("Write the number as a word.", "Which number is it, in letters?"),
+        lambda answer: NUMBER_WORDS[int(answer)],
+    ),
+    "arrows": Manner(("Which way does the arrow point?", "Where does the arrow lead?"), str),
+}
+STREAMS: Final = ("domain", "capability", "dataset")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One question about one picture, with its right answer."""
+
+    picture: Image.Image
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamTask:
+    """One task of a stream: what may be learned from, and what it is scored on."""
+
+    name: str
+    train: Dataset
+    test: Dataset
+
+
+def build_stream(name: str, store: DatasetStore, *, train: int, test: int, seed: int) -> list[StreamTask]:
+    """Return a stream's tasks in order, stored as data sets like any upload.
+
+    Args:
+        name: one of ``STREAMS``.
+        store: where the data sets are kept.
+        train: examples of each task.
+        test: scored questions of each task.
+        seed: chooses pictures, split and questions.
+
+    Raises:
+        InputError: there is no such stream.
+    """
+    if name == "capability":
+        tasks = _capability(train, test, seed)
+    elif name == "domain":
+        tasks = {
+            world: _of_world(world, Manner((ONE_QUESTION,), str), train, test, seed) for world in DOMAINS
+        }
+    elif name == "dataset":
+        tasks = {world: _of_world(world, manner, train, test, seed) for world, manner in DATASETS.items()}
+    else:
+        raise InputError(
+            f"there is no stream {name!r}: use {', '.join(STREAMS)}, or name a folder", param="stream"
+        )
+    return [
+        StreamTask(task, keep(store, learned), keep(store, scored))
+        for task, (learned, scored) in tasks.items()
+    ]
+
+
+def read_stream(folder: Path, store: DatasetStore) -> list[StreamTask]:
+    """Read a user's stream: one folder for each task, in the order of their names.
+
+    Each holds ``train`` and ``test`` in any accepted format: ``train.zip`` with its pictures inside, or
+    ``train.jsonl`` with pictures as data URLs.
+
+    Raises:
+        InputError: the folder holds no tasks, or one of them lacks a part.
+        DatasetError: a part has faults.
+    """
+    tasks = []
+    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+        parts = {part: sorted(place.glob(f"{part}.*")) for part in ("train", "test")}
+        lacking = [part for part, found in parts.items() if len(found) != 1]
+        if lacking:
+            raise InputError(
+                f"{place} needs exactly one file called {' and one '.join(f'{p}.*' for p in lacking)}"
+            )
+        train, test = (store.open(store.put(files[0], filename=files[0].name).id) for files in parts.values())
+        tasks.append(StreamTask(place.name.lstrip("0123456789-_") or place.name, train, test))
+    if len(tasks) < 2:
+        raise InputError(f"{folder} holds {len(tasks)} folders of tasks; a stream has at least two")
+    return tasks
+
+
+def keep(store: DatasetStore, asked: Sequence[Asked]) -> Dataset:
+    """Store questions as a data set."""
+    examples, images = [], {}
+    for number, one in enumerate(asked):
+        buffer = io.BytesIO()
+        one.picture.save(buffer, format="PNG")
+        images[f"{number}.png"] = buffer.getvalue()
+        examples.append(Example(str(number), f"{number}.png", (Turn(one.question, one.answer),)))
+    return store.open(store.put_examples(examples, images).id)
+
+
+def divide(items: Sequence[Item], train: int, test: int, rng: random.Random) -> tuple[list[Item], list[Item]]:
+    """Choose training and test pictures that share no group, each balanced over the answers.
+
+    Raises:
+        InputError: an answer has too few pictures.
+    """
+    answers = sorted({item.answer for item in items})
+    groups = sorted({item.group for item in items})
+    rng.shuffle(groups)
+    scored = set(groups[: round(len(groups) * test / (train + test))])
+    parts = []
+    for wanted, inside in ((train, False), (test, True)):
+        by_answer: dict[str, list[Item]] = defaultdict(list)
+        for item in items:
+            if (item.group in scored) == inside:
+                by_answer[item.answer].append(item)
+        chosen = []
+        for place, answer in enumerate(answers):
+            count = wanted // len(answers) + (place < wanted % len(answers))
+            if len(by_answer[answer]) < count:
+                raise InputError(
+                    f"{answer!r} has {len(by_answer[answer])} pictures of the {count} that are wanted"
+                )
+            chosen += rng.sample(by_answer[answer], count)
+        rng.shuffle(chosen)
+        parts.append(chosen)
+    return parts[0], parts[1]
+
+
+def _of_world(
+    world: str, manner: Manner, train: int, test: int, seed: int
+) -> tuple[list[Asked], list[Asked]]:
+    rng = random.Random(f"{seed} {world}")
+    parts = divide(load_world(world), train, test, rng)
+    learned, scored = (
+        [Asked(item.picture, rng.choice(manner.questions), manner.phrase(item.answer)) for item in part]
+        for part in parts
+    )
+    return learned, scored
+
+
+def _capability(train: int, test: int, seed: int) -> dict[str, tuple[list[Asked], list[Asked]]]:
+    """Ask every skill about the same pictures; designs of the test pictures are new."""
+    placed = placed_icons(3 * (train + test), seed)
+    designs = sorted({one.group for one in placed})
+    random.Random(f"{seed} designs").shuffle(designs)
+    held = set(designs[: len(designs) // 4])
+    learned = [one for one in placed if one.group not in held][:train]
+    scored = [one for one in placed if one.group in held][:test]
+    if len(learned) < train or len(scored) < test:
+        raise InputError(f"only {len(learned)} and {len(scored)} pictures of placed icons came about")
+    return {
+        skill: (
+            [Asked(one.picture, question, getattr(one, skill)) for one in learned],
+            [Asked(one.picture, question, getattr(one, skill)) for one in scored],
+        )
+        for skill, question in SKILLS.items()
+    }
