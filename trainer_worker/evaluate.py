@@ -152,10 +152,11 @@ def score_state(
     encoded: Encoded,
     store: PrefixStore,
     *,
+    order: Sequence[int] | None = None,
     base: Score | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Score:
-    """Score a state on an encoded set with serving coefficients.
+    """Score a state on an encoded set, or on the samples named by ``order``, with serving coefficients.
 
     If every coefficient is 0 the answers are the base's (I1): ``base`` is returned when given.
     """
@@ -167,7 +168,7 @@ def score_state(
         replicas,
         encoded.samples,
         store,
-        range(len(encoded)),
+        range(len(encoded)) if order is None else order,
         served.activate(c),
         cached=not whole,
         alike=alike_rows(c) if whole else None,

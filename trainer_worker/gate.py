@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,13 +17,41 @@ class Policy:
 
     ``max_forgetting``: largest drop of any earlier task's accuracy. ``max_leak``: largest share of selection
     mass outside a task's own rows. ``min_retention``: least share of the base's zero-shot score. A new task
-    must gain more than ``min_gain`` over the base; one that is trained again may fall like any other.
+    must gain more than ``min_gain`` over the base; one that is trained again may fall like any other, on all
+    its held-out pictures and on those that it had before. ``max_chance``: largest probability that somebody
+    who always gives a batch's commonest answer does as well on its held-out pictures (1: not asked).
     """
 
     max_forgetting: float = 0.02
     max_leak: float = 0.05
     min_retention: float = 0.97
     min_gain: float = 0.0
+    max_chance: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """How a batch's own held-out questions are answered: ``correct`` of ``answers``.
+
+    ``commonest`` is the share of the most frequent answer among those that were learned.
+    """
+
+    correct: int
+    answers: int
+    commonest: float
+
+    @property
+    def chance(self) -> float:
+        """Return the probability that answers drawn with the commonest one's share are right as often.
+
+        ``P(K >= correct)`` for K binomial in ``answers`` and ``commonest``.
+        """
+        return binomial_tail(self.correct, self.answers, self.commonest)
+
+    @property
+    def telling(self) -> float:
+        """Return the same probability if all were right: no smaller one can be had from so few questions."""
+        return self.commonest**self.answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +61,8 @@ class Measured:
     A task with a score before and none after could not be measured: the gate fails closed.
 
     ``before`` is the best earlier score of a task; for a task that is trained for the first time, the base's.
+    ``kept`` are both scores of a retrained task on the pictures that were held out before this batch; None
+    where they are all there is. ``fresh`` are the batch's own held-out questions; None if it has none.
     """
 
     trained: str
@@ -40,6 +71,8 @@ class Measured:
     after: Mapping[str, float | None]
     leak: Mapping[str, float]
     retention: float | None
+    kept: tuple[float, float] | None = None
+    fresh: Fresh | None = None
 
 
 def check(measured: Measured, policy: Policy) -> Gate:
@@ -57,7 +90,7 @@ def check(measured: Measured, policy: Policy) -> Gate:
             f"zero-shot retention is {retention:.3f}, less than {policy.min_retention:.3f}: questions outside"
             " all tasks are answered worse than by the base"
         )
-    reasons += _gain(measured, policy)
+    reasons += _gain(measured, policy) + _chance(measured, policy)
     return Gate(passed=not reasons, reasons=tuple(reasons))
 
 
@@ -85,13 +118,62 @@ def _fell(task: str, before: float, after: float, most: float) -> str:
 
 
 def _gain(measured: Measured, policy: Policy) -> list[str]:
-    before, after = measured.before.get(measured.trained), measured.after.get(measured.trained)
+    task = measured.trained
+    before, after = measured.before.get(task), measured.after.get(task)
     if before is None or after is None:
         return []
     gain = after - before
     if not measured.new_task:
-        fell = -gain > policy.max_forgetting + EPSILON
-        return [_fell(measured.trained, before, after, policy.max_forgetting)] if fell else []
+        return _kept(measured, policy) + _drop(task, before, after, policy)
     if gain > policy.min_gain + EPSILON or (before >= 1.0 - EPSILON and gain >= 0):
         return []
-    return [f"{measured.trained} scores {after:.3f} beside {before:.3f} of the base: training gained nothing"]
+    return [f"{task} scores {after:.3f} beside {before:.3f} of the base: training gained nothing"]
+
+
+def _kept(measured: Measured, policy: Policy) -> list[str]:
+    """Refuse a batch that teaches the opposite: its own held-out pictures would hide what the others lose."""
+    if measured.kept is None:
+        return []
+    reasons = _drop(measured.trained, *measured.kept, policy)
+    return [f"{reason}, on the pictures held out before this batch" for reason in reasons]
+
+
+def _drop(task: str, before: float, after: float, policy: Policy) -> list[str]:
+    fell = before - after > policy.max_forgetting + EPSILON
+    return [_fell(task, before, after, policy.max_forgetting)] if fell else []
+
+
+def _chance(measured: Measured, policy: Policy) -> list[str]:
+    """Refuse what cannot be told from luck: shuffled answers, one answer for everything, too few pictures."""
+    task, fresh = measured.trained, measured.fresh
+    if policy.max_chance >= 1:
+        return []
+    if fresh is None:
+        return [_UNMEASURED.format(task=task)] if measured.new_task else []
+    if fresh.telling > policy.max_chance and not measured.new_task:
+        return []  # so few pictures, or so like ones, are judged by what the task knew before
+    if fresh.chance <= policy.max_chance:
+        return []
+    if fresh.commonest >= 1:
+        return [f"every answer that {task} learned is the same: nothing tells a right one from a guess"]
+    found = f"{fresh.correct} of {fresh.answers} held-out questions of this batch are answered right"
+    if fresh.telling > policy.max_chance:
+        return [f"{found}: too few to tell {task} from luck; send more pictures of it"]
+    always = f"always giving {task}'s commonest answer would be right in {fresh.commonest:.0%}"
+    return [f"{found}; {always}: pictures and answers do not seem to belong together"]
+
+
+_UNMEASURED = "{task} is new and no picture of it is held out: nothing can be measured; send more pictures"
+
+
+def binomial_tail(least: int, trials: int, share: float) -> float:
+    """Return ``P(K >= least)`` for K binomial in ``trials`` and ``share``."""
+    if least <= 0 or share >= 1:
+        return 1.0
+    if share <= 0:
+        return 0.0
+    total = 0.0
+    for hits in range(least, trials + 1):
+        ways = math.lgamma(trials + 1) - math.lgamma(hits + 1) - math.lgamma(trials - hits + 1)
+        total += math.exp(ways + hits * math.log(share) + (trials - hits) * math.log1p(-share))
+    return min(total, 1.0)

@@ -6,7 +6,8 @@ Pictures are read once per task; base, parent and candidate answer behind the sa
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from adapter_store.matrix import AccuracyMatrix
@@ -15,7 +16,7 @@ from adapter_store.versions import MeasuredOn
 from trainer_worker.decide import Verdict
 from trainer_worker.evaluate import Served, greedy_answer, leak_ratio, score_base, score_state
 from trainer_worker.features import Encoded
-from trainer_worker.gate import Measured
+from trainer_worker.gate import Fresh, Measured
 from trainer_worker.prefixes import PrefixStore
 from trainer_worker.publish import RecordedProbe, stage_matrix
 from trainer_worker.workshop import Workshop
@@ -47,6 +48,26 @@ class HeldOutSet:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnQuestions:
+    """A batch's own held-out questions as it sent them (samples of ``encoded`` by index).
+
+    ``commonest`` is the share of the most frequent answer among those that are learned.
+    """
+
+    encoded: Encoded
+    order: tuple[int, ...]
+    commonest: float
+
+    @classmethod
+    def of(cls, encoded: Encoded, train: Sequence[int]) -> OwnQuestions:
+        """Divide a batch: what is not in ``train`` is held out."""
+        learned = set(train)
+        answers = Counter(turn.answer.strip() for i in train for turn in encoded.examples[i].turns)
+        commonest = max(answers.values()) / sum(answers.values())
+        return cls(encoded, tuple(i for i in range(len(encoded)) if i not in learned), commonest)
+
+
+@dataclass(frozen=True, slots=True)
 class Findings:
     """What evaluation found: the matrix with the new stage, the gate's input, and the probe to publish."""
 
@@ -74,6 +95,7 @@ def measure(
     known: Mapping[str, HeldOutSet],
     *,
     split: str | None,
+    own: OwnQuestions,
     check: Check,
 ) -> Findings:
     """Score all known tasks, the base on a new one, the routing leak and the zero-shot retention.
@@ -88,6 +110,7 @@ def measure(
         verdict: which task was trained, and whether it is new.
         known: encoded held-out sets of the parent's tasks.
         split: the held-out data set of the trained task after this batch; None if nothing is held out.
+        own: the batch's own held-out questions.
         check: may raise to interrupt.
     """
     task = verdict.task
@@ -108,8 +131,9 @@ def measure(
         if name not in parent.state.tasks:
             before[name] = base.get(name)
         else:
-            trained = name == task
-            before[name] = _parent_score(shop, parent, name, held, store, before, trained, check)
+            before[name] = _parent_score(
+                shop, parent, name, held, store, before, trained=name == task, check=check
+            )
         if name == task:
             probe = _record_probe(shop, served, held, task, store)
         after[name] = score_state(shop.replicas, served, encoded, store, check=check).accuracy
@@ -118,7 +142,16 @@ def measure(
         shop.replicas, served, shop.featurizer, budget_bytes=shop.prefix_cache_bytes, check=check
     )
     before = {name: score for name, score in before.items() if name in state.tasks}
-    measured = Measured(task, verdict.decision == "expand", before, after, leak, retention)
+    measured = Measured(
+        task,
+        verdict.decision == "expand",
+        before,
+        after,
+        leak,
+        retention,
+        kept=_kept(shop, served, parent, known.get(task), task, split, check),
+        fresh=_fresh(shop, served, own, check),
+    )
     splits = next_splits(parent, {name: held.dataset_id for name, held in held_out.items()})
     return Findings(stage_matrix(parent.matrix, task, after, base), splits, measured, probe)
 
@@ -167,6 +200,7 @@ def _parent_score(
     held: HeldOutSet,
     store: PrefixStore,
     best: Mapping[str, float | None],
+    *,
     trained: bool,
     check: Check,
 ) -> float | None:
@@ -181,6 +215,34 @@ def _parent_score(
             return recorded
     served = Served.of(parent.state, shop.replicas.increments)
     return score_state(shop.replicas, served, held.encoded, store, check=check).accuracy
+
+
+def _kept(
+    shop: Workshop,
+    served: Served,
+    parent: Parent,
+    earlier: HeldOutSet | None,
+    task: str,
+    split: str | None,
+    check: Check,
+) -> tuple[float, float] | None:
+    """Return best and new score of a retrained task on what was held out before this batch."""
+    if earlier is None or earlier.dataset_id == split:
+        return None
+    store = _store(shop, earlier.encoded)
+    best = best_before(parent.matrix, parent.splits)
+    before = _parent_score(shop, parent, task, earlier, store, best, trained=False, check=check)
+    after = score_state(shop.replicas, served, earlier.encoded, store, check=check).accuracy
+    return None if before is None or after is None else (before, after)
+
+
+def _fresh(shop: Workshop, served: Served, own: OwnQuestions, check: Check) -> Fresh | None:
+    if not own.order:
+        return None
+    score = score_state(
+        shop.replicas, served, own.encoded, _store(shop, own.encoded), order=own.order, check=check
+    )
+    return Fresh(score.correct, score.answers, own.commonest)
 
 
 def _record_probe(

@@ -63,11 +63,21 @@ def open_workshop(settings: WorkerSettings) -> Workshop:
             generic_probe, count=settings.retention_questions, folder=held_out.parent / ".retention"
         ),
         metrics=WorkerMetrics(),
-        policy=Policy(settings.max_forgetting, settings.max_leak, settings.min_retention),
+        policy=policy_of(settings),
         defaults=defaults_of(settings),
         method=method_of(settings),
         prefix_cache_bytes=settings.prefix_cache_bytes,
         end_ids=renderer.stop_ids,
+    )
+
+
+def policy_of(settings: WorkerSettings) -> Policy:
+    """Return the bounds of the gate."""
+    return Policy(
+        max_forgetting=settings.max_forgetting,
+        max_leak=settings.max_leak,
+        min_retention=settings.min_retention,
+        max_chance=settings.max_chance,
     )
 
 

@@ -30,7 +30,7 @@ from trainer_worker.heldout import Split, picture_key
 from trainer_worker.hold import Hold
 from trainer_worker.keys import align_keys, stranger_bar
 from trainer_worker.learn import Learned, Lesson, learn, split_validation
-from trainer_worker.measuring import Findings, HeldOutSet, Parent, encode_held_out, measure
+from trainer_worker.measuring import Findings, HeldOutSet, OwnQuestions, Parent, encode_held_out, measure
 from trainer_worker.memory import available_bytes
 from trainer_worker.prefixes import PrefixStore
 from trainer_worker.progress import Progress
@@ -113,7 +113,8 @@ class _Run:
             pictures = sum(len(held.encoded.prefixes) for held in known.values()) + split.held_out_pictures
             learned = self._train(state, verdict.task, encoded, train, settings, to_measure=pictures)
         with self.progress.phase("evaluate"):
-            findings = self._measure(learned.state, parent, verdict, known, split)
+            own = OwnQuestions.of(encoded, train)
+            findings = self._measure(learned.state, parent, verdict, known, split, own)
         with self.progress.phase("gate"):
             gate = self._gate(findings)
         with self.progress.phase("publish"):
@@ -287,8 +288,11 @@ class _Run:
         verdict: Verdict,
         known: Mapping[str, HeldOutSet],
         split: Split,
+        own: OwnQuestions,
     ) -> Findings:
-        findings = measure(self.shop, state, parent, verdict, known, split=split.dataset_id, check=self.check)
+        findings = measure(
+            self.shop, state, parent, verdict, known, split=split.dataset_id, own=own, check=self.check
+        )
         measured = findings.measured
         forgetting = {name: findings.matrix.forgetting_of(name) for name in findings.matrix.tasks}
         self.shop.metrics.measured(measured.after, forgetting, measured.leak, measured.retention)

@@ -11,6 +11,7 @@ import redis
 
 from adapter_store.jobs import JobQueue, connect
 from adapter_store.redis_server import RedisServer
+from tests.integration.working import Site
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +39,11 @@ def redis_url(redis_server: RedisServer, redis_client: redis.Redis) -> str:
 @pytest.fixture
 def queue(redis_client: redis.Redis) -> JobQueue:
     return JobQueue(redis_client, "strata", lease_seconds=60)
+
+
+@pytest.fixture
+def site(tmp_path: Path, tiny_base: Path, redis_client: redis.Redis, redis_url: str) -> Iterator[Site]:
+    assert redis_client.ping()
+    here = Site(tmp_path, tiny_base, redis_url)
+    yield here
+    here.client.close()

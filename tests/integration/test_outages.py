@@ -13,7 +13,7 @@ from adapter_store.errors import QueueUnavailable
 from adapter_store.jobs import JobQueue, JobStatus, connect
 from adapter_store.redis_server import RedisServer
 from tests.integration.queueing import job, taken
-from tests.integration.test_worker import Site
+from tests.integration.working import Site
 from trainer_worker import hold, pipeline
 from trainer_worker.hold import Hold
 

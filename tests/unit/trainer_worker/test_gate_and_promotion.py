@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
 from adapter_store.matrix import AccuracyMatrix
 from adapter_store.versions import Gate, Manifest, ManifestDraft, MeasuredOn, VersionStore
-from trainer_worker.gate import Measured, Policy, check
+from trainer_worker.gate import Fresh, Measured, Policy, binomial_tail, check
 from trainer_worker.measuring import best_before
 from trainer_worker.publish import promote, stage_matrix
 
@@ -21,6 +22,7 @@ def measured(**changes: object) -> Measured:
         "after": {"a": 0.94, "b": 0.9},
         "leak": {"a": 0.0, "b": 0.01},
         "retention": 0.99,
+        "fresh": Fresh(correct=45, answers=50, commonest=0.1),
     }
     return Measured(**{**values, **changes})
 
@@ -41,13 +43,55 @@ def test_every_reason_is_named():
 
 
 def test_unmeasured_tasks_and_probes_do_not_block():
-    assert check(measured(before={}, after={"a": None, "b": None}, retention=None, leak={}), Policy()).passed
+    known = measured(
+        new_task=False, before={}, after={"a": None, "b": None}, retention=None, leak={}, fresh=None
+    )
+    assert check(known, Policy()).passed
 
 
 def test_a_task_that_cannot_be_measured_any_more_holds_the_version_back():
     gate = check(measured(after={"a": None, "b": 0.9}), Policy())
     assert not gate.passed
     assert "a scored 0.950 before and could not be measured now" in gate.reasons[0]
+
+
+def test_the_tail_of_the_binomial_is_exact():
+    for trials, share in ((1, 0.5), (7, 0.3), (12, 0.9)):
+        exact = [math.comb(trials, k) * share**k * (1 - share) ** (trials - k) for k in range(trials + 1)]
+        for least in range(trials + 1):
+            assert binomial_tail(least, trials, share) == pytest.approx(sum(exact[least:]))
+    assert (binomial_tail(1, 3, 0.0), binomial_tail(0, 3, 0.0), binomial_tail(3, 3, 1.0)) == (0.0, 1.0, 1.0)
+    assert 0 < binomial_tail(1600, 1600, 0.99) < 1
+
+
+@pytest.mark.parametrize(
+    ("fresh", "word"),
+    [
+        (Fresh(correct=7, answers=50, commonest=0.14), "do not seem to belong together"),
+        (Fresh(correct=50, answers=50, commonest=1.0), "is the same"),
+        (Fresh(correct=2, answers=2, commonest=0.5), "too few"),
+        (None, "nothing can be measured"),
+    ],
+)
+def test_a_new_task_that_luck_explains_is_held_back(fresh: Fresh | None, word: str):
+    (reason,) = check(measured(fresh=fresh), Policy()).reasons
+    assert word in reason
+    assert check(measured(fresh=fresh), Policy(max_chance=1)).passed
+
+
+def test_a_known_task_needs_no_evidence_from_few_or_like_pictures_but_from_many():
+    known = {"new_task": False, "before": {"b": 0.9}, "after": {"b": 0.9}}
+    for fresh in (None, Fresh(correct=0, answers=2, commonest=0.5), Fresh(5, 10, commonest=1.0)):
+        assert check(measured(**known, fresh=fresh), Policy()).passed
+    shuffled = Fresh(correct=6, answers=50, commonest=0.14)
+    assert not check(measured(**known, fresh=shuffled), Policy()).passed
+
+
+def test_what_a_retrained_task_knew_before_counts_on_its_own():
+    known = {"new_task": False, "before": {"b": 0.5}, "after": {"b": 0.9}}
+    assert check(measured(**known, kept=(0.9, 0.89)), Policy()).passed
+    (reason,) = check(measured(**known, kept=(0.9, 0.5)), Policy()).reasons
+    assert "before this batch" in reason
 
 
 def test_only_stages_with_the_same_held_out_set_are_compared():
