@@ -20,9 +20,8 @@ def draw_all(folder: Path, records: Sequence[Record]) -> None:
     if not learned:
         return
     for method, runs in learned.items():
-        tasks = runs[0]["tasks"]
-        stages = ["base", *tasks[: len(runs[0]["rows"])]]
-        draw_matrix(folder / "plots" / f"matrix-{method}.png", tasks, stages, _mean_rows(runs))
+        stages = ["base", *runs[0]["stages"][: len(runs[0]["rows"])]]
+        draw_matrix(folder / "plots" / f"matrix-{method}.png", _tasks(runs), stages, _mean_rows(runs))
     _draw_stages(folder / "plots" / "stages.png", learned)
     _draw_balance(folder / "plots" / "accuracy-and-forgetting.png", learned)
 
@@ -31,9 +30,14 @@ def _mean_rows(runs: Sequence[Record]) -> list[list[float | None]]:
     """Return base and stages as the mean over seeds."""
     tables = [[run["base"], *run["rows"]] for run in runs]
     return [
-        [statistics.mean(table[stage][task] for table in tables) for task in runs[0]["tasks"]]
+        [statistics.mean(table[stage][task] for table in tables) for task in _tasks(runs)]
         for stage in range(len(tables[0]))
     ]
+
+
+def _tasks(runs: Sequence[Record]) -> list[str]:
+    """Return the tasks that a stream scores, in the order of its stages."""
+    return list(dict.fromkeys(runs[0]["stages"]))
 
 
 def _figure(width: float, height: float) -> Any:
@@ -44,7 +48,8 @@ def _figure(width: float, height: float) -> Any:
 
 def _draw_stages(target: Path, learned: dict[str, list[Record]]) -> None:
     """Draw each task's accuracy over the stages, one panel for each task."""
-    tasks = next(iter(learned.values()))[0]["tasks"]
+    first = next(iter(learned.values()))
+    tasks = _tasks(first)
     figure = _figure(3.0 * len(tasks), 3.4)
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for number, (task, axes) in enumerate(zip(tasks, panels, strict=True)):
@@ -52,7 +57,7 @@ def _draw_stages(target: Path, learned: dict[str, list[Record]]) -> None:
             column = [row[number] for row in _mean_rows(runs)]
             style = {"linewidth": 2.5, "zorder": 3} if method == "strata" else {"linewidth": 1, "alpha": 0.8}
             axes.plot(range(len(column)), column, marker=".", label=method, **style)
-        axes.axvline(number + 1, color="gray", linestyle=":", linewidth=1)
+        axes.axvline(first[0]["stages"].index(task) + 1, color="gray", linestyle=":", linewidth=1)
         axes.set_title(task)
         axes.set_xlabel("stage")
         axes.set_ylim(-0.02, 1.02)

@@ -27,12 +27,13 @@ Told = Callable[[str], None]
 class Measured:
     """What one run of one method left behind; ``rows[i]`` are the scores of all tasks after stage i.
 
+    ``stages`` names the task of each stage.
     ``validation`` are the scores on pictures that the worker kept back: settings may be chosen by them.
     """
 
     method: str
     seed: int
-    tasks: tuple[str, ...]
+    stages: tuple[str, ...]
     base: dict[str, float]
     rows: list[dict[str, float]] = field(default_factory=list)
     validation: dict[str, float | None] = field(default_factory=dict)
@@ -47,7 +48,7 @@ class Measured:
     def matrix(self) -> AccuracyMatrix:
         """Return the scores as the matrix that all measures are computed from."""
         matrix = AccuracyMatrix.empty()
-        for task, row in zip(self.tasks, self.rows, strict=False):
+        for task, row in zip(self.stages, self.rows, strict=False):
             matrix = matrix.with_stage(task, row, self.base)
         return matrix
 
@@ -104,10 +105,10 @@ class _Run:
         for task in self.plan.tasks:
             self.plan.told(task.name)
             began = time.monotonic()
-            manifest = line.teach(task.name, task.train, self.given)
+            manifest = line.teach(task.teaches, task.train, self.given)
             self.measured.served_seconds.append(time.monotonic() - began)
             self.measured.train_seconds += manifest.seconds.get("train", 0.0)
-            self._note(task.name, manifest)
+            self._note(task.teaches, manifest)
 
     def _note(self, task: str, manifest: Manifest) -> None:
         measured, shop = self.measured, self.shop
@@ -115,7 +116,8 @@ class _Run:
         measured.rows.append(self.scorer.score(Served.of(state, shop.replicas.increments)))
         measured.leak = self.scorer.leak(state)
         measured.retention = manifest.zero_shot_retention
-        measured.trained_parameters += parameters(state, len(state.rows_of(task)))
+        if manifest.decision == "expand":
+            measured.trained_parameters += parameters(state, len(state.rows_of(task)))
         last = len(manifest.accuracy.rows) - 1
         measured.validation = {name: manifest.accuracy.score(last, name) for name in manifest.accuracy.tasks}
         if manifest.gate is not None and not manifest.gate.passed:
@@ -127,7 +129,7 @@ class _Run:
 
     def sequential(self) -> None:
         """Train one LoRA on task after task."""
-        state = self._untrained(self.rows * len(self.plan.tasks))
+        state = self._untrained(self.rows * len({task.teaches for task in self.plan.tasks}))
         earlier: list[plain.Part] = []
         for task in self.plan.tasks:
             self.plan.told(task.name)
@@ -141,7 +143,7 @@ class _Run:
     def joint(self) -> None:
         """Train one LoRA on all tasks at once; its matrix has the same scores in every row."""
         self.plan.told("all tasks at once")
-        state = self._untrained(self.rows * len(self.plan.tasks))
+        state = self._untrained(self.rows * len({task.teaches for task in self.plan.tasks}))
         state = self._train(state, [self._part(task) for task in self.plan.tasks])
         scores = self.scorer.score(self._served(state))
         self.measured.rows = [scores for _ in self.plan.tasks]
@@ -163,7 +165,7 @@ class _Run:
 
     def _part(self, task: StreamTask) -> plain.Part:
         """Return what a baseline learns of a task: exactly what Strata learns."""
-        return task.train, self.shop.held_out.split(task.name, task.train).train
+        return task.train, self.shop.held_out.split(task.teaches, task.train).train
 
     def _train(self, state: AdapterState, parts: Sequence[plain.Part]) -> AdapterState:
         began = time.monotonic()

@@ -3,6 +3,7 @@
 * ``domain``: one question, "What is shown?", of another world each time. Text alone cannot tell them apart.
 * ``capability``: the same pictures, another skill each time.
 * ``dataset``: another world each time, with questions and a style of answers of its own.
+* ``revisit``: one task that comes back shifted, in batches of 32: digits of one world, then of another.
 
 Test pictures come from groups (a writer's sheet, a design, a view) that no training picture comes from.
 """
@@ -60,7 +61,9 @@ DATASETS: Final = {
     ),
     "arrows": Manner(("Which way does the arrow point?", "Where does the arrow lead?"), str),
 }
-STREAMS: Final = ("domain", "capability", "dataset")
+STREAMS: Final = ("domain", "capability", "dataset", "revisit")
+BATCH: Final = 32
+BATCHES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +77,19 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class StreamTask:
-    """One task of a stream: what may be learned from, and what it is scored on."""
+    """One stage of a stream: what is learned, what that is scored on, and which task it is taught as.
+
+    Stages of one ``name`` share their test; ``teaches`` differs from it where a known task comes back.
+    """
 
     name: str
     train: Dataset
     test: Dataset
+    teaches: str
 
 
 def build_stream(name: str, store: DatasetStore, *, train: int, test: int, seed: int) -> list[StreamTask]:
-    """Return a stream's tasks in order, stored as data sets like any upload.
+    """Return a stream's stages in order, stored as data sets like any upload.
 
     Args:
         name: one of ``STREAMS``.
@@ -94,6 +101,8 @@ def build_stream(name: str, store: DatasetStore, *, train: int, test: int, seed:
     Raises:
         InputError: there is no such stream.
     """
+    if name == "revisit":
+        return _revisit(store, train, test, seed)
     if name == "capability":
         tasks = _capability(train, test, seed)
     elif name == "domain":
@@ -107,7 +116,7 @@ def build_stream(name: str, store: DatasetStore, *, train: int, test: int, seed:
             f"there is no stream {name!r}: use {', '.join(STREAMS)}, or name a folder", param="stream"
         )
     return [
-        StreamTask(task, keep(store, learned), keep(store, scored))
+        StreamTask(task, keep(store, learned), keep(store, scored), teaches=task)
         for task, (learned, scored) in tasks.items()
     ]
 
@@ -131,7 +140,8 @@ def read_stream(folder: Path, store: DatasetStore) -> list[StreamTask]:
                 f"{place} needs exactly one file called {' and one '.join(f'{p}.*' for p in lacking)}"
             )
         train, test = (store.open(store.put(files[0], filename=files[0].name).id) for files in parts.values())
-        tasks.append(StreamTask(place.name.lstrip("0123456789-_") or place.name, train, test))
+        name = place.name.lstrip("0123456789-_") or place.name
+        tasks.append(StreamTask(name, train, test, teaches=name))
     if len(tasks) < 2:
         raise InputError(f"{folder} holds {len(tasks)} folders of tasks; a stream has at least two")
     return tasks
@@ -187,6 +197,19 @@ def _of_world(
         for part in parts
     )
     return learned, scored
+
+
+def _revisit(store: DatasetStore, train: int, test: int, seed: int) -> list[StreamTask]:
+    """Teach digits of one world, then small batches of another under the same name and question."""
+    manner = Manner((DATASETS["digits"].questions[0],), str)
+    learned, scored = _of_world("digits", manner, train, test, seed)
+    stages = [StreamTask("old", keep(store, learned), keep(store, scored), teaches="digits")]
+    learned, scored = _of_world("mnist", manner, BATCH * BATCHES, test, seed)
+    asked = keep(store, scored)
+    for first in range(0, len(learned), BATCH):
+        batch = keep(store, learned[first : first + BATCH])
+        stages.append(StreamTask("new", batch, asked, teaches="digits"))
+    return stages
 
 
 def _capability(train: int, test: int, seed: int) -> dict[str, tuple[list[Asked], list[Asked]]]:
