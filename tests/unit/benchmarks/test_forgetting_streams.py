@@ -1,0 +1,70 @@
+"""Streams: no picture, and nothing that a picture was made from, is on both sides."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from adapter_store.datasets import DatasetStore
+from adapter_store.errors import InputError
+from benchmarks.forgetting.streams import divide, read_stream
+from benchmarks.forgetting.worlds import Item
+
+
+def items(answers: str, groups: int, of_each: int) -> list[Item]:
+    return [
+        Item(Image.new("RGB", (4, 4), (group, view, ord(answer))), answer, f"{answer}{group}")
+        for answer in answers
+        for group in range(groups)
+        for view in range(of_each)
+    ]
+
+
+def test_training_and_test_share_no_group_and_are_balanced():
+    world = items("abc", groups=20, of_each=3)
+    train, test = divide(world, 60, 30, random.Random(0))
+    assert (len(train), len(test)) == (60, 30)
+    assert not {item.group for item in train} & {item.group for item in test}
+    for part, each in ((train, 20), (test, 10)):
+        assert {answer: sum(item.answer == answer for item in part) for answer in "abc"} == dict.fromkeys(
+            "abc", each
+        )
+    assert divide(world, 60, 30, random.Random(0))[0] == train
+    assert divide(world, 60, 30, random.Random(1))[0] != train
+
+
+def test_too_few_pictures_are_said():
+    with pytest.raises(InputError, match="has 3 pictures of the 30"):
+        divide(items("ab", groups=4, of_each=1), 60, 30, random.Random(0))
+
+
+def upload(path: Path, answers: list[str]) -> None:
+    rows = []
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, answer in enumerate(answers):
+            buffer = io.BytesIO()
+            Image.new("RGB", (8, 8), (number, 0, len(answer))).save(buffer, format="PNG")
+            archive.writestr(f"{number}.png", buffer.getvalue())
+            turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": answer}]
+            rows.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
+        archive.writestr("data.json", json.dumps(rows))
+
+
+def test_a_folder_of_llava_data_sets_is_a_stream(tmp_path: Path):
+    folder, store = tmp_path / "stream", DatasetStore(tmp_path / "store")
+    for name in ("02-birds", "01-cars"):
+        (folder / name).mkdir(parents=True)
+        for part, count in (("train", 3), ("test", 2)):
+            upload(folder / name / f"{part}.zip", ["x"] * count)
+    stages = read_stream(folder, store)
+    assert [(stage.name, stage.teaches) for stage in stages] == [("cars", "cars"), ("birds", "birds")]
+    assert [len(stage.train.examples) for stage in stages] == [3, 3]
+    (folder / "02-birds" / "test.zip").unlink()
+    with pytest.raises(InputError, match=r"02-birds needs exactly one file called test\.\*"):
+        read_stream(folder, store)
