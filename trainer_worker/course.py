@@ -11,6 +11,8 @@ from adapter_store.jobs.hyperparameters import Hyperparameters
 
 LEAST_IMPROVEMENT = 0.02
 """A validation loss that falls by less than this share counts as a plateau."""
+LEAST_EPOCHS, LEAST_STEPS = 4, 160
+"""What is planned when nobody says: a small batch is walked over more often."""
 DECAY_SHARE = 0.35
 """Part of the run in which the rate falls to 0: live tensors come to rest and theta* catches up."""
 
@@ -37,7 +39,8 @@ class Course:
 
     def __init__(self, settings: Hyperparameters, steps_per_epoch: int) -> None:
         self._settings = settings
-        planned = max(1, math.ceil(settings.epochs * steps_per_epoch))
+        epochs = settings.epochs or max(LEAST_EPOCHS, LEAST_STEPS / max(steps_per_epoch, 1))
+        planned = max(1, math.ceil(epochs * steps_per_epoch))
         self.total = min(planned, settings.max_steps) if settings.max_steps else planned
         self._warmup = max(1, round(settings.warmup_ratio * self.total))
         self._validate_every = max(4, steps_per_epoch)

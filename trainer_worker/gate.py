@@ -18,7 +18,7 @@ class Policy:
     ``max_forgetting``: largest drop of any earlier task's accuracy. ``max_leak``: largest share of selection
     mass outside a task's own rows. ``min_retention``: least share of the base's zero-shot score. A new task
     must gain more than ``min_gain`` over the base; one that is trained again may fall like any other, on all
-    its held-out pictures and on those that it had before. ``max_chance``: largest probability that somebody
+    its held-out pictures and on those that it had first. ``max_chance``: largest probability that somebody
     who always gives a batch's commonest answer does as well on its held-out pictures (1: not asked).
     """
 
@@ -61,8 +61,8 @@ class Measured:
     A task with a score before and none after could not be measured: the gate fails closed.
 
     ``before`` is the best earlier score of a task; for a task that is trained for the first time, the base's.
-    ``kept`` are both scores of a retrained task on the pictures that were held out before this batch; None
-    where they are all there is. ``fresh`` are the batch's own held-out questions; None if it has none.
+    ``kept`` are the best earlier and the present score of a retrained task on the pictures that were held
+    out for it first; None for a new task. ``fresh`` are the batch's own held-out questions, None without any.
     """
 
     trained: str
@@ -135,7 +135,7 @@ def _kept(measured: Measured, policy: Policy) -> list[str]:
     if measured.kept is None:
         return []
     reasons = _drop(measured.trained, *measured.kept, policy)
-    return [f"{reason}, on the pictures held out before this batch" for reason in reasons]
+    return [f"{reason}, on the pictures that were held out first" for reason in reasons]
 
 
 def _drop(task: str, before: float, after: float, policy: Policy) -> list[str]:

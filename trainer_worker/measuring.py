@@ -8,11 +8,11 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from adapter_store.matrix import AccuracyMatrix
 from adapter_store.state import AdapterState
-from adapter_store.versions import MeasuredOn
+from adapter_store.versions import Anchor, Manifest, MeasuredOn
 from trainer_worker.decide import Verdict
 from trainer_worker.evaluate import Served, greedy_answer, leak_ratio, score_base, score_state
 from trainer_worker.features import Encoded
@@ -32,6 +32,17 @@ class Parent:
     state: AdapterState
     matrix: AccuracyMatrix
     splits: Mapping[str, MeasuredOn]
+    anchors: Mapping[str, Anchor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, manifest: Manifest, state: AdapterState) -> Parent:
+        """Describe a version; one that an operator promoted against the gate is the measure from then on."""
+        accepted = manifest.gate is not None and not manifest.gate.passed
+        anchors = {
+            task: anchor.model_copy(update={"best": anchor.last}) if accepted else anchor
+            for task, anchor in manifest.anchors.items()
+        }
+        return cls(manifest.version, state, manifest.accuracy, manifest.splits, anchors)
 
     def split_of(self, task: str) -> str | None:
         """Return the held-out data set that the parent's score of a task comes from."""
@@ -73,6 +84,7 @@ class Findings:
 
     matrix: AccuracyMatrix
     splits: Mapping[str, MeasuredOn]
+    anchors: Mapping[str, Anchor]
     measured: Measured
     probe: RecordedProbe | None
 
@@ -142,6 +154,7 @@ def measure(
         shop.replicas, served, shop.featurizer, budget_bytes=shop.prefix_cache_bytes, check=check
     )
     before = {name: score for name, score in before.items() if name in state.tasks}
+    anchor = _anchor(shop, served, parent, held_out.get(task), task, after.get(task), check)
     measured = Measured(
         task,
         verdict.decision == "expand",
@@ -149,11 +162,14 @@ def measure(
         after,
         leak,
         retention,
-        kept=_kept(shop, served, parent, known.get(task), task, split, check),
+        kept=(anchor.best, anchor.last) if anchor is not None and task in parent.state.tasks else None,
         fresh=_fresh(shop, served, own, check),
     )
     splits = next_splits(parent, {name: held.dataset_id for name, held in held_out.items()})
-    return Findings(stage_matrix(parent.matrix, task, after, base), splits, measured, probe)
+    anchors = dict(parent.anchors)
+    if anchor is not None:
+        anchors[task] = anchor.model_copy(update={"best": max(anchor.best, anchor.last)})
+    return Findings(stage_matrix(parent.matrix, task, after, base), splits, anchors, measured, probe)
 
 
 def best_before(matrix: AccuracyMatrix, splits: Mapping[str, MeasuredOn]) -> dict[str, float | None]:
@@ -217,23 +233,29 @@ def _parent_score(
     return score_state(shop.replicas, served, held.encoded, store, check=check).accuracy
 
 
-def _kept(
+def _anchor(
     shop: Workshop,
     served: Served,
     parent: Parent,
-    earlier: HeldOutSet | None,
+    held: HeldOutSet | None,
     task: str,
-    split: str | None,
+    after: float | None,
     check: Check,
-) -> tuple[float, float] | None:
-    """Return best and new score of a retrained task on what was held out before this batch."""
-    if earlier is None or earlier.dataset_id == split:
-        return None
-    store = _store(shop, earlier.encoded)
-    best = best_before(parent.matrix, parent.splits)
-    before = _parent_score(shop, parent, task, earlier, store, best, trained=False, check=check)
-    after = score_state(shop.replicas, served, earlier.encoded, store, check=check).accuracy
-    return None if before is None or after is None else (before, after)
+) -> Anchor | None:
+    """Score the trained task on the first set that was ever held out for it; ``best`` is from before.
+
+    However small its steps, a task that is trained again and again cannot drift away from that set.
+    """
+    if held is None or after is None:
+        return parent.anchors.get(task)
+    known = parent.anchors.get(task)
+    if known is None or known.dataset_id == held.dataset_id:
+        return Anchor(dataset_id=held.dataset_id, best=known.best if known else after, last=after)
+    first = _encode_task(shop, served.state, task, known.dataset_id, check)
+    if first is None or first.dataset_id != known.dataset_id:
+        return Anchor(dataset_id=held.dataset_id, best=after, last=after)
+    score = score_state(shop.replicas, served, first.encoded, _store(shop, first.encoded), check=check)
+    return known.model_copy(update={"last": score.accuracy or 0.0})
 
 
 def _fresh(shop: Workshop, served: Served, own: OwnQuestions, check: Check) -> Fresh | None:

@@ -148,7 +148,7 @@ class _Run:
         folder = self.shop.versions.fetch(record.version)
         state = AdapterState.load(folder, base_digest=self.shop.base.digest)
         self.shop.replicas.increments.check_fits(state, record.version)
-        return Parent(record.version, state, manifest.accuracy, manifest.splits)
+        return Parent.of(manifest, state)
 
     def _encode(self, dataset: Dataset, state: AdapterState) -> Encoded:
         encoded = self.shop.featurizer.encode(
@@ -353,6 +353,7 @@ class _Run:
             settings={**settings.model_dump(), **method},
             accuracy=findings.matrix,
             splits=dict(findings.splits),
+            anchors=dict(findings.anchors),
             routing_leak=dict(findings.measured.leak),
             zero_shot_retention=findings.measured.retention,
             gate=gate,

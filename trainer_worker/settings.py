@@ -58,7 +58,12 @@ class WorkerSettings(SharedSettings):
         default="normalised", description="weight of the EMA-balanced update (eqs. 8-10)"
     )
     share: bool = Field(default=False, description="let a batch move the increments of other tasks it uses")
-    epochs: float = Field(default=4, gt=0, le=10_000, description="passes over a task's training pictures")
+    epochs: float = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        description="passes over training pictures; 0: four, more of a small batch",
+    )
     learning_rate: float = Field(default=1.5e-3, gt=0, le=1, description="peak learning rate, relative")
     batch_size: int = Field(default=16, ge=1, le=4096, description="questions per optimizer step")
     max_train_seconds: float = Field(default=0, ge=0, description="limit of a job's training steps; 0: none")

@@ -19,7 +19,7 @@ class Hyperparameters(BaseModel):
     """Everything that may differ between two jobs.
 
     Attributes:
-        epochs: Passes over the training pictures, unless stopped earlier.
+        epochs: Passes over the training pictures, unless stopped earlier; 0: four, and more of a small batch.
         max_seconds: Time for training steps; the learning rate has decayed fully by then. 0: no limit.
         max_steps: Optimizer steps at most; 0: no limit.
         batch_size: Questions per optimizer step.
@@ -42,7 +42,7 @@ class Hyperparameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: float = Field(default=4, gt=0, le=10_000)
+    epochs: float = Field(default=0, ge=0, le=10_000)
     max_seconds: float = Field(default=0, ge=0)
     max_steps: int = Field(default=0, ge=0)
     batch_size: int = Field(default=16, ge=1, le=4096)

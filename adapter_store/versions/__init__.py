@@ -1,12 +1,13 @@
 """Versions: immutable directories of adapter files, and the aliases that move between them."""
 
 from adapter_store.versions.aliases import AliasRecord, AliasTable
-from adapter_store.versions.manifest import Gate, Manifest, ManifestDraft, MeasuredOn, Probe
+from adapter_store.versions.manifest import Anchor, Gate, Manifest, ManifestDraft, MeasuredOn, Probe
 from adapter_store.versions.store import VersionStore
 
 __all__ = [
     "AliasRecord",
     "AliasTable",
+    "Anchor",
     "Gate",
     "Manifest",
     "ManifestDraft",

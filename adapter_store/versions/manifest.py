@@ -52,6 +52,22 @@ class MeasuredOn(BaseModel):
     since: int = Field(ge=0)
 
 
+class Anchor(BaseModel):
+    """Record what a task must not lose however often it is trained again.
+
+    Attributes:
+        dataset_id: The first data set that was held out for it.
+        best: Its best accuracy on that set so far.
+        last: The accuracy of this version.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    dataset_id: str
+    best: FiniteFloat
+    last: FiniteFloat
+
+
 class ManifestDraft(BaseModel):
     """Describe a version before it has a number; the trainer fills this in.
 
@@ -59,6 +75,7 @@ class ManifestDraft(BaseModel):
         settings: The method's settings that training used.
         accuracy: The whole accuracy matrix after this stage.
         splits: Per measured task, the held-out data set behind its score.
+        anchors: Per measured task, the held-out set that all its trainings are compared on.
         routing_leak: Per task, the share of coefficient mass outside its own rows.
         seconds: Wall-clock seconds per phase of the job.
     """
@@ -76,6 +93,7 @@ class ManifestDraft(BaseModel):
     settings: dict[str, Any] = Field(default_factory=dict)
     accuracy: AccuracyMatrix = Field(default_factory=AccuracyMatrix.empty)
     splits: dict[str, MeasuredOn] = Field(default_factory=dict)
+    anchors: dict[str, Anchor] = Field(default_factory=dict)
     routing_leak: dict[str, FiniteFloat] = Field(default_factory=dict)
     zero_shot_retention: FiniteFloat | None = None
     gate: Gate | None = None

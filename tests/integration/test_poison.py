@@ -59,8 +59,8 @@ def test_poisoned_batches_never_become_stable(site: Site):
         ("noise", shuffled(1), other, "do not seem to belong together"),
         ("one", lambda _: "red", other, "is the same"),
         ("colors", shuffled(2), QUESTION, "fell"),
-        ("colors", lambda _: "red", QUESTION, "before this batch"),
-        ("colors", WRONG.__getitem__, QUESTION, "before this batch"),
+        ("colors", lambda _: "red", QUESTION, "held out first"),
+        ("colors", WRONG.__getitem__, QUESTION, "held out first"),
         ("opposite", WRONG.__getitem__, QUESTION, "colors fell"),
     ):
         job = teach(site, task, answer, shade=len(task + word), question=question)
@@ -76,3 +76,15 @@ def test_odd_answers_are_learned_or_refused_in_words(site: Site, answers: Sequen
     job = teach(site, "odd", lambda _: answers[next(number) % len(answers)], shade=3)
     assert job.status in {JobStatus.SUCCEEDED, JobStatus.FAILED}
     assert (job.gate or {}).get("passed") or reasons(job)
+
+
+def test_many_small_steps_cannot_carry_a_task_away(site: Site):
+    """A task may fall by the gate's bound from its best on what it was measured on first, not at every step."""
+    teach(site, "colors", lambda name: name, shade=0)
+    first = site.versions.manifest(stable(site)).anchors["colors"]
+    for shade in (11, 12):
+        teach(site, "colors", lambda name: name, shade=shade)
+        anchor = site.versions.manifest(stable(site)).anchors["colors"]
+        assert anchor.dataset_id == first.dataset_id
+        assert anchor.best >= first.best
+    assert site.versions.manifest(stable(site)).splits["colors"].dataset_id != first.dataset_id

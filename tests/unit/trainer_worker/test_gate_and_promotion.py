@@ -91,7 +91,7 @@ def test_what_a_retrained_task_knew_before_counts_on_its_own():
     known = {"new_task": False, "before": {"b": 0.5}, "after": {"b": 0.9}}
     assert check(measured(**known, kept=(0.9, 0.89)), Policy()).passed
     (reason,) = check(measured(**known, kept=(0.9, 0.5)), Policy()).reasons
-    assert "before this batch" in reason
+    assert "held out first" in reason
 
 
 def test_only_stages_with_the_same_held_out_set_are_compared():
