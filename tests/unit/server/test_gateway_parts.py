@@ -131,7 +131,7 @@ def test_unknown_and_impossible_settings_are_refused_together_before_a_job_exist
     with pytest.raises(InputError) as caught:
         checked_hyperparameters({"n_epochs": -1, "learning_rat": 0.1, "batch_size": 2.5})
     message = caught.value.message
-    assert "n_epochs: Input should be greater than 0" in message
+    assert "n_epochs: Input should be greater than or equal to 0" in message
     assert "learning_rat: there is no such setting, did you mean learning_rate?" in message
     assert "batch_size: Input should be a valid integer" in message
     assert [from_text(text) for text in ("3", "0.5", "true", "fixed")] == [3, 0.5, True, "fixed"]
