@@ -22,7 +22,8 @@ def ask(picture: Path, question: str, model: str = "strata") -> str:
     answer = ""
     server = os.environ.get("STRATA_URL", "http://127.0.0.1:8000")
     with httpx.stream("POST", f"{server}/v1/chat/completions", json=body, timeout=120.0) as response:
-        response.raise_for_status()
+        if response.is_error:
+            sys.exit(response.read().decode())  # {"error": {"message": ..., ...}}
         for line in response.iter_lines():
             if line.startswith("data: {"):
                 for choice in json.loads(line.removeprefix("data: "))["choices"]:

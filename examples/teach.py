@@ -43,7 +43,8 @@ def teach(folder: Path, task: str, question: str) -> dict:
     """Send the data, print each phase, and return the finished job."""
     with httpx.Client(base_url=SERVER, timeout=600.0) as client:
         sent = client.post(f"/v1/tasks/{task}/batches", files={"file": ("data.zip", pack(folder, question))})
-        sent.raise_for_status()
+        if sent.is_error:
+            sys.exit(sent.text)  # {"error": {"message": ..., ...}}
         job, phase = sent.json(), None
         while job["status"] not in ENDED:
             time.sleep(0.3)

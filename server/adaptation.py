@@ -228,10 +228,9 @@ class LiveVersions:
         return UnknownModel(f"the model {model[:120]!r} does not exist; there are: {exist}", param="model")
 
     async def _put_back(self, record: AliasRecord | None, version: str, reason: str) -> AliasRecord | None:
-        """Move ``stable`` from ``record`` to ``version``; at most one try for each revision of the alias."""
+        """Move ``stable`` from ``record`` to ``version``; once done, never again for this revision."""
         if record is None or record.revision in self._stuck_revisions:
             return None
-        self._stuck_revisions.add(record.revision)
         try:
             moved = await asyncio.to_thread(
                 self._store.aliases.move,
@@ -242,10 +241,12 @@ class LiveVersions:
                 actor=ACTOR,
             )
         except AliasConflict:
+            self._stuck_revisions.add(record.revision)
             return None  # somebody moved it meanwhile; the next look sees where
         except (StrataError, OSError) as fault:
-            log("stable cannot be put back", logging.ERROR, version=version, reason=str(fault)[:300])
+            log("stable cannot be put back yet", logging.ERROR, version=version, reason=str(fault)[:300])
             return None
+        self._stuck_revisions.add(record.revision)
         log("stable put back", logging.ERROR, version=version, reason=reason)
         return moved
 

@@ -32,9 +32,10 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logs(level: str = "info") -> None:
-    """Send the logs of the gateway and of uvicorn to standard error as JSON lines."""
+    """Send the logs of the gateway and of uvicorn to standard error as JSON lines, warnings of others too."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
+    logging.getLogger().handlers = [handler]
     for name in (LOGGER_NAME, "uvicorn", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers = [handler] if name != "uvicorn.error" else []

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_LENGTH = 2048
 _LONGEST_DEFAULT = 4096
+_EXACT_TOLERANCE, _ROUNDED_TOLERANCE = 0.02, 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class ModelChoice:
     targets: tuple[str, ...] = ("o_proj",)
     frozen_share: float = 0.0
     alias_poll_seconds: float = 0.5
-    probe_tolerance: float = 0.02
+    probe_tolerance: float = 0.0
 
 
 @dataclass(slots=True)
@@ -83,7 +84,7 @@ async def open_serving(choice: ModelChoice, name: str, store: VersionStore, metr
         engine=engine,
         store=store,
         load_state=_state_loader(base.digest),
-        probe=Prober(retriever, engine, end_ids=end_ids, tolerance=choice.probe_tolerance),
+        probe=Prober(retriever, engine, end_ids=end_ids, tolerance=_tolerance(base, choice)),
         metrics=metrics,
         banks=choice.banks,
     )
@@ -138,6 +139,14 @@ def _build(base: Base, choice: ModelChoice) -> tuple[Engine, Retriever, frozense
     sentences = SentenceEncoder(base.sentence_encoder, base.model.device)
     retriever = Retriever(base, renderer, VisionEncoder(base), sentences, choice.max_waiting)
     return engine, retriever, frozenset(renderer.stop_ids)
+
+
+def _tolerance(base: Base, choice: ModelChoice) -> float:
+    """Return how far the engine's log probabilities may lie from the trainer's."""
+    import torch
+
+    exact = base.model.dtype == torch.float32
+    return choice.probe_tolerance or (_EXACT_TOLERANCE if exact else _ROUNDED_TOLERANCE)
 
 
 def _length_of(base: Base) -> int:

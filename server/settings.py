@@ -39,7 +39,10 @@ class GatewaySettings(SharedSettings):
         default=0.5, gt=0, le=60, description="how often moved aliases are looked for"
     )
     probe_tolerance: float = Field(
-        default=0.02, gt=0, le=10, description="largest difference of a probe's log probabilities"
+        default=0,
+        ge=0,
+        le=10,
+        description="largest difference of a probe's log probabilities; 0: 0.02, or 0.2 below float32",
     )
     max_request_bytes: int = Field(default=32 * MIB, ge=1024, description="largest JSON body")
     max_upload_bytes: int = Field(default=2048 * MIB, ge=1024, description="largest uploaded file")
@@ -56,8 +59,8 @@ class GatewaySettings(SharedSettings):
     max_images: int = Field(default=16, ge=1, le=256, description="pictures per request")
     max_messages: int = Field(default=256, ge=1, le=10_000, description="messages per request")
     max_choices: int = Field(default=8, ge=1, le=128, description="largest n")
-    max_stop: int = Field(default=4, ge=1, le=64, description="stop strings per request")
-    max_logprobs: int = Field(default=20, ge=0, le=100, description="largest top_logprobs")
+    max_stop: int = Field(default=4, ge=1, le=16, description="stop strings per request")
+    max_logprobs: int = Field(default=20, ge=0, le=20, description="largest top_logprobs")
     default_max_tokens: int = Field(
         default=256, ge=1, description="answer length when the request names none"
     )

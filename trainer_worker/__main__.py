@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from adapter_store.durable import make_home
 from adapter_store.errors import StrataError
 from adapter_store.settings import read_settings
 from trainer_worker.settings import WorkerSettings
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = read_settings(
             WorkerSettings, sys.argv[1:] if argv is None else argv, program="python -m trainer_worker"
         )
+        make_home(settings.home)
     except StrataError as error:
         sys.stderr.write(f"strata worker: {error.message}\n")
         return USAGE_ERROR

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 from adapter_store.errors import (
     FencedOut,
@@ -27,6 +28,10 @@ from trainer_worker.workshop import Workshop
 log = logging.getLogger("strata.worker")
 
 CLAIM_BLOCK_SECONDS = 1.0
+OUTAGE_SECONDS = (5.0, 10.0, 20.0, 60.0)
+"""Waits after faults of store or disk in a row; the last one repeats."""
+PATIENCE_SECONDS = 3600.0
+"""So long a job that meets such faults is handed back uncounted; after that its attempts count."""
 
 
 class Worker:
@@ -37,6 +42,7 @@ class Worker:
         self._queue = queue
         self._name = name
         self._stop = stop
+        self._troubled: dict[str, tuple[float, int]] = {}  # job -> since when, how many faults in a row
 
     def run(self) -> None:
         """Claim and run jobs until asked to stop; wait and try again while Redis is away."""
@@ -73,6 +79,7 @@ class Worker:
         job_id = hold.job.id
         try:
             version = run_job(self._shop, hold)
+            self._troubled.clear()
             self._count(JobStatus.SUCCEEDED)
             log.info("job %s succeeded: %s", job_id, version)
         except Interrupted as interruption:
@@ -108,14 +115,20 @@ class Worker:
             log.warning("job %s: %s", hold.job.id, error.message)
 
     def _put_off(self, hold: Hold, error: OSError | StoreError) -> None:
-        """Leave a job whose store or disk failed to its lease: it is delivered again, up to the limit."""
-        log.warning(
-            "job %s met a fault of store or disk; it will be tried again", hold.job.id, exc_info=error
-        )
+        """Hand back a job whose store or disk failed, and wait: an outage must not use up its attempts."""
+        job = hold.job.id
+        since, faults = self._troubled.get(job, (time.monotonic(), 0))
+        self._troubled[job] = (since, faults + 1)
+        wait = OUTAGE_SECONDS[min(faults, len(OUTAGE_SECONDS) - 1)]
+        log.warning("job %s met a fault of store or disk; again in %.0f s", job, wait, exc_info=error)
         try:
             hold.event(f"a fault of store or disk, to be tried again: {error}"[:1000], level="warn")
+            if time.monotonic() - since < PATIENCE_SECONDS:
+                hold.release()
         except LeaseLost as lost:
-            log.warning("job %s: %s", hold.job.id, lost.message)
+            log.warning("job %s: %s", job, lost.message)
+            return
+        self._stop.wait(wait)
 
     def _fail(self, hold: Hold, error: JobError) -> None:
         log.warning("job %s failed: %s", hold.job.id, error.message)

@@ -8,6 +8,7 @@ content parts hold ``image_url``) and plain examples (``question``, ``answer``,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -135,6 +136,9 @@ def _plain_messages(record: dict[str, Any], note: Note) -> list[_Message] | None
     for role, key in (("user", "question"), ("assistant", "answer")):
         value = record.get(key)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and key == "answer":
+            if not math.isfinite(value):
+                note(key, "the answer is not a number that can be written down; send it as text")
+                continue
             value = str(value)
         if not isinstance(value, str):
             note(key, f"the {key} is missing" if value is None else f"the {key} must be text")

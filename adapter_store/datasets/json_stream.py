@@ -10,12 +10,12 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from adapter_store.datasets.records import MIB
+from adapter_store.datasets.records import MIB, shown
 
 _CHUNK_CHARS = MIB
 _HEAD_CHARS = 64 * 1024
@@ -66,10 +66,13 @@ def detect_encoding(head: bytes) -> tuple[str, int]:
 
 
 def looks_like_json(head: bytes) -> bool:
-    """Say whether a file's first bytes begin a JSON object or array."""
+    """Say whether a file's first bytes hold JSON: it begins with it, or a line of them begins an object.
+
+    A broken first line must not hide the faults of those after it; nor must empty lines.
+    """
     encoding, skip = detect_encoding(head)
     text = head[skip:].decode(encoding, "ignore").lstrip()
-    return text[:1] in ("{", "[")
+    return not text or text[0] in "{[" or any(line.lstrip().startswith("{") for line in text.splitlines())
 
 
 def read_records(path: Path, max_record_bytes: int) -> Iterator[Record]:
@@ -89,9 +92,9 @@ def read_records(path: Path, max_record_bytes: int) -> Iterator[Record]:
         if wrapped:
             stream.read(wrapped.end() - 1)
             line = head.count("\n", 0, wrapped.end()) + 1
-            yield from _array(stream, max_record_bytes, line)
+            yield from _array(stream, max_record_bytes, line, _rest_of_object)
         elif head.lstrip().startswith("["):
-            yield from _array(stream, max_record_bytes, 1)
+            yield from _array(stream, max_record_bytes, 1, _nothing_more)
         elif _is_spread(head):
             yield from _spread(stream, max_record_bytes)
         else:
@@ -215,15 +218,13 @@ def _cut_short(error: json.JSONDecodeError, length: int) -> bool:
     return error.msg.startswith("Unterminated string") or error.pos >= length - 16
 
 
-def _array(stream: IO[str], limit: int, line: int) -> Iterator[Record]:
+def _array(stream: IO[str], limit: int, line: int, rest: Callable[[_Window], str | None]) -> Iterator[Record]:
+    """Yield the elements of an array; ``rest`` says what is wrong with what follows it."""
     window = _Window(stream, limit, line)
     window.peek()
     window.position += 1  # the opening bracket
     index = 0
-    if window.peek() == "]":
-        return
-    while True:
-        window.peek()
+    while window.peek() != "]" or index:
         line = window.line()
         value, reason = window.value()
         yield Record(line, index, value, reason)
@@ -231,13 +232,47 @@ def _array(stream: IO[str], limit: int, line: int) -> Iterator[Record]:
             return
         following = window.peek()
         if following == "]":
-            return
+            break
         if following != ",":
             what = "the file ends inside the array" if not following else "a comma or ] is missing"
             yield Record(window.line(), index, reason=f"not valid JSON: {what}; nothing after it was read")
             return
         window.position += 1
+        window.peek()
         index += 1
+    window.position += 1  # the closing bracket
+    fault = rest(window)
+    if fault is not None:
+        yield Record(window.line(), None, reason=f"{fault}; nothing after it was read")
+
+
+def _nothing_more(window: _Window) -> str | None:
+    if window.peek():
+        return "something follows the end of the array: put all records into one array"
+    return None
+
+
+def _rest_of_object(window: _Window) -> str | None:
+    """Read the other members of the object that holds the array; none may hold records, too."""
+    while (following := window.peek()) == ",":
+        window.position += 1
+        window.peek()
+        key, reason = window.value()
+        if reason is None and window.peek() != ":":
+            reason = "not valid JSON: a name and a colon are missing"
+        if reason is not None:
+            return reason
+        window.position += 1
+        window.peek()
+        value, reason = window.value()
+        if reason is not None:
+            return reason
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            return f'records lie under "{shown(str(key))}", too: put all of them into one array'
+    if following != "}":
+        return "not valid JSON: the object that holds the records does not end"
+    window.position += 1
+    return "something follows the end of the object" if window.peek() else None
 
 
 def _is_text_only(reason: str) -> bool:

@@ -14,6 +14,7 @@ into place, so a crash leaves either the whole of it or nothing.
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import re
@@ -43,8 +44,8 @@ from adapter_store.datasets.records import (
 from adapter_store.datasets.sources import ImageSource
 from adapter_store.datasets.upload import Reading, read_upload, with_stored_names
 from adapter_store.durable import make_folder, sync_file, sync_folder, write_durably
-from adapter_store.errors import DatasetError, NotFoundError, StoreError
-from adapter_store.images import decode_image
+from adapter_store.errors import DatasetError, ImageError, NotFoundError, StoreError
+from adapter_store.images import decode_image, image_digest
 
 _ID = re.compile(r"ds-[0-9a-f]{16}")
 _IMAGE = re.compile(r"[0-9a-f]{64}\.(png|jpg)")
@@ -205,7 +206,7 @@ class DatasetStore:
     ) -> DatasetRef:
         digest = _write_examples(target / "examples.jsonl", examples)
         ref = DatasetRef(f"ds-{digest[:16]}", len(examples), len(distinct_images(examples)), digest)
-        if self.exists(ref.id):
+        if self._is_whole(ref, target):
             return self.ref(ref.id)
         write_durably(target / "report.json", _json(report.to_dict()))
         for picture in (target / "images").iterdir():
@@ -213,15 +214,27 @@ class DatasetStore:
         sync_folder(target / "images")
         manifest = {**asdict(ref), "filename": shown(filename, 200), "created_at": time.time()}
         write_durably(target / "manifest.json", _json(manifest))
-        self._rename(work, target, ref.id)
+        self._rename(work, target, ref)
         return ref
 
-    def _rename(self, work: Path, target: Path, dataset_id: str) -> None:
-        final = self.root / dataset_id
+    def _is_whole(self, ref: DatasetRef, again: Path) -> bool:
+        """Say whether a data set that came again is stored undamaged; else it is replaced, hence repaired."""
+        try:
+            kept = self.open(ref.id)
+            return all(
+                filecmp.cmp(kept.folder / "images" / name, again / "images" / name, shallow=False)
+                or image_digest(kept.image(name)) == Path(name).stem
+                for name in distinct_images(kept.examples)
+            )
+        except (NotFoundError, StoreError, ImageError, OSError):
+            return False
+
+    def _rename(self, work: Path, target: Path, ref: DatasetRef) -> None:
+        final = self.root / ref.id
         try:
             target.rename(final)
         except OSError:
-            if self.exists(dataset_id):
+            if self._is_whole(ref, target):
                 return  # another process stored the same content meanwhile
             if not final.exists():
                 raise

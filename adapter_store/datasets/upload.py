@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adapter_store.datasets.archive import Member, unpack
 from adapter_store.datasets.archive_members import archive_kind
-from adapter_store.datasets.formats import ACCEPTED, Draft, normalize
+from adapter_store.datasets.formats import ACCEPTED, Draft, Note, normalize
 from adapter_store.datasets.json_stream import Record, looks_like_json, read_records
 from adapter_store.datasets.parquet import read_parquet
 from adapter_store.datasets.records import Example, FaultList, Limits, Report, shown
@@ -20,6 +20,7 @@ from adapter_store.images import picture_kind
 
 _NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", "")
+_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 _LAYOUT_ORDER = ("examples", "llava", "openai", "sharegpt")
 _HISTOGRAM = 20
 _MAX_ANSWERS_COUNTED = 50_000
@@ -118,7 +119,7 @@ class Reading:
         draft = normalize(record.value, self.limits, note)
         if draft is None:
             return
-        self._check_layout(draft, line, file)
+        self._check_layout(draft, note)
         image = None
         if draft.image is not None:
             try:
@@ -179,7 +180,10 @@ class Reading:
         data_names = {member.name for member in data}
         self.source.add_members(member for member in members if member.name not in data_names)
         if not data and not self.faults:
-            self.faults.add(None, "file", f"the archive holds no data file; accepted are {ACCEPTED}")
+            reason = f"the archive holds no data file; accepted are {ACCEPTED}"
+            if any(member.name.lower().endswith(_PICTURE_SUFFIXES) for member in members):
+                reason += "; pictures alone have no questions: examples/teach.py makes them from folder names"
+            self.faults.add(None, "file", reason)
         for member in sorted(data, key=lambda member: member.name):
             self._read_data_file(member.name, member.path, member.head)
         unused = sum(name not in self._used for name in self.source.names if not name.startswith("inline:"))
@@ -190,7 +194,7 @@ class Reading:
         if head.startswith(b"PAR1"):
             self.format = "parquet"
             records: Iterator[Record] = read_parquet(path, self.limits)
-        elif looks_like_json(head):
+        elif picture_kind(head) is None and looks_like_json(head):
             records = read_records(path, self.limits.max_record_bytes)
         else:
             what = "a picture alone" if picture_kind(head) else "this file"
@@ -200,18 +204,18 @@ class Reading:
         for record in records:
             if len(self.examples) >= self.limits.max_examples:
                 most = self.limits.max_examples
-                self.faults.add(record.line, "", f"more than {most} examples; split the data set", name)
+                place = record.prefix.rstrip(".")
+                self.faults.add(record.line, place, f"more than {most} examples; split the data set", name)
                 return
             self.take(record, name)
 
-    def _check_layout(self, draft: Draft, line: int, file: str | None) -> None:
+    def _check_layout(self, draft: Draft, note: Note) -> None:
         common = self._layouts & draft.layouts
         if common:
             self._layouts = common
             return
         before, here = _layout_name(self._layouts), _layout_name(draft.layouts)
-        reason = f"the record is in {here} layout, those before it are {before}; one layout per data set"
-        self.faults.add(line, "", reason, file)
+        note("", f"the record is in {here} layout, those before it are {before}; one layout per data set")
 
     def _format_name(self) -> str:
         if not self.examples:

@@ -27,7 +27,7 @@ from adapter_store.jobs.ledger import Ledger, encode_job, missing, parse
 from adapter_store.jobs.record import Job, JobEvent, JobStatus, check_job_id
 from adapter_store.names import check_lineage
 
-_EVENT_ID = re.compile(r"[0-9]{1,16}(-[0-9]{1,16})?")
+EVENT_ID = re.compile(r"[0-9]{1,16}(-[0-9]{1,16})?")
 _LARGEST_PAGE = 1001
 """A page of the API and one more, which tells whether there are more."""
 _POLL_SECONDS = 0.5
@@ -132,7 +132,7 @@ class JobQueue:
             NotFoundError: No such job.
             InputError: ``after`` is no event id.
         """
-        if not _EVENT_ID.fullmatch(after):
+        if not EVENT_ID.fullmatch(after):
             raise InputError(
                 f"event id {after[:40]!r} is not one: use the id of an event, or 0", param="after"
             )

@@ -33,6 +33,9 @@ class Client:
     def __init__(self, url: str, api_key: str | None = None, timeout_seconds: float = 60.0) -> None:
         if not url.startswith(("http://", "https://")):
             raise InputError(f"--url {url!r} is not an http:// or https:// address", param="url")
+        if api_key and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
+            text = "the key (--api-key or STRATA_API_KEY) has spaces, line breaks or letters outside ASCII"
+            raise InputError(f"{text}; a key cannot have them: copy it again", param="api_key")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.url = url.rstrip("/")
         self._http = httpx.Client(

@@ -7,9 +7,10 @@ import math
 import sys
 from typing import Any
 
-from adapter_store.names import check_alias_name, check_version_id
+from adapter_store.errors import InputError
+from adapter_store.names import BASE_VERSION, check_alias_name, check_version_id
 from server.cli.arguments import add_verb, client_of
-from server.cli.output import clean, moment, percent, print_json, stdout, table
+from server.cli.output import clean, moment, percent, print_json, stderr, stdout, table
 
 
 def add_verbs(verbs: Any) -> None:
@@ -53,20 +54,31 @@ def _versions(args: argparse.Namespace) -> int:
     stdout.print(
         table(args.name, ("version", "served as", "task", "decision", "gate", "parent", "created"), rows)
     )
+    for version in found["data"]:
+        for reason in _reasons(version):
+            stdout.print(f"{clean(str(version['version']))} was held back: {clean(reason)}")
     return 0
 
 
 def _gate(gate: dict[str, Any] | None) -> str | None:
     if gate is None:
         return None
-    return "passed" if gate.get("passed") else "candidate: " + "; ".join(map(str, gate.get("reasons", [])))
+    return "passed" if gate.get("passed") else "held back"
+
+
+def _reasons(version: dict[str, Any]) -> list[str]:
+    gate = version.get("gate") or {}
+    return [] if gate.get("passed", True) else [str(reason) for reason in gate.get("reasons", [])]
 
 
 def _promote(args: argparse.Namespace) -> int:
     version, alias = check_version_id(args.version), check_alias_name(args.alias)
     path = f"/v1/adapters/{args.name}/aliases/{alias}"
     with client_of(args) as client:
+        found = {} if version == BASE_VERSION else client.get(f"/v1/adapters/{args.name}/versions/{version}")
         record = client.put(path, json={"version": version, "reason": args.reason})
+    for reason in _reasons(found):
+        stderr.print(f"[yellow]note:[/] the gate had held {clean(version)} back: {clean(reason)}")
     return _moved(args, record)
 
 
@@ -86,6 +98,8 @@ def _moved(args: argparse.Namespace, record: dict[str, Any]) -> int:
 
 
 def _matrix(args: argparse.Namespace) -> int:
+    if args.csv and args.json:
+        raise InputError("--csv and --json exclude each other: choose one", param="csv")
     with client_of(args) as client:
         if args.csv:
             answer = client.request("GET", "/v1/evaluations/matrix", params={"format": "csv"})

@@ -38,8 +38,8 @@ def clean(text: str) -> str:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     """Return a table for the terminal; None is shown as a dash."""
     result = Table(title=title or None, title_justify="left", header_style="bold")
-    for column in columns:
-        result.add_column(column)
+    for number, column in enumerate(columns):
+        result.add_column(column, no_wrap=number == 0)  # the first names the row: it is copied from here
     for row in rows:
         result.add_row(*("-" if cell is None else clean(str(cell)) for cell in row))
     return result

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from adapter_store.durable import make_home
 from server.cli.arguments import add_verb
 from server.cli.output import print_json, stderr
 from server.cli.reporter import Reporter
@@ -26,9 +27,12 @@ _READY_TIMEOUT_SECONDS = 600.0
 def add_verbs(verbs: Any) -> None:
     """Add the verbs of this module."""
     up = add_verb(verbs, "up", "run gateway, trainer and Redis, and keep them up until Ctrl-C", _up)
-    up.epilog = "Every setting is a flag too: --home, --port, --base, --redis-url, --metrics-port, ..."
-    serve = add_verb(verbs, "serve", "run the gateway alone; flags are passed on", _serve)
-    work = add_verb(verbs, "work", "run a trainer worker alone; flags are passed on", _work)
+    up.epilog = (
+        "Every setting is a flag too: --home, --port, --base, --redis-url, --metrics-port, ..."
+        " `strata serve --help` and `strata work --help` list all of them."
+    )
+    serve = add_verb(verbs, "serve", "run the gateway alone; flags are passed on", _serve, add_help=False)
+    work = add_verb(verbs, "work", "run a trainer worker alone; flags are passed on", _work, add_help=False)
     for parser in (up, serve, work):
         parser.set_defaults(passes_on=True)
     demo = add_verb(verbs, "demo", "watch it learn two tasks while it serves, on real pictures", _demo)
@@ -65,6 +69,7 @@ def _become(args: argparse.Namespace, module: str) -> int:
 def _up(args: argparse.Namespace) -> int:
     os.environ.update(variables_of_flags(args.rest))
     options = _stack_options()
+    make_home(options.home)
     options.require_free_ports()
     assemble_embedded_base(os.environ.get("STRATA_BASE", ""))
     stop, hurry = threading.Event(), threading.Event()

@@ -17,6 +17,8 @@ from server.cli.output import clean, duration, moment, print_json, stderr, stdou
 from server.cli.watch import new_events, show_job
 from server.jobs.hyperparameters import from_text
 
+EXIT_HELD_BACK = 3
+
 _UPLOAD_TIMEOUT_SECONDS = 600.0
 _SHOWN_EVENTS = 20
 
@@ -132,13 +134,20 @@ def _submit(args: argparse.Namespace) -> int:
     return _status(job)
 
 
+def _held_back(job: dict[str, Any]) -> bool:
+    promotion = (job.get("gate") or {}).get("promotion")
+    return job["status"] == "succeeded" and promotion not in {None, "promoted"}
+
+
 def job_task(job: dict[str, Any]) -> str:
     """Return the task of a job, or a dash while the service has not decided."""
     return str(job.get("task") or (job.get("metadata") or {}).get("task") or "-")
 
 
 def _status(job: dict[str, Any]) -> int:
-    return 1 if job["status"] in {"failed", "cancelled"} else 0
+    if job["status"] in {"failed", "cancelled"}:
+        return 1
+    return EXIT_HELD_BACK if _held_back(job) else 0
 
 
 def _show_end(job: dict[str, Any]) -> None:

@@ -110,6 +110,8 @@ async def _sent(request: Request, gateway: Gateway) -> AsyncIterator[tuple[Path,
     examples = body.get("examples")
     if not isinstance(examples, list):
         raise InputError("give 'examples' (a list), or send a file as multipart/form-data", param="examples")
+    if not examples:
+        raise InputError("the list of examples is empty", param="examples")
     folder = gateway.uploads
     await FILES.run(folder.mkdir, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="examples-") as scratch:

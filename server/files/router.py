@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
@@ -82,14 +82,13 @@ async def show(file_id: str, gateway: GatewayDep) -> dict[str, Any]:
 )
 async def content(file_id: str, gateway: GatewayDep) -> StreamingResponse:
     """Send the whole file; ranges are not served."""
-    path = await FILES.run(gateway.files.content, file_id)
-    size = path.stat().st_size
+    stream = await FILES.run(gateway.files.open, file_id)
     headers = {
-        "content-length": str(size),
+        "content-length": str(os.fstat(stream.fileno()).st_size),
         "content-disposition": "attachment",
         "x-content-type-options": "nosniff",
     }
-    return StreamingResponse(_read(path), media_type="application/octet-stream", headers=headers)
+    return StreamingResponse(_read(stream), media_type="application/octet-stream", headers=headers)
 
 
 @router.delete(
@@ -103,7 +102,7 @@ async def delete(file_id: str, gateway: GatewayDep) -> dict[str, Any]:
     return {"id": file_id, "object": "file", "deleted": True}
 
 
-def _read(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as stream:
+def _read(stream: BinaryIO) -> Iterator[bytes]:
+    with stream:
         while chunk := stream.read(_READ_BYTES):
             yield chunk

@@ -9,9 +9,12 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
+from adapter_store.durable import make_folder, sync_file, write_durably
 from adapter_store.errors import InputError, NotFoundError
 
 _ID = re.compile(r"file-[0-9a-f]{32}")
@@ -39,33 +42,35 @@ class FileStore:
         number = f"{time.time_ns() // 1_000_000:012x}{uuid.uuid4().hex[:20]}"
         record = StoredFile(f"file-{number}", filename, purpose, path.stat().st_size, int(time.time()))
         folder = self._root / record.id
-        folder.mkdir(parents=True)
+        make_folder(folder)
         try:
             shutil.move(path, folder / "content")
-            _sync(folder / "content")
-            scratch = folder / "record.tmp"
-            scratch.write_text(json.dumps(asdict(record)))
-            _sync(scratch)
-            os.replace(scratch, folder / "record.json")
+            sync_file(folder / "content")
+            write_durably(folder / "record.json", json.dumps(asdict(record)).encode())
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        _sync(folder)
-        _sync(self._root)
         return record
 
     def get(self, file_id: str) -> StoredFile:
         """Return a file's record; raise NotFoundError."""
         if not _ID.fullmatch(file_id):
-            raise _no_file(file_id)
+            raise no_file(file_id)
         try:
             return StoredFile(**json.loads((self._root / file_id / "record.json").read_text()))
         except FileNotFoundError:
-            raise _no_file(file_id) from None
+            raise no_file(file_id) from None
 
     def content(self, file_id: str) -> Path:
         """Return the path of a file's content; raise NotFoundError."""
         return self._root / self.get(file_id).id / "content"
+
+    def open(self, file_id: str) -> BinaryIO:
+        """Open a file's content, which stays readable if it is deleted meanwhile; raise NotFoundError."""
+        try:
+            return self.content(file_id).open("rb")
+        except FileNotFoundError:
+            raise no_file(file_id) from None
 
     def list(self, after: str | None = None, *, newest_first: bool = True) -> list[StoredFile]:
         """Return the files behind ``after``, which may be deleted meanwhile; ids sort by time.
@@ -74,11 +79,15 @@ class FileStore:
             NotFoundError: ``after`` is no id of a file.
         """
         if after is not None and not _ID.fullmatch(after):
-            raise _no_file(after)
+            raise no_file(after)
         ids = sorted(self._ids(), reverse=newest_first)
         if after is not None:
             ids = [name for name in ids if (name < after if newest_first else name > after)]
-        return [self.get(name) for name in ids if (self._root / name / "record.json").is_file()]
+        found: list[StoredFile] = []
+        for name in ids:
+            with suppress(NotFoundError):  # deleted meanwhile
+                found.append(self.get(name))
+        return found
 
     def delete(self, file_id: str) -> None:
         """Remove a file; raise NotFoundError. Data sets made from it stay."""
@@ -106,13 +115,6 @@ def check_purpose(purpose: str) -> str:
     return purpose
 
 
-def _no_file(file_id: str) -> NotFoundError:
+def no_file(file_id: str) -> NotFoundError:
+    """Return the error that names a file that is not there."""
     return NotFoundError(f"there is no file {file_id[:80]!r}; GET /v1/files lists them", param="file")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,6 +8,7 @@ from adapter_store.errors import InputError
 from adapter_store.jobs import Job
 from adapter_store.names import check_task_name
 from server.adaptation import UnknownModel
+from server.files.store import no_file
 from server.fine_tuning.protocol import CreateJob
 from server.gateway import Gateway
 from server.jobs.hyperparameters import checked_hyperparameters
@@ -35,14 +36,17 @@ async def create_job(gateway: Gateway, wanted: CreateJob, idempotency_key: str |
     if wanted.seed is not None:
         own[SEED] = str(wanted.seed)
         settings.setdefault("seed", wanted.seed)
-    return await gateway.submissions.submit_file(
-        path,
-        record.filename,
-        task=task,
-        hyperparameters=settings,
-        metadata={**metadata, **own},
-        idempotency_key=idempotency_key,
-    )
+    try:
+        return await gateway.submissions.submit_file(
+            path,
+            record.filename,
+            task=task,
+            hyperparameters=settings,
+            metadata={**metadata, **own},
+            idempotency_key=idempotency_key,
+        )
+    except FileNotFoundError:
+        raise no_file(record.id) from None  # deleted while it was read
 
 
 def _hyperparameters(wanted: CreateJob) -> dict[str, Any]:
@@ -57,7 +61,7 @@ def _hyperparameters(wanted: CreateJob) -> dict[str, Any]:
 
 
 def _check_model(gateway: Gateway, model: str) -> None:
-    """Accept the served model; training always goes on from its newest version."""
+    """Accept the served model; training goes on from the version that ``stable`` names."""
     if model.partition("@")[0] != gateway.model_name:
         text = f"the model {model[:120]!r} cannot be taught here; there is: {gateway.model_name}"
         raise UnknownModel(text, param="model")

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import time
 from collections.abc import AsyncIterator
 
 from adapter_store.errors import InputError, NotFoundError, QueueUnavailable, StrataError
 from adapter_store.jobs import Job, JobEvent, check_job_id
+from adapter_store.jobs.queue import EVENT_ID
 from server.errors import describe
 from server.jobs.link import QueueLink
 from server.jobs.protocol import event_body
 from server.pools import QUEUE
 
-_EVENT_ID = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
 _POLL_SECONDS = 0.25
 _KEEP_ALIVE_SECONDS = 15.0
 _EVENTS_AT_ONCE = 100
@@ -44,7 +43,15 @@ async def list_jobs(link: QueueLink, limit: int, after: str | None) -> tuple[lis
 async def cancel_job(link: QueueLink, job_id: str) -> Job:
     """Cancel a job; raise ConflictError if it has ended otherwise."""
     _check(job_id)
-    return await QUEUE.run(lambda: link.queue().cancel(job_id))
+    return await QUEUE.run(_cancel, link, job_id)
+
+
+def _cancel(link: QueueLink, job_id: str) -> Job:
+    """Write an end into the journal before it is confirmed: Redis may lose it in the next moment."""
+    job = link.queue().cancel(job_id)
+    if job.status.terminal:
+        link.journal.record(job)
+    return job
 
 
 async def list_events(
@@ -61,7 +68,7 @@ def checked_event_id(value: str | None) -> str:
     """Return the event id to continue behind, ``0`` for None; raise InputError if it is none."""
     if not value:
         return "0"
-    if not _EVENT_ID.fullmatch(value):
+    if not EVENT_ID.fullmatch(value):
         raise InputError(
             "after / Last-Event-ID must be the id of an event, as in the list of events", param="after"
         )

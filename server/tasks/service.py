@@ -123,7 +123,7 @@ def _form_settings(form: Form) -> dict[str, Setting]:
     if "hyperparameters" in form.fields:
         try:
             settings = dict(json.loads(form.fields["hyperparameters"]))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             text = "the field hyperparameters must be a JSON object"
             raise InputError(text, param="hyperparameters") from None
     for name, text in form.fields.items():

@@ -288,3 +288,10 @@ def test_time_is_bounded_for_a_large_but_legal_prompt(http: httpx.Client):
     began = time.monotonic()
     refused(http.post(CHAT, json=chat_body("word " * 40_000)))
     assert time.monotonic() - began < 60
+
+
+def test_deep_json_in_a_form_field_is_refused(http: httpx.Client):
+    for deep in ("[" * 200_000, '{"a":' * 40_000):
+        files = {"file": ("d.json", b'[{"question": "q", "answer": "a"}]')}
+        answer = http.post("/v1/tasks/bad/batches", files=files, data={"hyperparameters": deep})
+        assert refused(answer)["param"] == "hyperparameters"

@@ -79,7 +79,7 @@ def test_odd_answers_are_learned_or_refused_in_words(site: Site, answers: Sequen
 
 
 def test_many_small_steps_cannot_carry_a_task_away(site: Site):
-    """A task may fall by the gate's bound from its best on what it was measured on first, not at every step."""
+    """A task is compared with its best on what it was measured on first, not with its last step."""
     teach(site, "colors", lambda name: name, shade=0)
     first = site.versions.manifest(stable(site)).anchors["colors"]
     for shade in (11, 12):

@@ -13,6 +13,7 @@ import pytest
 
 from adapter_store.jobs import Job, JobStatus
 from adapter_store.state import AdapterState
+from adapter_store.versions import VersionStore
 from tests.integration.dying_worker import work_until_killed
 from tests.integration.working import Site
 from trainer_worker.heldout import HeldOut, picture_key
@@ -112,6 +113,27 @@ def test_bad_jobs_fail_with_a_reason_and_the_next_one_runs(site: Site):
     assert "speed" in job.error.message
     assert site.versions.list() == []
     assert site.finish(site.submit("colors", epochs=1)).status is JobStatus.SUCCEEDED
+
+
+def test_a_store_that_is_away_uses_up_no_attempt(site: Site, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("trainer_worker.worker.OUTAGE_SECONDS", (0.05,))
+    away = iter(range(6))  # twice as often as a job may be delivered
+    raise_fence = VersionStore.raise_fence
+
+    def sometimes(store: VersionStore, fence: int) -> None:
+        if next(away, None) is not None:
+            raise OSError("the disk is full")
+        raise_fence(store, fence)
+
+    monkeypatch.setattr(VersionStore, "raise_fence", sometimes)
+    job = site.submit("colors", epochs=1)
+    worker = site.worker()
+    deadline = time.monotonic() + 120
+    while not site.queue.get(job.id).status.terminal:
+        assert time.monotonic() < deadline
+        worker.run_one(0.2)
+    ended = site.queue.get(job.id)
+    assert (ended.status, ended.attempts) == (JobStatus.SUCCEEDED, 1)
 
 
 def test_more_pictures_than_fit_into_memory_are_refused_in_words(site: Site, monkeypatch: pytest.MonkeyPatch):

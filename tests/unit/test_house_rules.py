@@ -86,7 +86,7 @@ def test_documents_name_only_commands_that_exist(document: str):
             assert verb in verbs, f"{document}: {line}"
             flags = set(re.findall(r"(?<!\S)(--[a-z-]+)", rest.split("#")[0]))
             passes_on = verbs[verb].get_default("passes_on")
-            known = flags_of(parser, verb) | (settings if passes_on else set())
+            known = flags_of(parser, verb) | (settings | {"--help"} if passes_on else set())
             assert flags <= known, f"{document}: {line}"
         make = re.match(r"(?:[A-Z_]+=\S+ )*make ([a-z]+)", line)
         if make:

@@ -190,3 +190,19 @@ def test_the_store_imports_no_torch() -> None:
         subprocess.run([sys.executable, "-c", command], check=False, cwd=Path(__file__).parents[3]).returncode
         == 0
     )
+
+
+@pytest.mark.parametrize("harm", ["examples.jsonl", "picture", "missing picture"])
+def test_sending_a_damaged_data_set_again_repairs_it(tmp_path: Path, harm: str) -> None:
+    store = DatasetStore(tmp_path / "datasets")
+    ref = store.put(upload(tmp_path / "a.zip"), filename="a.zip")
+    folder = store.root / ref.id
+    one = next((folder / "images").iterdir())
+    if harm == "missing picture":
+        one.unlink()
+    else:
+        (one if harm == "picture" else folder / harm).write_bytes(b"damaged")
+    assert store.put(upload(tmp_path / "b.zip"), filename="a.zip") == ref
+    dataset = store.open(ref.id)
+    assert all(dataset.image(example.image or "") for example in dataset.examples)
+    assert store.ids() == [ref.id]

@@ -18,7 +18,7 @@ from starlette.types import Message
 from adapter_store.errors import InputError, NotFoundError
 from server.adapters.service import expected_revision
 from server.datasets.router import _sent
-from server.files.store import FileStore
+from server.files.store import FileStore, StoredFile, no_file
 from server.gateway import Gateway
 from server.jobs.hyperparameters import checked_hyperparameters, from_text
 from server.jobs.submission import checked_metadata, scoped_key
@@ -194,3 +194,27 @@ def test_metrics_show_and_forget():
     assert 'method="other"' in text
     assert "strata_queue_up 0.0" in text
     assert "strata_queue_depth NaN" in text
+
+
+def test_a_file_deleted_while_it_is_listed_or_read_harms_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = FileStore(tmp_path / "files")
+    records = []
+    for number in range(3):
+        (tmp_path / "sent").write_bytes(b"x" * (number + 1))
+        records.append(store.put(tmp_path / "sent", "a.json", "fine-tune"))
+    with store.open(records[0].id) as stream:
+        store.delete(records[0].id)
+        assert stream.read() == b"x"
+    with pytest.raises(NotFoundError):
+        store.open(records[0].id)
+    get = store.get
+
+    def deleted_meanwhile(file_id: str) -> StoredFile:
+        if file_id == records[1].id:
+            raise no_file(file_id)
+        return get(file_id)
+
+    monkeypatch.setattr(store, "get", deleted_meanwhile)
+    assert store.list() == [records[2]]
