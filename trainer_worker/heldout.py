@@ -25,6 +25,7 @@ from adapter_store.names import check_task_name
 
 EXAMPLES_PER_PICTURE = 8
 SPLIT_FILE = "split.json"
+LEAST_HELD_OUT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +59,9 @@ class HeldOut:
         """Divide a batch of ``task``; store the held-out part durably before returning.
 
         About ``ratio`` of the pictures is held out; of all that are, the ``cap`` with the smallest hashes are
-        measured. Two exceptions for tiny batches: a task that has nothing to measure on holds out one of two
-        or more new pictures, and of new pictures at least one is left to learn from. Repeating a call changes
-        nothing and returns the same.
+        measured. Two exceptions for tiny batches: a task that has nothing to measure on holds out at least one
+        of two or more new pictures, and up to four of twelve, without which luck could not be told; and of new
+        pictures at least one is left to learn from. Repeating a call changes nothing and returns the same.
 
         Args:
             task: the task's name.
@@ -106,8 +107,9 @@ class HeldOut:
         fresh = sorted(keys - record.held_out - record.trained)
         under_bar = {key for key in fresh if int(key[:16], 16) < self._ratio * 2**64}
         held = (keys & record.held_out) | under_bar
-        if not held and not anything_to_measure and self._ratio > 0 and len(fresh) >= 2:
-            held = set(fresh[:1])
+        if not anything_to_measure and self._ratio > 0 and len(fresh) >= 2:
+            least = max(1, min(LEAST_HELD_OUT, len(fresh) // 3))
+            held |= set([key for key in fresh if key not in held][: max(0, least - len(held))])
         if fresh and held == keys:
             held -= {fresh[-1]}
         return held
