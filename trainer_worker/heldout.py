@@ -58,10 +58,11 @@ class HeldOut:
     def split(self, task: str, dataset: Dataset, earlier: str | None = None) -> Split:
         """Divide a batch of ``task``; store the held-out part durably before returning.
 
-        About ``ratio`` of the pictures is held out; of all that are, the ``cap`` with the smallest hashes are
-        measured. Two exceptions for tiny batches: a task that has nothing to measure on holds out at least one
-        of two or more new pictures, and up to four of twelve, without which luck could not be told; and of new
-        pictures at least one is left to learn from. Repeating a call changes nothing and returns the same.
+        About ``ratio`` of the pictures is held out; of all that are, the ``cap`` with the smallest hashes
+        are measured. Two exceptions for tiny batches: a task that has nothing to measure on holds out at
+        least one of two or more new pictures, and up to four of twelve, without which luck could not be
+        told; and of new pictures at least one is left to learn from. Repeating a call changes nothing and
+        returns the same.
 
         Args:
             task: the task's name.
