@@ -8,6 +8,7 @@ content parts hold ``image_url``) and plain examples (``question``, ``answer``,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -135,6 +136,9 @@ def _plain_messages(record: dict[str, Any], note: Note) -> list[_Message] | None
     for role, key in (("user", "question"), ("assistant", "answer")):
         value = record.get(key)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and key == "answer":
+            if isinstance(value, float) and not math.isfinite(value):
+                note(key, f"the answer is the number {value}; write a finite number, or text in quotes")
+                continue
             value = str(value)
         if not isinstance(value, str):
             note(key, f"the {key} is missing" if value is None else f"the {key} must be text")

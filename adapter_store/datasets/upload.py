@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adapter_store.datasets.archive import Member, unpack
 from adapter_store.datasets.archive_members import archive_kind
-from adapter_store.datasets.formats import ACCEPTED, Draft, normalize
+from adapter_store.datasets.formats import ACCEPTED, Draft, Note, normalize
 from adapter_store.datasets.json_stream import Record, looks_like_json, read_records
 from adapter_store.datasets.parquet import read_parquet
 from adapter_store.datasets.records import Example, FaultList, Limits, Report, shown
@@ -19,7 +19,8 @@ from adapter_store.errors import ImageError
 from adapter_store.images import picture_kind
 
 _NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-_DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", "")
+_JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+_DATA_SUFFIXES = (".parquet", "")
 _LAYOUT_ORDER = ("examples", "llava", "openai", "sharegpt")
 _HISTOGRAM = 20
 _MAX_ANSWERS_COUNTED = 50_000
@@ -118,7 +119,7 @@ class Reading:
         draft = normalize(record.value, self.limits, note)
         if draft is None:
             return
-        self._check_layout(draft, line, file)
+        self._check_layout(draft, note)
         image = None
         if draft.image is not None:
             try:
@@ -190,7 +191,7 @@ class Reading:
         if head.startswith(b"PAR1"):
             self.format = "parquet"
             records: Iterator[Record] = read_parquet(path, self.limits)
-        elif looks_like_json(head):
+        elif looks_like_json(path):
             records = read_records(path, self.limits.max_record_bytes)
         else:
             what = "a picture alone" if picture_kind(head) else "this file"
@@ -200,18 +201,18 @@ class Reading:
         for record in records:
             if len(self.examples) >= self.limits.max_examples:
                 most = self.limits.max_examples
-                self.faults.add(record.line, "", f"more than {most} examples; split the data set", name)
+                reason = f"more than {most} examples; split the data set"
+                self.faults.add(record.line, record.prefix.rstrip("."), reason, name)
                 return
             self.take(record, name)
 
-    def _check_layout(self, draft: Draft, line: int, file: str | None) -> None:
+    def _check_layout(self, draft: Draft, note: Note) -> None:
         common = self._layouts & draft.layouts
         if common:
             self._layouts = common
             return
         before, here = _layout_name(self._layouts), _layout_name(draft.layouts)
-        reason = f"the record is in {here} layout, those before it are {before}; one layout per data set"
-        self.faults.add(line, "", reason, file)
+        note("", f"the record is in {here} layout, those before it are {before}; one layout per data set")
 
     def _format_name(self) -> str:
         if not self.examples:
@@ -262,5 +263,8 @@ def _is_data(member: Member, *, alone: bool) -> bool:
     if last in _NOT_DATA or last.startswith("."):
         return False
     suffix = "." + last.rsplit(".", 1)[-1].lower() if "." in last else ""
-    known = member.head.startswith(b"PAR1") or looks_like_json(member.head)
-    return known and (alone or suffix in _DATA_SUFFIXES)
+    if suffix in _JSON_SUFFIXES:
+        return True  # what it says it is: if its content is no JSON, that is a fault to report
+    return (alone or suffix in _DATA_SUFFIXES) and (
+        member.head.startswith(b"PAR1") or looks_like_json(member.path)
+    )
