@@ -7,12 +7,14 @@ import sys
 from collections.abc import Sequence
 
 from adapter_store.errors import StrataError
-from adapter_store.settings import read_settings
+from adapter_store.settings import make_home, read_settings
+from server.launch.ports import require_free_port
 from server.settings import FLAG_ALIASES, GatewaySettings
 
 EXIT_FATAL = 2
 _KEEP_ALIVE_SECONDS = 30
 _SHUTDOWN_SECONDS = 10
+_ANSWER_SECONDS = 7.0
 _MAX_HEADER_BYTES = 64 * 1024
 
 
@@ -37,17 +39,20 @@ def serve(settings: GatewaySettings) -> int:
 
     from server.app import create_app
     from server.logs import configure_logs, log
+    from server.stopping import GracefulServer
 
     configure_logs(settings.log_level)
-    _make_home(settings)
+    make_home(settings.home)
+    require_free_port(settings.host, settings.port, "--port")
     failures: list[StrataError] = []
 
     def on_fatal(error: StrataError) -> None:
         failures.append(error)
         server.should_exit = True
 
+    app = create_app(settings, on_fatal=on_fatal)
     config = uvicorn.Config(
-        create_app(settings, on_fatal=on_fatal),
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -57,7 +62,7 @@ def serve(settings: GatewaySettings) -> int:
         timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
     )
-    server = uvicorn.Server(config)
+    server = GracefulServer(config, app.state.gateway, _ANSWER_SECONDS)
     try:
         server.run()
     except SystemExit as stop:
@@ -66,14 +71,6 @@ def serve(settings: GatewaySettings) -> int:
         raise failures[0]
     log("stopped", logging.INFO)
     return 0 if server.started else EXIT_FATAL
-
-
-def _make_home(settings: GatewaySettings) -> None:
-    try:
-        settings.home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        text = f"the home folder {settings.home} cannot be made: {error.strerror}; set STRATA_HOME to another"
-        raise StrataError(text) from None
 
 
 if __name__ == "__main__":

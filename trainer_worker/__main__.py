@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from adapter_store.errors import StrataError
-from adapter_store.settings import read_settings
+from adapter_store.settings import make_home, read_settings
 from trainer_worker.settings import WorkerSettings
 
 USAGE_ERROR = 2
@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = read_settings(
             WorkerSettings, sys.argv[1:] if argv is None else argv, program="python -m trainer_worker"
         )
+        make_home(settings.home)
     except StrataError as error:
         sys.stderr.write(f"strata worker: {error.message}\n")
         return USAGE_ERROR

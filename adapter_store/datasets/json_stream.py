@@ -81,7 +81,7 @@ def _opened(path: Path) -> Iterator[IO[str]]:
 
 
 def looks_like_json(path: Path) -> bool:
-    """Say whether a file is JSON or JSONL by content: broken lines before the first good one do not hide it."""
+    """Say whether a file is JSON or JSONL by content, also if its first lines are broken."""
     with _opened(path) as stream:
         first = True
         for _ in range(_SEARCHED_LINES):
@@ -208,7 +208,9 @@ class _Window:
             if found >= 0:
                 self.position = found + 1
                 return True
-            self.position = max(self.position, len(self.buffer) - 1)  # its end may be half of what is looked for
+            self.position = max(
+                self.position, len(self.buffer) - 1
+            )  # its end may be half of what is looked for
             if self.ended:
                 return False
             self.more()
@@ -294,7 +296,9 @@ def _wrapper_fault(window: _Window) -> str | None:
         window.peek()
         name, reason = window.value()
         if reason is not None or not isinstance(name, str) or window.peek() != ":":
-            return f"not valid JSON: {reason or 'a name and a colon must come here'}; nothing after it was read"
+            return (
+                f"not valid JSON: {reason or 'a name and a colon must come here'}; nothing after it was read"
+            )
         window.position += 1
         window.peek()
         value, reason = window.value()
@@ -306,7 +310,9 @@ def _wrapper_fault(window: _Window) -> str | None:
     if following == "}":
         window.position += 1
         return None
-    what = "the file ends before the closing }" if not following else "a comma or } is missing behind the array"
+    what = (
+        "the file ends before the closing }" if not following else "a comma or } is missing behind the array"
+    )
     return f"not valid JSON: {what}"
 
 

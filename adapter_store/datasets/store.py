@@ -132,7 +132,7 @@ class DatasetStore:
             return self._keep(work, reading.examples, reading.source, reading.report(), filename)
 
     def validate_examples(self, examples: Sequence[Example | Mapping[str, Any]]) -> Report:
-        """Return the report on examples that came in one call, as ``put_examples`` takes them; store nothing."""
+        """Return the report on examples, as ``put_examples`` takes them, and store nothing."""
         with self._incoming() as work:
             return self._read_examples(work, examples, {}).report()
 

@@ -22,6 +22,10 @@ _NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "st
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 _DATA_SUFFIXES = (".parquet", "")
 _LAYOUT_ORDER = ("examples", "llava", "openai", "sharegpt")
+_NO_DATA_FILE = (
+    f"the archive holds no data file (JSON, JSONL or parquet) beside its pictures; accepted are {ACCEPTED}. "
+    "From one subfolder of pictures per answer, examples/teach.py makes and sends one"
+)
 _HISTOGRAM = 20
 _MAX_ANSWERS_COUNTED = 50_000
 
@@ -107,6 +111,13 @@ class Reading:
 
     def take(self, record: Record, file: str | None = None) -> None:
         """Normalize one record into an example, or note its faults."""
+        try:
+            self._take(record, file)
+        except RecursionError:
+            reason = "the record is nested too deeply"
+            self.faults.add(record.line, record.prefix.rstrip("."), reason, file)
+
+    def _take(self, record: Record, file: str | None) -> None:
         self._records += 1
         line, prefix = record.line, record.prefix
         if record.reason is not None:
@@ -180,7 +191,7 @@ class Reading:
         data_names = {member.name for member in data}
         self.source.add_members(member for member in members if member.name not in data_names)
         if not data and not self.faults:
-            self.faults.add(None, "file", f"the archive holds no data file; accepted are {ACCEPTED}")
+            self.faults.add(None, "file", _NO_DATA_FILE)
         for member in sorted(data, key=lambda member: member.name):
             self._read_data_file(member.name, member.path, member.head)
         unused = sum(name not in self._used for name in self.source.names if not name.startswith("inline:"))

@@ -13,7 +13,7 @@ Run = Callable[[argparse.Namespace], int | None]
 
 
 def add_verb(
-    verbs: Any, name: str, help_text: str, run: Run, *, client: bool = False
+    verbs: Any, name: str, help_text: str, run: Run, *, client: bool = False, add_help: bool = True
 ) -> argparse.ArgumentParser:
     """Add a verb with ``--json`` and ``--debug``, and the server's address if it is a client of it.
 
@@ -23,9 +23,12 @@ def add_verb(
         help_text: One sentence that says what it is for.
         run: Called with the parsed arguments; returns the exit status.
         client: Whether the verb speaks to a running server.
+        add_help: Whether ``--help`` is the usual one; else the caller adds its own.
     """
     description = help_text[0].upper() + help_text[1:] + "."
-    parser = verbs.add_parser(name, help=help_text, description=description, allow_abbrev=False)
+    parser = verbs.add_parser(
+        name, help=help_text, description=description, allow_abbrev=False, add_help=add_help
+    )
     parser.add_argument("--json", action="store_true", help="write JSON instead of text")
     parser.add_argument("--debug", action="store_true", help="show where an internal error happened")
     if client:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def add_verbs(verbs: Any) -> None:
     parser.add_argument("--model", help="what answers: NAME, NAME@canary, NAME@v3, NAME@base (default: NAME)")
     parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest answer")
     parser.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="0 is the most likely answer"
+        "--temperature", type=finite, default=0.0, metavar="T", help="0 is the most likely answer"
     )
     parser = add_verb(
         verbs, "explain", "show which increments answer a question, and why", _explain, client=True
@@ -36,6 +37,14 @@ def add_verbs(verbs: Any) -> None:
     parser.add_argument("question", metavar="QUESTION")
     parser.add_argument("--image", type=Path, metavar="FILE", help="the picture asked about")
     parser.add_argument("--model", help="as of chat")
+
+
+def finite(text: str) -> float:
+    """Return the number that a flag's text means; what is none, or not finite, is a wrong command line."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return number
 
 
 def image_part(path: Path) -> dict[str, Any]:

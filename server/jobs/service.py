@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import AsyncIterator
 
-from adapter_store.errors import InputError, NotFoundError, QueueUnavailable, StrataError
+from adapter_store.errors import InputError, NotFoundError, QueueUnavailable, StrataError, UnavailableError
 from adapter_store.jobs import Job, JobEvent, check_job_id
 from server.errors import describe
 from server.jobs.link import QueueLink
@@ -87,6 +87,8 @@ async def follow_events(link: QueueLink, job_id: str, after: str) -> AsyncIterat
                 told = time.monotonic()
             if not events:
                 await asyncio.sleep(_POLL_SECONDS)
+            if link.stopping:
+                raise UnavailableError("the server is stopping; follow the job again with Last-Event-ID")
     except StrataError as error:
         yield sse(describe(error)[1], event="error")
 

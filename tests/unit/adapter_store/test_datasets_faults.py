@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from adapter_store.datasets import Limits, Report, read_upload
+from adapter_store.datasets import DatasetStore, Limits, Report, read_upload
 
 
 def png(color: str = "red", size: tuple[int, int] = (4, 4)) -> bytes:
@@ -440,3 +440,21 @@ def test_a_number_that_is_none_is_no_answer(tmp_path: Path, number: str) -> None
     (fault,) = report_of(tmp_path, f'[{{"question": "How many?", "answer": {number}}}]'.encode()).faults
     assert fault.field == "[0].answer"
     assert "finite" in fault.reason
+
+
+@pytest.mark.parametrize("name", ["role", "type"])
+def test_a_record_that_is_nested_too_deeply_is_its_own_fault_only(tmp_path: Path, name: str) -> None:
+    deep: Any = 1
+    for _ in range(100_000):
+        deep = [deep]
+    message = {"role": deep} if name == "role" else {"role": "user", "content": [{"type": deep}]}
+    rows = [row(), {"messages": [message]}, row(answer="")]
+    report = DatasetStore(tmp_path).validate_examples(rows)
+    assert [(fault.line, fault.field) for fault in report.faults] == [(2, "[1]"), (3, "[2].answer")]
+    while isinstance(deep, list):  # dropped level by level: Python's own way down is a recursion
+        deep = deep.pop()
+
+
+def test_a_zip_of_pictures_alone_is_told_what_makes_it_a_data_set(tmp_path: Path) -> None:
+    (fault,) = report_of(tmp_path, zip_of({"robin/1.png": png(), "wren/1.png": png("blue")})).faults
+    assert "examples/teach.py" in fault.reason
