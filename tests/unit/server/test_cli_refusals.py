@@ -80,6 +80,31 @@ def test_the_help_of_up_lists_the_settings_of_both_programs():
     assert "--max-forgetting VALUE" in text
 
 
+@pytest.mark.parametrize("example", ["ask.py", "teach.py"])
+@pytest.mark.parametrize(
+    ("status", "said"), [(400, "because of the moon"), (502, "answered with status 502")]
+)
+def test_an_example_shows_the_servers_own_words(
+    answering: Serve, tmp_path: Path, example: str, status: int, said: str
+):
+    error = {"error": {"message": "because of the moon"}} if status == 400 else "<html>"
+    url = answering(
+        {"/v1/chat/completions": reply(status, error), "/v1/tasks/birds/batches": reply(status, error)}
+    )
+    (tmp_path / "robin").mkdir()
+    picture = tmp_path / "robin" / "1.png"
+    picture.write_bytes(b"x")
+    words = {"ask.py": [picture, "What?"], "teach.py": [tmp_path, "birds", "What?"]}[example]
+    for address, expected in ((url, said), ("http://127.0.0.1:9", "refused")):
+        done = subprocess.run(
+            [sys.executable, ROOT / "examples" / example, *words],
+            capture_output=True, text=True, env={**os.environ, "STRATA_URL": address}, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert expected in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("number", ["nan", "inf", "warm"])
 def test_a_temperature_that_is_no_number_is_a_wrong_command(number: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
