@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,7 @@ from server.pools import DATASETS, FILES, QUEUE, Run
 from server.uploads import Form, is_multipart, received_form
 
 _KNOWN = frozenset({"examples", "dataset", "hyperparameters", "metadata"})
+_SEND_JSON = "; send JSON with Content-Type: application/json, or a file as multipart/form-data"
 _FORM_DATA = frozenset({"question", "answer", "hyperparameters", "dataset"})
 
 
@@ -54,14 +56,14 @@ async def read_json(request: Request, run: Run) -> dict[str, Any]:
     """Return the body as a JSON object, parsed in a thread of ``run``; raise InputError if it is none."""
     raw = await request.body()
     if not raw:
-        raise InputError("the body is empty; send JSON with Content-Type: application/json, or a form")
-    body = await run(_parsed, raw, "the body")
+        raise InputError(f"the body is empty{_SEND_JSON}")
+    body = await run(functools.partial(_parsed, raw, "the body", advice=_SEND_JSON))
     if not isinstance(body, dict):
         raise InputError('the body must be a JSON object such as {"examples": [...]}')
     return body
 
 
-def _parsed(raw: bytes, what: str, param: str | None = None) -> Any:
+def _parsed(raw: bytes, what: str, *, advice: str = "", param: str | None = None) -> Any:
     """Return the JSON value of bytes that a client sent; raise InputError that says where it is broken."""
     try:
         return _parse(raw)
@@ -70,9 +72,9 @@ def _parsed(raw: bytes, what: str, param: str | None = None) -> Any:
     except RecursionError:
         reason = "is JSON that is nested too deeply"
     except json.JSONDecodeError as error:
-        reason = f"is not JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+        reason = f"is not JSON at line {error.lineno}, column {error.colno}: {error.msg}{advice}"
     except ValueError:
-        reason = "is not JSON; send application/json, or a file as multipart/form-data"
+        reason = f"is not JSON: it is no UTF-8, or a number in it is too long{advice}"
     raise InputError(f"{what} {reason}", param=param)
 
 
@@ -130,7 +132,7 @@ def _form_settings(form: Form) -> dict[str, Setting]:
     settings: dict[str, Any] = {}
     if "hyperparameters" in form.fields:
         what = "the field hyperparameters"
-        settings = _parsed(form.fields["hyperparameters"].encode(), what, "hyperparameters")
+        settings = _parsed(form.fields["hyperparameters"].encode(), what, param="hyperparameters")
         if not isinstance(settings, dict):
             raise InputError(f"{what} must be a JSON object", param="hyperparameters")
     for name, text in form.fields.items():
