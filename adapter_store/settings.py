@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from adapter_store.errors import InputError
@@ -223,19 +224,31 @@ def read_settings(
     return settings
 
 
+def make_home(home: Path) -> None:
+    """Have the home folder in place; raise SettingsError if it cannot be made."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        text = f"the home folder {home} cannot be made: {reason}; choose another with --home or STRATA_HOME"
+        raise SettingsError(text, param="home") from None
+
+
 def _read_flags(
     kind: type[SharedSettings], argv: Sequence[str], program: str, aliases: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[str]]:
     parser = argparse.ArgumentParser(
-        prog=program, allow_abbrev=False, description=(kind.__doc__ or "").strip()
+        prog=program,
+        usage="%(prog)s [--FLAG VALUE ...]",
+        allow_abbrev=False,
+        description=f"{(kind.__doc__ or '').strip()} Each flag is also a variable: --max-x is {PREFIX}MAX_X.",
     )
     names: dict[str, list[str]] = {field: [f"--{field.replace('_', '-')}"] for field in kind.model_fields}
     for flag, field in aliases.items():
         names[field].append(flag)
     for field, flags in names.items():
         info = kind.model_fields[field]
-        text = (info.description or field).replace("%", "%%")
-        parser.add_argument(*flags, dest=field, default=None, metavar="VALUE", help=text)
+        parser.add_argument(*flags, dest=field, default=None, metavar="VALUE", help=_help_of(field, info))
     found, rest = parser.parse_known_args(list(argv))
     every = [flag for flags in names.values() for flag in flags]
     strange = [
@@ -245,6 +258,13 @@ def _read_flags(
     ]
     faults = [f"{item} is not a flag{_did_you_mean(item.split('=')[0], every)}" for item in strange]
     return {key: value for key, value in vars(found).items() if value is not None}, faults
+
+
+def _help_of(field: str, info: FieldInfo) -> str:
+    text = info.description or field
+    if isinstance(info.default, (bool, int, float, str)) and info.default != "":
+        text += f" (default {info.default})"
+    return text.replace("%", "%%")
 
 
 def _is_value_of(before: Sequence[str]) -> bool:
@@ -262,4 +282,5 @@ def _fault_of(item: Any) -> str:
     given = item.get("input")
     is_secret = "key" in name or name.endswith("_url")  # a URL may carry a password
     shown = "" if is_secret or given is None else f", not {str(given)[:80]!r}"
-    return f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}): {item['msg']}{shown}"
+    reason = str(item["msg"]).removeprefix("Value error, ")
+    return f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}): {reason}{shown}"

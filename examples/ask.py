@@ -14,8 +14,16 @@ from pathlib import Path
 import httpx
 
 
+def message_of(response: httpx.Response) -> str:
+    """Return what the server said is wrong."""
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"{response.url} answered with status {response.status_code}"
+
+
 def ask(picture: Path, question: str, model: str = "strata") -> str:
-    """Stream one answer to standard output and return it."""
+    """Stream one answer to standard output and return it; end with the server's words if it refuses."""
     url = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
     body = {"model": model, "stream": True, "messages": [{"role": "user", "content": content}]}
@@ -23,10 +31,14 @@ def ask(picture: Path, question: str, model: str = "strata") -> str:
     server = os.environ.get("STRATA_URL", "http://127.0.0.1:8000")
     with httpx.stream("POST", f"{server}/v1/chat/completions", json=body, timeout=120.0) as response:
         if response.is_error:
-            sys.exit(response.read().decode())  # {"error": {"message": ..., ...}}
+            response.read()
+            sys.exit(f"error: {message_of(response)}")
         for line in response.iter_lines():
             if line.startswith("data: {"):
-                for choice in json.loads(line.removeprefix("data: "))["choices"]:
+                event = json.loads(line.removeprefix("data: "))
+                if "error" in event:
+                    sys.exit(f"\nerror: {event['error']['message']}")
+                for choice in event["choices"]:
                     piece = choice["delta"].get("content") or ""
                     answer += piece
                     print(piece, end="", flush=True)
@@ -37,4 +49,7 @@ def ask(picture: Path, question: str, model: str = "strata") -> str:
 if __name__ == "__main__":
     if len(sys.argv) not in {3, 4}:
         sys.exit(__doc__)
-    ask(Path(sys.argv[1]), *sys.argv[2:])
+    try:
+        ask(Path(sys.argv[1]), *sys.argv[2:])
+    except (httpx.HTTPError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -39,16 +39,24 @@ def pack(folder: Path, question: str) -> bytes:
     return buffer.getvalue()
 
 
+def answer_of(response: httpx.Response) -> dict:
+    """Return the server's answer; if it is an error, end with the server's words."""
+    if not response.is_error:
+        return response.json()
+    try:
+        sys.exit(f"error: {response.json()['error']['message']}")
+    except (ValueError, KeyError, TypeError):
+        sys.exit(f"error: {response.url} answered with status {response.status_code}")
+
+
 def teach(folder: Path, task: str, question: str) -> dict:
     """Send the data, print each phase, and return the finished job."""
     with httpx.Client(base_url=SERVER, timeout=600.0) as client:
         sent = client.post(f"/v1/tasks/{task}/batches", files={"file": ("data.zip", pack(folder, question))})
-        if sent.is_error:
-            sys.exit(sent.text)  # {"error": {"message": ..., ...}}
-        job, phase = sent.json(), None
+        job, phase = answer_of(sent), None
         while job["status"] not in ENDED:
             time.sleep(0.3)
-            job = client.get(f"/v1/fine_tuning/jobs/{job['id']}").raise_for_status().json()
+            job = answer_of(client.get(f"/v1/fine_tuning/jobs/{job['id']}"))
             if job["phase"] != phase:
                 phase = job["phase"]
                 print(phase or job["status"], flush=True)
@@ -62,4 +70,7 @@ def teach(folder: Path, task: str, question: str) -> dict:
 if __name__ == "__main__":
     if len(sys.argv) != 4:
         sys.exit(__doc__)
-    teach(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
+    try:
+        teach(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
+    except (httpx.HTTPError, OSError) as error:
+        sys.exit(f"error: {error}")

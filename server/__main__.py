@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 from adapter_store.durable import make_home
 from adapter_store.errors import StrataError
-from adapter_store.settings import read_settings
+from adapter_store.settings import make_home, read_settings
 from server.launch.ports import require_free_port
 from server.settings import FLAG_ALIASES, GatewaySettings
 
 EXIT_FATAL = 2
 _KEEP_ALIVE_SECONDS = 30
 _SHUTDOWN_SECONDS = 10
-_ANSWERS_END_SECONDS = 8
+_ANSWER_SECONDS = 7.0
 _MAX_HEADER_BYTES = 64 * 1024
 
 
@@ -42,6 +42,7 @@ def serve(settings: GatewaySettings) -> int:
 
     from server.app import create_app, end_answers
     from server.logs import configure_logs, log
+    from server.stopping import GracefulServer
 
     configure_logs(settings.log_level)
     make_home(settings.home)
@@ -53,14 +54,6 @@ def serve(settings: GatewaySettings) -> int:
         server.should_exit = True
 
     app = create_app(settings, on_fatal=on_fatal)
-
-    class Server(uvicorn.Server):
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            """Let answers end by themselves for a while, then end them in words."""
-            ending = asyncio.create_task(end_answers(app, _ANSWERS_END_SECONDS))
-            await super().shutdown(sockets)
-            ending.cancel()
-
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -72,7 +65,7 @@ def serve(settings: GatewaySettings) -> int:
         timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
     )
-    server = Server(config)
+    server = GracefulServer(config, app.state.gateway, _ANSWER_SECONDS)
     try:
         server.run()
     except SystemExit as stop:

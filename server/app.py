@@ -113,7 +113,7 @@ def _build_gateway(settings: GatewaySettings, metrics: Metrics, link: QueueLink)
         limits=Limits(
             max_images=settings.max_images,
             max_messages=settings.max_messages,
-            max_choices=min(settings.max_choices, max(settings.max_waiting, 1)),
+            max_choices=min(settings.max_choices, settings.max_batch + settings.max_waiting),
             max_stop=settings.max_stop,
             max_logprobs=settings.max_logprobs,
             default_max_tokens=settings.default_max_tokens,

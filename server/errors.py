@@ -75,6 +75,9 @@ _CODES = {
 }
 _MAX_FAULTS_SHOWN = 20
 _RETRY_AFTER_SECONDS = 5
+_SEND_JSON = "send a JSON object as the body, with Content-Type: application/json"
+_UNPARSED = "There was an error parsing the body"
+"""What FastAPI says of a body that its parser gave up on, such as one that is nested too deeply."""
 
 
 class AuthenticationError(StrataError):
@@ -89,9 +92,10 @@ class AuthenticationError(StrataError):
 class BodyTooLarge(HTTPException):
     """Stop reading a body at its limit (413); an HTTPException so that body parsers let it pass."""
 
-    def __init__(self, limit_bytes: int) -> None:
-        text = f"the body is larger than the {limit_bytes} bytes accepted here; send less or as a file"
-        super().__init__(413, text)
+    def __init__(self, limit_bytes: int, *, is_upload: bool) -> None:
+        advice = "split the data set" if is_upload else "send less, or data sets as a file"
+        text = f"the body is larger than the {limit_bytes} bytes accepted here"
+        super().__init__(413, f"{text}; {advice}")
 
 
 class BodyTooSlow(HTTPException):
@@ -198,8 +202,12 @@ async def _on_validation_error(_: Request, error: Exception) -> JSONResponse:
 
 def _fault(item: Mapping[str, Any]) -> tuple[str | None, str]:
     """Return the field's path and a sentence; the rejected value itself is never repeated."""
+    place = item.get("loc", ())
     if item.get("type") == "json_invalid":
-        return None, f"the body is not JSON: {item.get('ctx', {}).get('error', 'syntax error')}"
+        where = f" at character {place[-1]}" if place and isinstance(place[-1], int) else ""
+        return None, f"the body is not JSON{where}: {item.get('ctx', {}).get('error', 'syntax error')}"
+    if tuple(place) == ("body",):
+        return None, _SEND_JSON
     places = [str(part) for part in item.get("loc", ()) if part not in ("body", "query", "path", "header")]
     places = [part for part in places if not part.startswith("as-")]
     path = ".".join(places)[:120]
@@ -211,6 +219,8 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     assert isinstance(error, HTTPException)
     status = 400 if error.status_code == 422 else error.status_code
     message = str(error.detail)
+    if status == 400 and message == _UNPARSED:
+        message = f"the body is JSON that is nested too deeply, or none; {_SEND_JSON}"
     if status == 404 and message == "Not Found":
         message = (
             f"there is no {request.method} {request.url.path[:120]!r}; the list of endpoints is at /docs"

@@ -32,14 +32,17 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logs(level: str = "info") -> None:
-    """Send the logs of the gateway and of uvicorn to standard error as JSON lines, warnings of others too."""
+    """Send all logs to standard error as JSON lines: ours, uvicorn's, and any library's warnings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    logging.getLogger().handlers = [handler]
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    logging.captureWarnings(capture=True)
     for name in (LOGGER_NAME, "uvicorn", "uvicorn.error"):
         logger = logging.getLogger(name)
-        logger.handlers = [handler] if name != "uvicorn.error" else []
-        logger.propagate = name == "uvicorn.error"
+        logger.handlers = []
+        logger.propagate = True
         logger.setLevel(level.upper())
 
 

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapter_store.errors import UnavailableError
 from server.errors import (
     BodyTooLarge,
     BodyTooSlow,
@@ -56,6 +57,11 @@ class RequestFrame:
 
         try:
             await self._app(scope, receive, send_marked)
+        except asyncio.CancelledError:  # only a stop cancels requests; what could be ended in words has been
+            log("the server stopped before the request was answered", logging.WARNING, request_id=request_id)
+            if status == 0:
+                stopping = UnavailableError("the server is stopping; send the request again")
+                await response_for(stopping)(scope, receive, send_marked)
         except ClientDisconnect:
             log("the client went away before its body was complete", request_id=request_id)
         except Exception as error:  # noqa: BLE001  the last resort: nothing may escape to the client
@@ -126,10 +132,10 @@ class BodyGuard:
             name: value for name, value in scope["headers"] if name in (b"content-length", b"content-type")
         }
         is_upload = _is_upload(scope["path"], headers.get(b"content-type", b""))
-        body = _Body(self._max_upload_bytes if is_upload else self._max_request_bytes, self._pause_seconds)
+        body = _Body(self._limit(is_upload), is_upload, self._pause_seconds)
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > body.limit:
-            await self._refuse(BodyTooLarge(body.limit), scope, receive, send)
+            await self._refuse(BodyTooLarge(body.limit, is_upload=is_upload), scope, receive, send)
             return
         started = False
 
@@ -152,6 +158,9 @@ class BodyGuard:
         finally:
             self._held_bytes -= body.held
 
+    def _limit(self, is_upload: bool) -> int:
+        return self._max_upload_bytes if is_upload else self._max_request_bytes
+
     def _hold(self, body: _Body, more: int) -> None:
         """Count what a request keeps in memory; raise TooManyBodies if there is no room for it."""
         if self._held_bytes + more > self._max_held_bytes:
@@ -170,8 +179,9 @@ class BodyGuard:
 class _Body:
     """Follow one request's body as it comes in."""
 
-    def __init__(self, limit: int, pause_seconds: float) -> None:
+    def __init__(self, limit: int, is_upload: bool, pause_seconds: float) -> None:
         self.limit = limit
+        self._is_upload = is_upload
         self.held = 0
         self._pause_seconds = pause_seconds
         self._received = 0
@@ -192,7 +202,7 @@ class _Body:
         self._waited_seconds += time.monotonic() - began
         self._received += len(message.get("body", b""))
         if self._received > self.limit:
-            raise BodyTooLarge(self.limit)
+            raise BodyTooLarge(self.limit, is_upload=self._is_upload)
         self._complete = message["type"] != "http.request" or not message.get("more_body", False)
         return message
 

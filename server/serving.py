@@ -110,11 +110,13 @@ async def open_serving(choice: ModelChoice, name: str, store: VersionStore, metr
 
 def _load_base(choice: ModelChoice) -> Base:
     import torch
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils import logging as library_logs
 
     from adapter_store.base import load_base
 
-    disable_progress_bar()  # the log is one JSON object a line
+    library_logs.disable_progress_bar()  # the log is one JSON object a line
+    library_logs.disable_default_handler()
+    library_logs.enable_propagation()
     if choice.threads:
         torch.set_num_threads(choice.threads)
     return load_base(choice.base, dtype=choice.dtype, device=choice.device, cache_dir=choice.cache)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
+from adapter_store.errors import InputError
 from adapter_store.settings import SharedSettings
 
 FLAG_ALIASES = {
@@ -64,3 +65,14 @@ class GatewaySettings(SharedSettings):
     default_max_tokens: int = Field(
         default=256, ge=1, description="answer length when the request names none"
     )
+
+    @field_validator("api_keys")
+    @classmethod
+    def _usable(cls, value: SecretStr) -> SecretStr:
+        from server.auth import parse_keys
+
+        try:
+            parse_keys(value.get_secret_value())
+        except InputError as error:
+            raise ValueError(error.message) from None
+        return value

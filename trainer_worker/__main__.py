@@ -13,7 +13,7 @@ from types import FrameType
 
 from adapter_store.durable import make_home
 from adapter_store.errors import StrataError
-from adapter_store.settings import read_settings
+from adapter_store.settings import make_home, read_settings
 from trainer_worker.settings import WorkerSettings
 
 USAGE_ERROR = 2

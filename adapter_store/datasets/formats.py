@@ -136,8 +136,8 @@ def _plain_messages(record: dict[str, Any], note: Note) -> list[_Message] | None
     for role, key in (("user", "question"), ("assistant", "answer")):
         value = record.get(key)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and key == "answer":
-            if not math.isfinite(value):
-                note(key, "the answer is not a number that can be written down; send it as text")
+            if isinstance(value, float) and not math.isfinite(value):
+                note(key, f"the answer is the number {value}; write a finite number, or text in quotes")
                 continue
             value = str(value)
         if not isinstance(value, str):

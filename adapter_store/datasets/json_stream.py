@@ -10,7 +10,8 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +20,7 @@ from adapter_store.datasets.records import MIB, shown
 
 _CHUNK_CHARS = MIB
 _HEAD_CHARS = 64 * 1024
+_SEARCHED_LINES = 1_000
 # More commas than this in one long record mean millions of values, not a conversation.
 _MAX_COMMAS = 500_000
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -26,6 +28,8 @@ _STRING = r'"(?:[^"\\]|\\.)*"'
 _WRAPPED = re.compile(
     rf'\s*\{{\s*(?:{_STRING}\s*:\s*(?:{_STRING}|-?[\d.eE+]+|true|false|null)\s*,\s*)*"(?:examples|data)"\s*:\s*\['
 )
+# A line that begins a record, or an array of some: prose and CSV have no such lines.
+_RECORD_LINE = re.compile(r'\s*(?:\{\s*(?:["}]|$)|\[\s*(?:["\[{\]]|$))')
 # Undecodable bytes become a lone surrogate, so that only the record they are in is refused.
 _MARK_BAD_BYTES = "strata-mark-bad-bytes"
 codecs.register_error(_MARK_BAD_BYTES, lambda error: ("\udc80", getattr(error, "end", 0)))
@@ -65,45 +69,60 @@ def detect_encoding(head: bytes) -> tuple[str, int]:
     return "utf-8", 0
 
 
-def looks_like_json(head: bytes) -> bool:
-    """Say whether a file's first bytes hold JSON: it begins with it, or a line of them begins an object.
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[str]]:
+    """Open a file as text in the encoding that its byte order mark names, behind the mark."""
+    with path.open("rb") as raw:
+        encoding, skip = detect_encoding(raw.read(4))
+    with path.open("r", encoding=encoding, errors=_MARK_BAD_BYTES, newline="\n") as stream:
+        if skip:
+            stream.read(1)
+        yield stream
 
-    A broken first line must not hide the faults of those after it; nor must empty lines.
-    """
-    encoding, skip = detect_encoding(head)
-    text = head[skip:].decode(encoding, "ignore").lstrip()
-    return not text or text[0] in "{[" or any(line.lstrip().startswith("{") for line in text.splitlines())
+
+def looks_like_json(path: Path) -> bool:
+    """Say whether a file is JSON or JSONL by content, also if its first lines are broken."""
+    with _opened(path) as stream:
+        first = True
+        for _ in range(_SEARCHED_LINES):
+            line = stream.readline(_HEAD_CHARS)
+            while line.isspace():
+                line = stream.readline(_HEAD_CHARS)
+            if (first and line.lstrip()[:1] in ("{", "[")) or _RECORD_LINE.match(line):
+                return True
+            if not line or "\0" in line:
+                return False
+            first = False
+    return False
 
 
 def read_records(path: Path, max_record_bytes: int) -> Iterator[Record]:
-    """Yield every record of a JSON or JSONL file in order.
+    """Yield every record of a JSON or JSONL file in order; what belongs to no record is a faulty record.
 
     A broken line of JSONL is one faulty record and reading goes on. In an array
     there is no place to go on from, so the first broken record is the last.
     """
-    with path.open("rb") as raw:
-        encoding, skip = detect_encoding(raw.read(4))
-    with path.open("r", encoding=encoding, errors=_MARK_BAD_BYTES, newline="\n") as stream:
-        head = stream.read(_HEAD_CHARS).removeprefix("\ufeff")
-    with path.open("r", encoding=encoding, errors=_MARK_BAD_BYTES, newline="\n") as stream:
-        if skip:
-            stream.read(1)
+    with _opened(path) as stream:
+        window = _Window(stream, max_record_bytes, 1)
+        head = window.head()
         wrapped = _WRAPPED.match(head)
         if wrapped:
-            stream.read(wrapped.end() - 1)
-            line = head.count("\n", 0, wrapped.end()) + 1
-            yield from _array(stream, max_record_bytes, line, _rest_of_object)
-        elif head.lstrip().startswith("["):
-            yield from _array(stream, max_record_bytes, 1, _nothing_more)
-        elif _is_spread(head):
-            yield from _spread(stream, max_record_bytes)
-        else:
-            yield from _lines(stream, max_record_bytes)
+            window.position += wrapped.end() - 1
+            yield from _array(window, wrapped=True)
+            return
+        if head.startswith("["):
+            yield from _array(window, wrapped=False)
+            return
+        if _is_spread(head):
+            yield from _spread(window)
+            return
+    with _opened(path) as stream:
+        yield from _lines(stream, max_record_bytes)
 
 
 def _is_spread(head: str) -> bool:
     """Say whether one object is written over several lines, as pretty printers do."""
-    first = head.lstrip().partition("\n")
+    first = head.partition("\n")
     return bool(first[1]) and first[0].rstrip()[-1:] in ("{", "[", ",")
 
 
@@ -175,6 +194,27 @@ class _Window:
         self.buffer = rest + chunk
         self.position = self._counted = 0
 
+    def head(self) -> str:
+        """Return what follows the white space at the position, up to some KiB of it."""
+        self.peek()
+        if len(self.buffer) - self.position < _HEAD_CHARS and not self.ended:
+            self.more()
+        return self.buffer[self.position : self.position + _HEAD_CHARS]
+
+    def next_object(self) -> bool:
+        """Go to the next line that begins with an opening brace; say whether there is one."""
+        while True:
+            found = self.buffer.find("\n{", self.position)
+            if found >= 0:
+                self.position = found + 1
+                return True
+            self.position = max(
+                self.position, len(self.buffer) - 1
+            )  # its end may be half of what is looked for
+            if self.ended:
+                return False
+            self.more()
+
     def peek(self) -> str:
         """Skip white space and return the next character, or "" at the end."""
         while True:
@@ -218,72 +258,73 @@ def _cut_short(error: json.JSONDecodeError, length: int) -> bool:
     return error.msg.startswith("Unterminated string") or error.pos >= length - 16
 
 
-def _array(stream: IO[str], limit: int, line: int, rest: Callable[[_Window], str | None]) -> Iterator[Record]:
-    """Yield the elements of an array; ``rest`` says what is wrong with what follows it."""
-    window = _Window(stream, limit, line)
-    window.peek()
+def _array(window: _Window, *, wrapped: bool) -> Iterator[Record]:
+    """Yield the elements of the array at the position, and a faulty record for anything behind it."""
     window.position += 1  # the opening bracket
     index = 0
-    while window.peek() != "]" or index:
+    following = window.peek()
+    while following != "]":
         line = window.line()
         value, reason = window.value()
         yield Record(line, index, value, reason)
         if reason is not None and not _is_text_only(reason):
             return
         following = window.peek()
-        if following == "]":
-            break
-        if following != ",":
+        if following not in (",", "]"):
             what = "the file ends inside the array" if not following else "a comma or ] is missing"
             yield Record(window.line(), index, reason=f"not valid JSON: {what}; nothing after it was read")
             return
-        window.position += 1
-        window.peek()
-        index += 1
+        if following == ",":
+            window.position += 1
+            window.peek()
+            index += 1
     window.position += 1  # the closing bracket
-    fault = rest(window)
-    if fault is not None:
-        yield Record(window.line(), None, reason=f"{fault}; nothing after it was read")
+    reason = _wrapper_fault(window) if wrapped else None
+    if reason is None and window.peek():
+        reason = (
+            "something follows the end of the array; a file holds one array, or one object per line. "
+            "Nothing from here on was read"
+        )
+    if reason is not None:
+        yield Record(window.line(), None, reason=reason)
 
 
-def _nothing_more(window: _Window) -> str | None:
-    if window.peek():
-        return "something follows the end of the array: put all records into one array"
-    return None
-
-
-def _rest_of_object(window: _Window) -> str | None:
-    """Read the other members of the object that holds the array; none may hold records, too."""
-    while (following := window.peek()) == ",":
+def _wrapper_fault(window: _Window) -> str | None:
+    """Read what follows the array up to the wrapper's closing brace; return what is wrong with it."""
+    while window.peek() == ",":
         window.position += 1
         window.peek()
-        key, reason = window.value()
-        if reason is None and window.peek() != ":":
-            reason = "not valid JSON: a name and a colon are missing"
-        if reason is not None:
-            return reason
+        name, reason = window.value()
+        if reason is not None or not isinstance(name, str) or window.peek() != ":":
+            return (
+                f"not valid JSON: {reason or 'a name and a colon must come here'}; nothing after it was read"
+            )
         window.position += 1
         window.peek()
         value, reason = window.value()
         if reason is not None:
-            return reason
-        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-            return f'records lie under "{shown(str(key))}", too: put all of them into one array'
-    if following != "}":
-        return "not valid JSON: the object that holds the records does not end"
-    window.position += 1
-    return "something follows the end of the object" if window.peek() else None
+            return f"{reason}; nothing after it was read"
+        if isinstance(value, (list, dict)):
+            return f'the field "{shown(name, 40)}" beside the examples is not read; put all into one array'
+    following = window.peek()
+    if following == "}":
+        window.position += 1
+        return None
+    what = (
+        "the file ends before the closing }" if not following else "a comma or } is missing behind the array"
+    )
+    return f"not valid JSON: {what}"
 
 
 def _is_text_only(reason: str) -> bool:
     return reason.startswith("bytes that")
 
 
-def _spread(stream: IO[str], limit: int) -> Iterator[Record]:
-    window = _Window(stream, limit, 1)
+def _spread(window: _Window) -> Iterator[Record]:
+    """Yield objects that are written over several lines; behind a broken one, go on at the next."""
     while window.peek():
         line = window.line()
         value, reason = window.value()
         yield Record(line, None, value, reason)
-        if reason is not None and not _is_text_only(reason):
+        if reason is not None and not _is_text_only(reason) and not window.next_object():
             return

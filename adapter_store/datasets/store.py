@@ -129,21 +129,32 @@ class DatasetStore:
             DatasetError: faults; their fields begin with the index, as in "[3].answer".
         """
         with self._incoming() as work:
-            source = ImageSource(work, self.limits)
-            reading = Reading(self.limits, source)
-            for name, data in (images or {}).items():
-                source.add_file(clean_name(name), source.keep(data))
-            if not examples:
-                reading.faults.add(None, "examples", "the list of examples is empty")
-            for index, example in enumerate(examples[: self.limits.max_examples + 1]):
-                value = _as_record(example) if isinstance(example, Example) else example
-                value = dict(value) if isinstance(value, Mapping) else value
-                reading.take(Record(index + 1, index, value))
-            if len(examples) > self.limits.max_examples:
-                most = self.limits.max_examples
-                reading.faults.add(None, "examples", f"more than {most} examples; split the data set")
-            reading.check_images()
-            return self._keep(work, reading.examples, source, reading.report(), filename)
+            reading = self._read_examples(work, examples, images or {})
+            return self._keep(work, reading.examples, reading.source, reading.report(), filename)
+
+    def validate_examples(self, examples: Sequence[Example | Mapping[str, Any]]) -> Report:
+        """Return the report on examples, as ``put_examples`` takes them, and store nothing."""
+        with self._incoming() as work:
+            return self._read_examples(work, examples, {}).report()
+
+    def _read_examples(
+        self, work: Path, examples: Sequence[Example | Mapping[str, Any]], images: Mapping[str, bytes]
+    ) -> Reading:
+        source = ImageSource(work, self.limits)
+        reading = Reading(self.limits, source)
+        for name, data in images.items():
+            source.add_file(clean_name(name), source.keep(data))
+        if not examples:
+            reading.faults.add(None, "examples", "the list of examples is empty")
+        for index, example in enumerate(examples[: self.limits.max_examples + 1]):
+            value = _as_record(example) if isinstance(example, Example) else example
+            value = dict(value) if isinstance(value, Mapping) else value
+            reading.take(Record(index + 1, index, value))
+        if len(examples) > self.limits.max_examples:
+            most = self.limits.max_examples
+            reading.faults.add(None, "examples", f"more than {most} examples; split the data set")
+        reading.check_images()
+        return reading
 
     def validate(self, path: Path) -> Report:
         """Return the report on an upload and store nothing."""

@@ -19,9 +19,13 @@ from adapter_store.errors import ImageError
 from adapter_store.images import picture_kind
 
 _NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-_DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", "")
-_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+_JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+_DATA_SUFFIXES = (".parquet", "")
 _LAYOUT_ORDER = ("examples", "llava", "openai", "sharegpt")
+_NO_DATA_FILE = (
+    f"the archive holds no data file (JSON, JSONL or parquet) beside its pictures; accepted are {ACCEPTED}. "
+    "From one subfolder of pictures per answer, examples/teach.py makes and sends one"
+)
 _HISTOGRAM = 20
 _MAX_ANSWERS_COUNTED = 50_000
 
@@ -107,6 +111,13 @@ class Reading:
 
     def take(self, record: Record, file: str | None = None) -> None:
         """Normalize one record into an example, or note its faults."""
+        try:
+            self._take(record, file)
+        except RecursionError:
+            reason = "the record is nested too deeply"
+            self.faults.add(record.line, record.prefix.rstrip("."), reason, file)
+
+    def _take(self, record: Record, file: str | None) -> None:
         self._records += 1
         line, prefix = record.line, record.prefix
         if record.reason is not None:
@@ -180,10 +191,7 @@ class Reading:
         data_names = {member.name for member in data}
         self.source.add_members(member for member in members if member.name not in data_names)
         if not data and not self.faults:
-            reason = f"the archive holds no data file; accepted are {ACCEPTED}"
-            if any(member.name.lower().endswith(_PICTURE_SUFFIXES) for member in members):
-                reason += "; pictures alone have no questions: examples/teach.py makes them from folder names"
-            self.faults.add(None, "file", reason)
+            self.faults.add(None, "file", _NO_DATA_FILE)
         for member in sorted(data, key=lambda member: member.name):
             self._read_data_file(member.name, member.path, member.head)
         unused = sum(name not in self._used for name in self.source.names if not name.startswith("inline:"))
@@ -194,7 +202,7 @@ class Reading:
         if head.startswith(b"PAR1"):
             self.format = "parquet"
             records: Iterator[Record] = read_parquet(path, self.limits)
-        elif picture_kind(head) is None and looks_like_json(head):
+        elif looks_like_json(path):
             records = read_records(path, self.limits.max_record_bytes)
         else:
             what = "a picture alone" if picture_kind(head) else "this file"
@@ -204,8 +212,8 @@ class Reading:
         for record in records:
             if len(self.examples) >= self.limits.max_examples:
                 most = self.limits.max_examples
-                place = record.prefix.rstrip(".")
-                self.faults.add(record.line, place, f"more than {most} examples; split the data set", name)
+                reason = f"more than {most} examples; split the data set"
+                self.faults.add(record.line, record.prefix.rstrip("."), reason, name)
                 return
             self.take(record, name)
 
@@ -266,5 +274,8 @@ def _is_data(member: Member, *, alone: bool) -> bool:
     if last in _NOT_DATA or last.startswith("."):
         return False
     suffix = "." + last.rsplit(".", 1)[-1].lower() if "." in last else ""
-    known = member.head.startswith(b"PAR1") or looks_like_json(member.head)
-    return known and (alone or suffix in _DATA_SUFFIXES)
+    if suffix in _JSON_SUFFIXES:
+        return True  # what it says it is: if its content is no JSON, that is a fault to report
+    return (alone or suffix in _DATA_SUFFIXES) and (
+        member.head.startswith(b"PAR1") or looks_like_json(member.path)
+    )

@@ -104,7 +104,10 @@ async def move(
     if_match: IfMatch = None,
     if_none_match: IfNoneMatch = None,
 ) -> JSONResponse:
-    """Move the alias; 409 if it moved since the ETag was read. ``If-None-Match: *`` only creates."""
+    """Move the alias; 409 if it moved since the ETag was read. ``If-None-Match: *`` only creates.
+
+    ``warning`` is there if the gate held the version back, and says why.
+    """
     expected = expected_revision(if_match, if_none_match)
     record = await Adapters(gateway, name).move(alias, wanted.version, wanted.reason, expected)
     return JSONResponse(record, headers={"etag": etag(record)})

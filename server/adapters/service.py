@@ -79,7 +79,7 @@ class Adapters:
         record = await asyncio.to_thread(
             self._store.aliases.move, alias, version, expected_revision=expected, reason=reason, actor=_ACTOR
         )
-        return self._moved(record)
+        return await self._moved(record)
 
     async def roll_back(self, alias: str, reason: str, expected: int | None) -> dict[str, Any]:
         """Move an alias to the version before; raises as ``move``."""
@@ -87,7 +87,7 @@ class Adapters:
         record = await asyncio.to_thread(
             self._store.aliases.rollback, alias, expected_revision=expected, reason=reason, actor=_ACTOR
         )
-        return self._moved(record)
+        return await self._moved(record)
 
     def _check_servable(self, version: str) -> None:
         serving = self._gateway.serving
@@ -95,10 +95,17 @@ class Adapters:
         if version in refused:
             raise ConflictError(f"version {version} is not served: {refused[version]}", param="version")
 
-    def _moved(self, record: AliasRecord) -> dict[str, Any]:
+    async def _moved(self, record: AliasRecord) -> dict[str, Any]:
+        """Return the alias, with a ``warning`` if the gate held back what it names now."""
         if self._gateway.serving is not None:
             self._gateway.serving.live.look_now()
-        return self._alias_body(record)
+        body = self._alias_body(record)
+        if record.version != BASE_VERSION:
+            gate = (await asyncio.to_thread(self._store.manifest, record.version)).gate
+            if gate is not None and not gate.passed:
+                why = "; ".join(gate.reasons) or "no reason was recorded"
+                body["warning"] = f"the gate held {record.version} back: {why}"
+        return body
 
     def _alias_body(self, record: AliasRecord) -> dict[str, Any]:
         body = record.model_dump()

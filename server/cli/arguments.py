@@ -23,7 +23,7 @@ def add_verb(
         help_text: One sentence that says what it is for.
         run: Called with the parsed arguments; returns the exit status.
         client: Whether the verb speaks to a running server.
-        add_help: Whether ``--help`` is this verb's; else it is passed on.
+        add_help: Whether ``--help`` is the usual one; else the caller adds its own.
     """
     description = help_text[0].upper() + help_text[1:] + "."
     parser = verbs.add_parser(

@@ -29,7 +29,7 @@ def add_verbs(verbs: Any) -> None:
     parser.add_argument("--model", help="what answers: NAME, NAME@canary, NAME@v3, NAME@base (default: NAME)")
     parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest answer")
     parser.add_argument(
-        "--temperature", type=_finite, default=0.0, metavar="T", help="0 is the most likely answer"
+        "--temperature", type=finite, default=0.0, metavar="T", help="0 is the most likely answer"
     )
     parser = add_verb(
         verbs, "explain", "show which increments answer a question, and why", _explain, client=True
@@ -39,11 +39,12 @@ def add_verbs(verbs: Any) -> None:
     parser.add_argument("--model", help="as of chat")
 
 
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)  # argparse says which flag it was
-    return value
+def finite(text: str) -> float:
+    """Return the number that a flag's text means; what is none, or not finite, is a wrong command line."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return number
 
 
 def image_part(path: Path) -> dict[str, Any]:

@@ -33,10 +33,7 @@ class Client:
     def __init__(self, url: str, api_key: str | None = None, timeout_seconds: float = 60.0) -> None:
         if not url.startswith(("http://", "https://")):
             raise InputError(f"--url {url!r} is not an http:// or https:// address", param="url")
-        if api_key and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
-            text = "the key (--api-key or STRATA_API_KEY) has spaces, line breaks or letters outside ASCII"
-            raise InputError(f"{text}; a key cannot have them: copy it again", param="api_key")
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        headers = {"Authorization": f"Bearer {_usable(api_key)}"} if api_key else {}
         self.url = url.rstrip("/")
         self._http = httpx.Client(
             base_url=self.url, headers=headers, timeout=timeout_seconds, trust_env=False
@@ -112,6 +109,17 @@ class Client:
                 f"{self.url} did not answer in time; look at its log and at {self.url}/ready"
             )
         return RequestFailed(f"the connection to {self.url} broke: {error}")
+
+
+def _usable(api_key: str) -> str:
+    """Return the key; raise InputError, which never shows it, if no header can carry it."""
+    if not api_key.isascii() or not api_key.isprintable() or api_key != api_key.strip():
+        raise InputError(
+            "the key given with --api-key or STRATA_API_KEY cannot be sent: it holds a character that is not "
+            "plain ASCII, a line break, or a space at an end; copy it again",
+            param="api_key",
+        )
+    return api_key
 
 
 def _present(params: dict[str, Any]) -> dict[str, Any]:

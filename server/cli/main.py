@@ -1,6 +1,6 @@
 """Parse the command line, run one verb, and turn every failure into a sentence and an exit status.
 
-Exit status: 0 done, 1 it failed, 2 the command or its input is wrong, 3 taught but held back (with --wait),
+Exit status: 0 done, 1 it failed, 2 the command or its input is wrong, 3 learned but not served,
 130 interrupted.
 """
 
@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="strata",
         description="A LLaVA server that keeps learning: ask, teach, be answered better without a restart.",
         epilog="Settings are environment variables, STRATA_HOME and so on: see the README. "
-        "Exit status: 0 done, 1 failed, 2 wrong command or input, 3 taught but held back (with --wait).",
+        "Exit status: 0 done, 1 failed, 2 wrong command or input, 3 learned but not served (--wait).",
     )
     parser.add_argument("--version", action="version", version=f"strata {metadata.version('strata-llava')}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")

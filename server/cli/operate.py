@@ -8,9 +8,11 @@ import sys
 from typing import Any
 
 from adapter_store.errors import InputError
-from adapter_store.names import BASE_VERSION, check_alias_name, check_version_id
+from adapter_store.names import check_alias_name, check_version_id
 from server.cli.arguments import add_verb, client_of
 from server.cli.output import clean, moment, percent, print_json, stderr, stdout, table
+
+_HELD_BACK = "held back"
 
 
 def add_verbs(verbs: Any) -> None:
@@ -54,21 +56,17 @@ def _versions(args: argparse.Namespace) -> int:
     stdout.print(
         table(args.name, ("version", "served as", "task", "decision", "gate", "parent", "created"), rows)
     )
-    for version in found["data"]:
-        for reason in _reasons(version):
-            stdout.print(f"{clean(str(version['version']))} was held back: {clean(reason)}")
+    for held in (v for v in found["data"] if _gate(v.get("gate")) == _HELD_BACK):
+        stdout.print(f"\n{clean(held['version'])} is a candidate; the gate held it back:")
+        for reason in held["gate"].get("reasons", []):
+            stdout.print(f"  - {clean(str(reason))}")
     return 0
 
 
 def _gate(gate: dict[str, Any] | None) -> str | None:
     if gate is None:
         return None
-    return "passed" if gate.get("passed") else "held back"
-
-
-def _reasons(version: dict[str, Any]) -> list[str]:
-    gate = version.get("gate") or {}
-    return [] if gate.get("passed", True) else [str(reason) for reason in gate.get("reasons", [])]
+    return "passed" if gate.get("passed") else _HELD_BACK
 
 
 def _promote(args: argparse.Namespace) -> int:
@@ -94,12 +92,14 @@ def _moved(args: argparse.Namespace, record: dict[str, Any]) -> int:
         print_json(record)
     else:
         stdout.print(f"{clean(str(record['alias']))} now serves [bold]{clean(str(record['version']))}[/]")
+        if record.get("warning"):
+            stderr.print(f"[yellow]warning:[/] {clean(str(record['warning']))}")
     return 0
 
 
 def _matrix(args: argparse.Namespace) -> int:
     if args.csv and args.json:
-        raise InputError("--csv and --json exclude each other: choose one", param="csv")
+        raise InputError("--csv and --json exclude each other: give one of them", param="csv")
     with client_of(args) as client:
         if args.csv:
             answer = client.request("GET", "/v1/evaluations/matrix", params={"format": "csv"})

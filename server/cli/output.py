@@ -10,8 +10,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
+_UNBOUNDED = 100_000
 stdout = Console(highlight=False, soft_wrap=True)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -36,12 +38,14 @@ def clean(text: str) -> str:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """Return a table for the terminal; None is shown as a dash."""
-    result = Table(title=title or None, title_justify="left", header_style="bold")
-    for number, column in enumerate(columns):
-        result.add_column(column, no_wrap=number == 0)  # the first names the row: it is copied from here
+    """Return a table whose cells are always whole, however narrow the output; None is shown as a dash."""
+    result = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        result.add_column(column, no_wrap=True, overflow="ignore")
     for row in rows:
         result.add_row(*("-" if cell is None else clean(str(cell)) for cell in row))
+    natural = stdout.options.update(max_width=_UNBOUNDED)
+    result.width = Measurement.get(stdout, natural, result).maximum
     return result
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +24,20 @@ from server.launch.stack import GATEWAY, Stack, StackOptions
 from server.launch.supervisor import Event
 
 _READY_TIMEOUT_SECONDS = 600.0
+_GATEWAY = "server"
+_WORKER = "trainer_worker"
 
 
 def add_verbs(verbs: Any) -> None:
     """Add the verbs of this module."""
-    up = add_verb(verbs, "up", "run gateway, trainer and Redis, and keep them up until Ctrl-C", _up)
-    up.epilog = (
-        "Every setting is a flag too: --home, --port, --base, --redis-url, --metrics-port, ..."
-        " `strata serve --help` and `strata work --help` list all of them."
-    )
-    serve = add_verb(verbs, "serve", "run the gateway alone; flags are passed on", _serve, add_help=False)
-    work = add_verb(verbs, "work", "run a trainer worker alone; flags are passed on", _work, add_help=False)
-    for parser in (up, serve, work):
+    for name, about, run, modules in (
+        ("up", "run gateway, trainer and Redis, and keep them up until Ctrl-C", _up, (_GATEWAY, _WORKER)),
+        ("serve", "run the gateway alone; flags are passed on", _serve, (_GATEWAY,)),
+        ("work", "run a trainer worker alone; flags are passed on", _work, (_WORKER,)),
+    ):
+        parser = add_verb(verbs, name, about, run, add_help=False)
         parser.set_defaults(passes_on=True)
+        parser.add_argument("-h", "--help", action=_HelpWithSettings, modules=modules)
     demo = add_verb(verbs, "demo", "watch it learn two tasks while it serves, on real pictures", _demo)
     demo.add_argument("--home", type=Path, help="folder to use and keep (default: a temporary one)")
     demo.add_argument("--port", type=int, help="port of the gateway (default: 8000, or a free one)")
@@ -49,12 +52,32 @@ def add_verbs(verbs: Any) -> None:
     demo.add_argument("--exit", action="store_true", help="end when done instead of staying up (DEMO_EXIT=1)")
 
 
+class _HelpWithSettings(argparse.Action):
+    """Show the help of a verb, and behind it the settings of the programs that it starts."""
+
+    def __init__(
+        self, option_strings: Sequence[str], dest: str = "help", *, modules: tuple[str, ...] = ()
+    ) -> None:
+        text = "show this, and every setting as a flag"
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=text)
+        self._modules = modules
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        parser.print_help()
+        for module in self._modules:
+            command = [sys.executable, "-m", module, "--help"]
+            sys.stdout.write(
+                "\n" + subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            )
+        parser.exit()
+
+
 def _serve(args: argparse.Namespace) -> int:
-    return _become(args, "server")
+    return _become(args, _GATEWAY)
 
 
 def _work(args: argparse.Namespace) -> int:
-    return _become(args, "trainer_worker")
+    return _become(args, _WORKER)
 
 
 def _become(args: argparse.Namespace, module: str) -> int:
@@ -86,10 +109,11 @@ def _up(args: argparse.Namespace) -> int:
 
 def _stack_options() -> StackOptions:
     """Read and check the gateway's settings before anything starts; the worker checks its own."""
-    from adapter_store.settings import read_settings
+    from adapter_store.settings import make_home, read_settings
     from server.settings import GatewaySettings
 
     settings = read_settings(GatewaySettings, [], program="strata up")
+    make_home(settings.home)
     try:
         metrics_port = int(os.environ.get("STRATA_METRICS_PORT") or StackOptions.metrics_port)
     except (TypeError, ValueError):

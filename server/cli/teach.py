@@ -21,6 +21,11 @@ EXIT_HELD_BACK = 3
 
 _UPLOAD_TIMEOUT_SECONDS = 600.0
 _SHOWN_EVENTS = 20
+EXIT_NOT_SERVED = 3
+_STATUSES = (
+    "Exit status with --wait: 0 learned and served, 1 failed or cancelled, 2 wrong command or data, "
+    "3 learned but not served: the gate held the version back, or stable was moved meanwhile."
+)
 
 
 def add_verbs(verbs: Any) -> None:
@@ -28,6 +33,7 @@ def add_verbs(verbs: Any) -> None:
     submit = add_verb(
         verbs, "submit", "teach: hand over a data set file or folder as a task", _submit, client=True
     )
+    submit.epilog = _STATUSES
     submit.add_argument(
         "file", type=Path, metavar="FILE", help="LLaVA JSON, JSONL, parquet, zip, tar, or a folder"
     )
@@ -37,6 +43,7 @@ def add_verbs(verbs: Any) -> None:
     )
     submit.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a hyperparameter")
     jobs = add_verb(verbs, "jobs", "list training jobs, or show, cancel or follow one", _jobs, client=True)
+    jobs.epilog = _STATUSES
     jobs.add_argument("id", nargs="?", metavar="JOB", help="show this job with its last events")
     jobs.add_argument("--cancel", action="store_true", help="cancel it")
     jobs.add_argument("--wait", action="store_true", help="follow it to its end")
@@ -147,7 +154,11 @@ def job_task(job: dict[str, Any]) -> str:
 def _status(job: dict[str, Any]) -> int:
     if job["status"] in {"failed", "cancelled"}:
         return 1
-    return EXIT_HELD_BACK if _held_back(job) else 0
+    return EXIT_NOT_SERVED if job["status"] == "succeeded" and not _is_served(job) else 0
+
+
+def _is_served(job: dict[str, Any]) -> bool:
+    return (job.get("gate") or {}).get("promotion") == "promoted"
 
 
 def _show_end(job: dict[str, Any]) -> None:
@@ -155,7 +166,7 @@ def _show_end(job: dict[str, Any]) -> None:
         raise StrataError(f"job {job['id']} {job['status']}: {_why(job)}")
     gate = job.get("gate") or {}
     version = job.get("result_version") or job.get("fine_tuned_model")
-    if gate.get("promotion") == "promoted":
+    if _is_served(job):
         stdout.print(f"[green]taught[/]: {clean(str(version))} is served now")
         return
     if gate.get("passed"):

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
 
 from adapter_store.datasets import DatasetRef
 from adapter_store.errors import InputError
-from server.gateway import Gateway, GatewayDep
+from server.gateway import GatewayDep
 from server.openapi import body_example, example, form_example, merged
 from server.pools import DATASETS, FILES
 from server.tasks.service import read_json
@@ -50,8 +45,11 @@ _BODIES = merged(
 )
 async def validate(request: Request, gateway: GatewayDep) -> dict[str, Any]:
     """Return the full report; 200 whether or not there are faults."""
-    async with _sent(request, gateway) as (path, _):
-        report = await DATASETS.run(gateway.datasets.validate, path)
+    if is_multipart(request):
+        async with received_form(request, gateway.uploads, FILES.run) as form:
+            report = await DATASETS.run(gateway.datasets.validate, form.file("file").path)
+    else:
+        report = await DATASETS.run(gateway.datasets.validate_examples, await _examples(request))
     return report.to_dict()
 
 
@@ -64,8 +62,12 @@ async def validate(request: Request, gateway: GatewayDep) -> dict[str, Any]:
 )
 async def create(request: Request, gateway: GatewayDep) -> dict[str, Any]:
     """Validate and store; faults are a 400 whose ``error.report`` lists all."""
-    async with _sent(request, gateway) as (path, filename):
-        ref = await DATASETS.run(gateway.datasets.put, path, filename=filename)
+    if is_multipart(request):
+        async with received_form(request, gateway.uploads, FILES.run) as form:
+            sent = form.file("file")
+            ref = await DATASETS.run(gateway.datasets.put, sent.path, filename=sent.filename)
+    else:
+        ref = await DATASETS.run(gateway.datasets.put_examples, await _examples(request))
     return _body(ref)
 
 
@@ -98,28 +100,9 @@ def _body(ref: DatasetRef) -> dict[str, Any]:
     return {"object": "dataset", **asdict(ref)}
 
 
-@asynccontextmanager
-async def _sent(request: Request, gateway: Gateway) -> AsyncIterator[tuple[Path, str]]:
-    """Yield the sent data as a file: the form's ``file``, or the JSON body's ``examples`` as lines."""
-    if is_multipart(request):
-        async with received_form(request, gateway.uploads, FILES.run) as form:
-            sent = form.file("file")
-            yield sent.path, sent.filename
-        return
-    body = await read_json(request, FILES.run)
-    examples = body.get("examples")
+async def _examples(request: Request) -> list[Any]:
+    """Return the ``examples`` of a JSON body."""
+    examples = (await read_json(request, FILES.run)).get("examples")
     if not isinstance(examples, list):
         raise InputError("give 'examples' (a list), or send a file as multipart/form-data", param="examples")
-    if not examples:
-        raise InputError("the list of examples is empty", param="examples")
-    folder = gateway.uploads
-    await FILES.run(folder.mkdir, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="examples-") as scratch:
-        path = Path(scratch) / "examples.jsonl"
-        await FILES.run(_write_lines, path, examples)
-        yield path, path.name
-
-
-def _write_lines(path: Path, examples: list[Any]) -> None:
-    with path.open("w") as stream:
-        stream.writelines(f"{json.dumps(item)}\n" for item in examples)
+    return examples

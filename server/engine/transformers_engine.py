@@ -230,7 +230,8 @@ class TransformersEngine:
             if self._thread is None or self._stopping or self._died is not None:
                 raise UnavailableError("the engine is not running; look at /health and restart the server")
             waiting = len(self._arrivals) + len(self._scheduler.waiting)
-            if waiting >= self._max_waiting:
+            idle = max(0, self._scheduler.max_batch - len(self._scheduler.running))
+            if waiting >= self._max_waiting + idle:
                 raise EngineBusy(f"{waiting} requests are waiting already; try again later")
             self._arrivals.append(sequence)
             self._wake.notify()

@@ -61,7 +61,7 @@ def _hyperparameters(wanted: CreateJob) -> dict[str, Any]:
 
 
 def _check_model(gateway: Gateway, model: str) -> None:
-    """Accept the served model; training goes on from the version that ``stable`` names."""
+    """Accept the served model; training goes on from what ``stable`` names, also after a rollback."""
     if model.partition("@")[0] != gateway.model_name:
         text = f"the model {model[:120]!r} cannot be taught here; there is: {gateway.model_name}"
         raise UnknownModel(text, param="model")

@@ -47,6 +47,7 @@ class QueueLink:
 
     def __init__(self, place: RedisPlace, lineage: str, journal: JobJournal) -> None:
         self.journal = journal
+        self.stopping = False
         self._place = place
         self._lineage = lineage
         self._queue: JobQueue | None = None

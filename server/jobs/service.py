@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 
-from adapter_store.errors import InputError, NotFoundError, QueueUnavailable, StrataError
+from adapter_store.errors import InputError, NotFoundError, QueueUnavailable, StrataError, UnavailableError
 from adapter_store.jobs import Job, JobEvent, check_job_id
 from adapter_store.jobs.queue import EVENT_ID
 from server.errors import describe
@@ -94,6 +94,8 @@ async def follow_events(link: QueueLink, job_id: str, after: str) -> AsyncIterat
                 told = time.monotonic()
             if not events:
                 await asyncio.sleep(_POLL_SECONDS)
+            if link.stopping:
+                raise UnavailableError("the server is stopping; follow the job again with Last-Event-ID")
     except StrataError as error:
         yield sse(describe(error)[1], event="error")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,7 @@ from server.pools import DATASETS, FILES, QUEUE, Run
 from server.uploads import Form, is_multipart, received_form
 
 _KNOWN = frozenset({"examples", "dataset", "hyperparameters", "metadata"})
+_SEND_JSON = "; send JSON with Content-Type: application/json, or a file as multipart/form-data"
 _FORM_DATA = frozenset({"question", "answer", "hyperparameters", "dataset"})
 
 
@@ -53,19 +55,27 @@ async def submit_batch(gateway: Gateway, task: str, request: Request, idempotenc
 async def read_json(request: Request, run: Run) -> dict[str, Any]:
     """Return the body as a JSON object, parsed in a thread of ``run``; raise InputError if it is none."""
     raw = await request.body()
-    try:
-        body = await run(_parse, raw)
-    except UnicodeEncodeError:
-        raise InputError(
-            "the body has half of a surrogate pair (\\ud800 to \\udfff): that is no text"
-        ) from None
-    except (ValueError, RecursionError):
-        raise InputError(
-            "the body is not JSON; send application/json, or a file as multipart/form-data"
-        ) from None
+    if not raw:
+        raise InputError(f"the body is empty{_SEND_JSON}")
+    body = await run(functools.partial(_parsed, raw, "the body", advice=_SEND_JSON))
     if not isinstance(body, dict):
         raise InputError('the body must be a JSON object such as {"examples": [...]}')
     return body
+
+
+def _parsed(raw: bytes, what: str, *, advice: str = "", param: str | None = None) -> Any:
+    """Return the JSON value of bytes that a client sent; raise InputError that says where it is broken."""
+    try:
+        return _parse(raw)
+    except UnicodeEncodeError:
+        reason = "has half of a surrogate pair (\\ud800 to \\udfff): that is no text"
+    except RecursionError:
+        reason = "is JSON that is nested too deeply"
+    except json.JSONDecodeError as error:
+        reason = f"is not JSON at line {error.lineno}, column {error.colno}: {error.msg}{advice}"
+    except ValueError:
+        reason = f"is not JSON: it is no UTF-8, or a number in it is too long{advice}"
+    raise InputError(f"{what} {reason}", param=param)
 
 
 def _parse(raw: bytes) -> Any:
@@ -121,11 +131,10 @@ def _form_settings(form: Form) -> dict[str, Setting]:
     """Return the settings of a form: the JSON field ``hyperparameters``, and every other plain field."""
     settings: dict[str, Any] = {}
     if "hyperparameters" in form.fields:
-        try:
-            settings = dict(json.loads(form.fields["hyperparameters"]))
-        except (ValueError, TypeError, RecursionError):
-            text = "the field hyperparameters must be a JSON object"
-            raise InputError(text, param="hyperparameters") from None
+        what = "the field hyperparameters"
+        settings = _parsed(form.fields["hyperparameters"].encode(), what, param="hyperparameters")
+        if not isinstance(settings, dict):
+            raise InputError(f"{what} must be a JSON object", param="hyperparameters")
     for name, text in form.fields.items():
         if name not in _FORM_DATA:
             settings[name] = from_text(text)

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from server.app import create_app
 from server.gateway import Gateway
 from server.settings import GatewaySettings
+from server.stopping import GracefulServer
 from tests.contract.pictures import png
 
 KEY = "sk-test-everything"
@@ -26,14 +27,16 @@ START_SECONDS = 900.0
 class RunningGateway:
     """Run an application on a free port in a thread of its own."""
 
-    def __init__(self, home: Path, base: Path, **settings: Any) -> None:
+    def __init__(self, home: Path, base: Path, *, answer_seconds: float = 3.0, **settings: Any) -> None:
         self.home = home
         wanted = {"max_request_bytes": 256 * 1024, "alias_poll_seconds": 0.05, "body_timeout_seconds": 2.0}
         wanted |= {"device": "cpu", "dtype": "float32", "frozen_share": 0.0}
         wanted |= {"api_keys": f"{KEY},{ASK_KEY}:ask", **settings}
         self.app: FastAPI = create_app(GatewaySettings(home=home, base=str(base), **wanted))
-        self._server = uvicorn.Server(
-            uvicorn.Config(self.app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+        self._server = GracefulServer(
+            uvicorn.Config(self.app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5),
+            self.gateway,
+            answer_seconds,
         )
         self._thread = threading.Thread(target=self._server.run)
         self._thread.start()
@@ -64,9 +67,13 @@ class RunningGateway:
                 return float(value)
         return None
 
+    def begin_to_stop(self) -> None:
+        """Do what a first SIGINT or SIGTERM does."""
+        self._server.should_exit = True
+
     def stop(self) -> None:
         self.http.close()
-        self._server.should_exit = True
+        self.begin_to_stop()
         self._thread.join(60)
         assert not self._thread.is_alive()
 

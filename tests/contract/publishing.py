@@ -93,9 +93,15 @@ class Publisher:
         ]
 
     def publish(
-        self, state: AdapterState, *, parent: str = "base", probe: Probe | None = None, job: str = ""
+        self,
+        state: AdapterState,
+        *,
+        parent: str = "base",
+        probe: Probe | None = None,
+        job: str = "",
+        reasons: tuple[str, ...] = (),
     ) -> Manifest:
-        """Publish ``state`` with an honest probe, or with the given one."""
+        """Publish ``state`` with an honest probe, or with the given one; with ``reasons`` as held back."""
         task = state.tasks[-1]
         if probe is None:
             ids, logprobs = self.greedy(state)
@@ -115,7 +121,7 @@ class Publisher:
             accuracy=AccuracyMatrix.empty().with_stage(task, {task: 0.75}, {task: 0.25}),
             routing_leak={task: 0.125},
             zero_shot_retention=0.99,
-            gate=Gate(passed=True),
+            gate=Gate(passed=not reasons, reasons=reasons),
             probe=probe,
         )
         with tempfile.TemporaryDirectory() as name:

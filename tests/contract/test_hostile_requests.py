@@ -152,6 +152,36 @@ def test_bodies_that_are_not_json(http: httpx.Client, raw: bytes):
         refused(http.post(path, content=raw, headers={"content-type": "application/json"}))
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a":' * 20_000 + "1" + "}" * 20_000, "nested too deeply"),
+        ('{"n_epochs": ', "line 1, column 14"),
+        ('["n_epochs"]', "must be a JSON object"),
+        ('{"ema_mode": "\\ud800"}', "surrogate"),
+    ],
+)
+def test_settings_of_a_form_that_are_no_json_object(http: httpx.Client, text: str, words: str):
+    form = {"hyperparameters": (None, text), "question": (None, "q"), "answer": (None, "a")}
+    error = refused(http.post("/v1/tasks/colors/batches", files=form))
+    assert words in error["message"]
+    assert error["param"] == "hyperparameters"
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind", "words"),
+    [
+        (b'{"a": 1}', "text/plain", "Content-Type: application/json"),
+        (b"", "application/json", "Content-Type: application/json"),
+        (b"[" * 100_000, "application/json", "nested too deeply"),
+        (b'{"model": }', "application/json", "character 10"),
+    ],
+)
+def test_what_is_no_request_says_what_to_send(http: httpx.Client, raw: bytes, kind: str, words: str):
+    assert words in refused(http.post(CHAT, content=raw, headers={"content-type": kind}))["message"]
+
+
 def test_a_body_over_its_limit_with_and_without_its_length(http: httpx.Client):
     big = b" " * (300 * 1024)
     kind = {"content-type": "application/json"}

@@ -268,6 +268,20 @@ def test_aliases_move_by_compare_and_set_and_roll_back(running: RunningGateway, 
     assert [record["revision"] for record in history] == list(range(1, len(history) + 1))
 
 
+def test_moving_to_a_version_that_the_gate_held_back_says_so(running: RunningGateway, publisher: Publisher):
+    held = publisher.publish(publisher.state(5), reasons=("digits fell by 6.0 points", "it leaks"))
+    sound = publisher.publish(publisher.state(6))
+    path = "/v1/adapters/strata/aliases/canary"
+    moved = running.http.put(path, json={"version": held.version})
+    assert moved.status_code == 200
+    assert (
+        moved.json()["warning"] == f"the gate held {held.version} back: digits fell by 6.0 points; it leaks"
+    )
+    assert "warning" not in running.http.put(path, json={"version": sound.version}).json()
+    back = running.http.post("/v1/adapters/strata/rollback", json={"alias": "canary"}).json()
+    assert (back["version"], "digits fell" in back["warning"]) == (held.version, True)
+
+
 def test_versions_and_matrix_are_shown(running: RunningGateway, first: Manifest):
     listed = running.http.get("/v1/adapters/strata/versions").json()
     assert first.version in [item["version"] for item in listed["data"]]

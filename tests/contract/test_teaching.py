@@ -76,6 +76,20 @@ def test_validation_reports_and_stores_nothing(running: RunningGateway, http: ht
     assert list((running.home / "uploads").iterdir()) == []
 
 
+@pytest.mark.parametrize("bad", ["x", 5, float("nan"), None, []])
+def test_a_bad_first_example_hides_no_other_fault(http: httpx.Client, bad: Any):
+    body = json.dumps({"examples": [bad, examples(1)[0], {"question": "?", "answer": ""}]})
+    kind = {"content-type": "application/json"}
+    report = http.post("/v1/datasets:validate", content=body, headers=kind).json()
+    found = [(fault["line"], fault["field"]) for fault in report["faults"]]
+    assert found == [(1, "[0]"), (3, "[2].answer")]
+    for path in ("/v1/datasets", BATCHES):
+        refused = http.post(path, content=body, headers=kind).json()["error"]["report"]
+        assert refused["faults"] == report["faults"]
+    empty = http.post("/v1/datasets:validate", json={"examples": []}).json()
+    assert empty["faults"][0]["reason"] == "the list of examples is empty"
+
+
 def test_a_stored_data_set_can_be_named(http: httpx.Client):
     stored = http.post("/v1/datasets", json={"examples": examples(3)})
     assert stored.status_code == 201

@@ -167,8 +167,11 @@ def test_submit_says_whether_the_version_is_served(
     )
     file = tmp_path / "data.json"
     file.write_text("[]")
-    status = 0 if gate["promotion"] == "promoted" else 3
-    assert main(["submit", str(file), "--task", "digits", "--wait", "--url", url]) == status
+    served = gate["promotion"] == "promoted"
+    for words in (["submit", str(file), "--task", "digits", "--wait"], ["jobs", "job-1", "--wait"]):
+        assert main([*words, "--url", url, "--json"]) == (0 if served else 3)
+    capsys.readouterr()
+    assert main(["submit", str(file), "--task", "digits", "--wait", "--url", url]) == (0 if served else 3)
     shown = capsys.readouterr().out
     assert said in shown
     assert ("strata promote v2" in shown) == (gate["promotion"] != "promoted")

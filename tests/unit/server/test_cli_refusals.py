@@ -1,63 +1,170 @@
-"""What cannot be done is said in a sentence, with the right exit status, and without secrets."""
+"""Check what the command line refuses, what it warns of, and that its tables are whole."""
 
 from __future__ import annotations
 
-import json
+import io
+import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from adapter_store.settings import GATEWAY_NAMES, SHARED_NAMES, WORKER_NAMES
 from server.cli.main import main
+from server.launch.ports import free_port
+from tests.unit.server.test_cli import answering, reply
+
+__all__ = ["answering"]
+Serve = Callable[[dict[str, tuple[int, str, bytes]]], str]
+ROOT = Path(__file__).resolve().parents[3]
+JOB_ID = "job-0193f2a4c0de1f2e3d4c5b6a7980"
 
 
-@pytest.mark.parametrize("key", ["sk a\nb", "sk-\u00e9", "a b"])
-def test_a_key_that_cannot_be_sent_is_refused_and_never_shown(key: str, capsys: pytest.CaptureFixture[str]):
-    assert main(["jobs", "--api-key", key]) == 2
-    told = "".join(capsys.readouterr())
-    assert "STRATA_API_KEY" in told
-    assert key not in told
+def strata(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("STRATA_")}
+    return subprocess.run(
+        [sys.executable, "-m", "server.cli.main", *map(str, words)],
+        capture_output=True, text=True, cwd=ROOT, env={**kept, **variables}, timeout=120, check=False,
+    )  # fmt: skip
 
 
-def test_impossible_wishes_are_said(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as stop:
-        main(["chat", "--temperature", "nan", "hi"])
-    assert stop.value.code == 2
-    assert "--temperature" in capsys.readouterr().err
-    assert main(["matrix", "--csv", "--json"]) == 2
-
-
-@pytest.mark.parametrize(("verb", "setting"), [("serve", "--max-batch"), ("work", "--max-forgetting")])
-def test_help_of_a_program_lists_its_settings(verb: str, setting: str):
-    done = subprocess.run(
-        [sys.executable, "-m", "server.cli.main", verb, "--help"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0
-    assert setting in done.stdout
-
-
-@pytest.mark.parametrize("command", [["up"], ["serve"], ["work", "--metrics-port", "0"]])
-def test_a_home_that_cannot_be_is_a_sentence(command: list[str], tmp_path: Path):
-    (tmp_path / "file").touch()
-    words = [sys.executable, "-m", "server.cli.main", *command, "--home", str(tmp_path / "file")]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("verb", ["up", "serve", "work"])
+@pytest.mark.parametrize("place", ["file", "proc"])
+def test_a_home_that_cannot_be_made_is_a_sentence(tmp_path: Path, verb: str, place: str):
+    home = {"file": tmp_path / "file", "proc": Path("/proc/nope")}[place]
+    (tmp_path / "file").write_text("x")
+    done = strata(verb, "--home", home)
     assert done.returncode == 2
-    assert "STRATA_HOME" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert f"the home folder {home} cannot be made" in done.stderr
+    assert "Error" not in done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_taken_port_is_a_sentence_and_every_log_line_is_json(tmp_path: Path):
+def test_a_port_in_use_is_a_sentence(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        words = [sys.executable, "-m", "server", "--home", str(tmp_path), "--port", port]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        port = taken.getsockname()[1]
+        done = strata("serve", "--home", tmp_path, "--port", port)
     assert done.returncode == 2
-    assert "is taken by another program" in done.stderr
+    words = "is taken by another program; stop it or choose another port with --port"
+    assert done.stderr == f"error: port {port} on 127.0.0.1 {words}\n"
 
 
-def test_warnings_of_others_are_logged_as_json():
-    code = "import logging, server.logs as l; l.configure_logs(); logging.getLogger('x').warning('y')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stderr)["message"] == "y"
+@pytest.mark.parametrize("verb", ["up", "serve"])
+def test_bad_keys_are_refused_before_anything_starts(tmp_path: Path, verb: str):
+    done = strata(verb, "--home", tmp_path / "home", "--port", free_port(), STRATA_API_KEYS="hushhush:rule")
+    assert done.returncode == 2
+    assert "STRATA_API_KEYS" in done.stderr
+    assert "unknown scope" in done.stderr
+    assert "hush" not in done.stdout + done.stderr
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "names"),
+    [("serve", (*SHARED_NAMES, *GATEWAY_NAMES)), ("work", (*SHARED_NAMES, *WORKER_NAMES))],
+)
+def test_the_help_lists_every_setting(verb: str, names: tuple[str, ...]):
+    done = strata(verb, "--help")
+    assert done.returncode == 0
+    assert [name for name in names if f"--{name.replace('_', '-')} " not in done.stdout] == []
+    assert "--json" in done.stdout
+
+
+def test_the_help_of_up_lists_the_settings_of_both_programs():
+    text = strata("up", "--help").stdout
+    assert "--max-waiting VALUE" in text
+    assert "--max-forgetting VALUE" in text
+
+
+@pytest.mark.parametrize("example", ["ask.py", "teach.py"])
+@pytest.mark.parametrize(
+    ("status", "said"), [(400, "because of the moon"), (502, "answered with status 502")]
+)
+def test_an_example_shows_the_servers_own_words(
+    answering: Serve, tmp_path: Path, example: str, status: int, said: str
+):
+    error = {"error": {"message": "because of the moon"}} if status == 400 else "<html>"
+    url = answering(
+        {"/v1/chat/completions": reply(status, error), "/v1/tasks/birds/batches": reply(status, error)}
+    )
+    (tmp_path / "robin").mkdir()
+    picture = tmp_path / "robin" / "1.png"
+    picture.write_bytes(b"x")
+    words = {"ask.py": [picture, "What?"], "teach.py": [tmp_path, "birds", "What?"]}[example]
+    for address, expected in ((url, said), ("http://127.0.0.1:9", "refused")):
+        done = subprocess.run(
+            [sys.executable, ROOT / "examples" / example, *words],
+            capture_output=True, text=True, env={**os.environ, "STRATA_URL": address}, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert expected in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "warm"])
+def test_a_temperature_that_is_no_number_is_a_wrong_command(number: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["chat", "--temperature", number, "hi"])
+    assert ended.value.code == 2
+    assert "--temperature" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["geheim-\u00fc", "secret\nline", " secret", "secret ", "sec\x1bret"])
+def test_a_key_that_no_header_carries_is_refused_and_never_shown(
+    key: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("STRATA_API_KEY", key)
+    assert main(["versions", "--url", "http://127.0.0.1:9"]) == 2
+    shown = capsys.readouterr()
+    assert "STRATA_API_KEY" in shown.err
+    assert not any(part in shown.out + shown.err for part in ("geheim", "secret", "line\n", "ret"))
+
+
+def test_csv_and_json_exclude_each_other(capsys: pytest.CaptureFixture[str]):
+    assert main(["matrix", "--csv", "--json"]) == 2
+    assert "--csv and --json" in capsys.readouterr().out
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """Return what an 80 columns wide terminal shows."""
+    screen = io.StringIO()
+    console = Console(file=screen, width=80, highlight=False, soft_wrap=True)
+    for module in ("output", "teach", "operate"):
+        monkeypatch.setattr(f"server.cli.{module}.stdout", console)
+    return screen
+
+
+def test_job_ids_are_whole_however_narrow_the_output(answering: Serve, narrow: io.StringIO):
+    job = {"id": JOB_ID, "task": "a-task-with-a-long-name", "status": "succeeded", "phase": "publish",
+           "result_version": "v12", "created_at": 1732280000.0}  # fmt: skip
+    url = answering({"/v1/fine_tuning/jobs": reply(200, {"data": [job]})})
+    assert main(["jobs", "--url", url]) == 0
+    (line,) = [line for line in narrow.getvalue().splitlines() if "succeeded" in line]
+    assert line.split()[:5] == [JOB_ID, "a-task-with-a-long-name", "succeeded", "publish", "v12"]
+
+
+def test_reasons_of_the_gate_stand_on_lines_of_their_own(answering: Serve, narrow: io.StringIO):
+    reason = "digits fell from 96.0 % to 90.0 % on its held-out pictures; at most 2.0 points are allowed"
+    held = {"version": "v2", "task": "birds", "decision": "expand", "parent": "v1",
+            "gate": {"passed": False, "reasons": [reason]}}  # fmt: skip
+    fine = {"version": "v1", "task": "digits", "gate": {"passed": True, "reasons": []}}
+    url = answering({"/v1/adapters/strata/versions": reply(200, {"data": [fine, held], "aliases": []})})
+    assert main(["versions", "--url", url]) == 0
+    assert f"  - {reason}" in narrow.getvalue().splitlines()
+    assert any(line.startswith("v2 ") and "held back" in line for line in narrow.getvalue().splitlines())
+
+
+def test_promoting_what_the_gate_held_back_is_done_with_a_warning(
+    answering: Serve, capsys: pytest.CaptureFixture[str]
+):
+    record = {"alias": "stable", "version": "v2", "warning": "the gate held v2 back: digits fell"}
+    url = answering({"/v1/adapters/strata/aliases/stable": reply(200, record)})
+    assert main(["promote", "v2", "--url", url]) == 0
+    shown = capsys.readouterr()
+    assert "stable now serves v2" in shown.out
+    assert "the gate held v2 back: digits fell" in shown.err

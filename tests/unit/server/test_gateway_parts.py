@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
-from starlette.requests import Request
-from starlette.types import Message
 
+from adapter_store.datasets import DatasetStore
 from adapter_store.errors import InputError, NotFoundError
 from server.adapters.service import expected_revision
-from server.datasets.router import _sent
-from server.files.store import FileStore, StoredFile, no_file
-from server.gateway import Gateway
+from server.files.store import FileStore
 from server.jobs.hyperparameters import checked_hyperparameters, from_text
 from server.jobs.submission import checked_metadata, scoped_key
 from server.logs import JsonFormatter
@@ -95,18 +92,11 @@ def test_pages_of_files_go_on_behind_a_deleted_one(tmp_path: Path):
         store.list("nonsense")
 
 
-async def test_examples_that_cannot_be_written_leave_nothing(tmp_path: Path):
-    body = json.dumps({"examples": [{"question": "?" * 9000}]}).encode()
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    request = Request({"type": "http", "headers": []}, receive)
-    gateway = cast("Gateway", SimpleNamespace(uploads=tmp_path / "uploads"))
+def test_examples_that_cannot_be_written_leave_nothing(tmp_path: Path):
+    store = DatasetStore(tmp_path / "datasets")
     with a_full_disk(64), pytest.raises(OSError, match="too large"):
-        async with _sent(request, gateway):
-            pass
-    assert list((tmp_path / "uploads").iterdir()) == []
+        store.put_examples([{"question": "?" * 5000, "answer": "!"}])
+    assert list((tmp_path / "datasets").iterdir()) == []
 
 
 def test_a_half_written_file_does_not_count(tmp_path: Path):
@@ -180,6 +170,24 @@ def test_a_log_line_cannot_be_forged():
     assert line.isascii()
     assert line.isprintable()
     assert json.loads(line)["message"] == "got a\r\nb\x1b[31m\u2028"
+
+
+def test_every_log_line_is_json_whoever_writes_it():
+    code = """
+import logging, warnings
+from server.logs import configure_logs, log
+configure_logs()
+log("ours")
+logging.getLogger("python_multipart.multipart").warning("Expected boundary character %r, got %r", 45, 46)
+logging.getLogger("uvicorn.error").info("uvicorn's")
+logging.getLogger("library").info("chatter")
+warnings.warn("odd")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    loggers = [line["logger"] for line in lines]
+    assert loggers == ["strata", "python_multipart.multipart", "uvicorn.error", "py.warnings"]
+    assert lines[1]["message"] == "Expected boundary character 45, got 46"
 
 
 def test_metrics_show_and_forget():

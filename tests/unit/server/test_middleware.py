@@ -8,18 +8,22 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from unittest.mock import ANY
 
+import pytest
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import install_handlers
-from server.middleware import BodyGuard
+from server.metrics import Metrics
+from server.middleware import BodyGuard, RequestFrame
 
 CHUNK = b"x" * 1000
+JSON = b"application/json"
+FORM = b"multipart/form-data; boundary=x"
 
 
-def scope(path: str = "/v1/vqa", kind: bytes = b"application/json") -> Scope:
+def scope(path: str = "/v1/vqa", kind: bytes = JSON) -> Scope:
     return {"type": "http", "method": "POST", "path": path, "headers": [(b"content-type", kind)]}
 
 
@@ -102,3 +106,33 @@ async def test_the_refusal_keeps_its_code_through_the_routes():
     status, headers, body = await status_of(guarded, where, client(1))
     assert (status, json.loads(body)["error"]["code"]) == (429, "too_many_bodies")
     assert b"retry-after" in headers
+
+
+@pytest.mark.parametrize("started", [False, True])
+async def test_a_request_that_a_stop_cancels_raises_nothing(started: bool):
+    sent: list[Message] = []
+    waits = asyncio.Event()
+
+    async def app(_: Scope, __: Receive, send: Send) -> None:
+        if started:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        waits.set()
+        await asyncio.Event().wait()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    task = asyncio.create_task(RequestFrame(app, Metrics())(scope(), client(1), send))
+    await waits.wait()
+    task.cancel()
+    await task
+    assert sent[0]["status"] == (200 if started else 503)
+    assert started or b"the server is stopping" in sent[1]["body"]
+
+
+@pytest.mark.parametrize(("kind", "advice"), [(JSON, "as a file"), (FORM, "split the data set")])
+async def test_a_body_that_is_too_large_says_what_helps(kind: bytes, advice: str):
+    small = guard(lambda: asyncio.sleep(0), max_request_bytes=1500, max_upload_bytes=1500)
+    status, _, body = await status_of(small, scope("/v1/tasks/x/batches", kind), client(3))
+    assert status == 413
+    assert advice in json.loads(body)["error"]["message"]

@@ -1,0 +1,89 @@
+"""Nothing of an upload is dropped in silence, and no fault hides another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapter_store.datasets import DatasetStore, Limits
+from tests.unit.adapter_store.test_datasets_faults import lines, png, report_of, row, talk, zip_of
+
+GOOD = json.dumps(row())
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "words"),
+    [
+        (f"[{GOOD}]\n[{GOOD}]\n", 2, "follows the end of the array"),
+        (f"[{GOOD}],{GOOD}", 1, "follows the end of the array"),
+        (f"[{GOOD}]{GOOD}", 1, "follows the end of the array"),
+        (f"[{GOOD}]\n\n garbage", 3, "follows the end of the array"),
+        (f'{{"examples": [{GOOD}]}}\n{GOOD}', 2, "follows the end of the array"),
+        (f'{{"examples": [{GOOD}]\n', 2, "ends before the closing }"),
+        (f'{{"examples": [{GOOD}] 5}}', 1, "a comma or } is missing"),
+        (f'{{"data": [{GOOD}], "version"', 1, "not valid JSON"),
+        (f'{{"data": [{GOOD}], "version": }}', 1, "not valid JSON"),
+        (f'{{"data": [{GOOD}],\n"more": [{GOOD}]}}', 2, 'the field "more" beside the examples'),
+    ],
+)
+def test_nothing_behind_an_array_is_dropped_in_silence(
+    tmp_path: Path, content: str, line: int, words: str
+) -> None:
+    (fault,) = report_of(tmp_path, content.encode()).faults
+    assert fault.line == line
+    assert words in fault.reason
+
+
+def test_plain_fields_around_the_wrapped_array_are_no_fault(tmp_path: Path) -> None:
+    report = report_of(tmp_path, f'{{"v": 1, "data": [{GOOD}], "note": "x", "n": 2}}\n'.encode())
+    assert (report.ok, report.examples) == (True, 1)
+
+
+@pytest.mark.parametrize("bad", ["oops", "5", '"text"', "{", '{"question": "What?",'])
+def test_a_bad_first_line_hides_no_other_fault(tmp_path: Path, bad: str) -> None:
+    rows = [bad, row(), row(answer=""), "oops", row(question="")]
+    report = report_of(tmp_path, lines(rows))
+    assert {1, 3, 5} <= {fault.line for fault in report.faults}
+    packed = report_of(tmp_path, zip_of({"d.jsonl": lines(rows)}))
+    assert [(f.line, f.field) for f in packed.faults] == [(f.line, f.field) for f in report.faults]
+
+
+@pytest.mark.parametrize("blank", [600, 70_000])
+def test_blank_lines_before_the_data_are_skipped(tmp_path: Path, blank: int) -> None:
+    for content in (lines([row()]), json.dumps([row()]).encode(), json.dumps({"data": [row()]}).encode()):
+        assert report_of(tmp_path, b"\n" * blank + content).examples == 1
+
+
+def test_a_layout_fault_names_its_element(tmp_path: Path) -> None:
+    report = report_of(tmp_path, json.dumps([row(), row(), talk("Hi")]).encode())
+    assert [(fault.line, fault.field) for fault in report.faults] == [(1, "[2]")]
+    report = report_of(tmp_path, json.dumps([row()] * 3).encode(), Limits(max_examples=2))
+    assert [(fault.line, fault.field) for fault in report.faults] == [(1, "[2]")]
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_number_that_is_none_is_no_answer(tmp_path: Path, number: str) -> None:
+    (fault,) = report_of(tmp_path, f'[{{"question": "How many?", "answer": {number}}}]'.encode()).faults
+    assert fault.field == "[0].answer"
+    assert "finite" in fault.reason
+
+
+@pytest.mark.parametrize("name", ["role", "type"])
+def test_a_record_that_is_nested_too_deeply_is_its_own_fault_only(tmp_path: Path, name: str) -> None:
+    deep: Any = 1
+    for _ in range(100_000):
+        deep = [deep]
+    message = {"role": deep} if name == "role" else {"role": "user", "content": [{"type": deep}]}
+    rows = [row(), {"messages": [message]}, row(answer="")]
+    report = DatasetStore(tmp_path).validate_examples(rows)
+    assert [(fault.line, fault.field) for fault in report.faults] == [(2, "[1]"), (3, "[2].answer")]
+    while isinstance(deep, list):  # dropped level by level: Python's own way down is a recursion
+        deep = deep.pop()
+
+
+def test_a_zip_of_pictures_alone_is_told_what_makes_it_a_data_set(tmp_path: Path) -> None:
+    (fault,) = report_of(tmp_path, zip_of({"robin/1.png": png(), "wren/1.png": png("blue")})).faults
+    assert "examples/teach.py" in fault.reason
