@@ -9,8 +9,6 @@ import uuid
 from pathlib import Path
 from typing import BinaryIO
 
-from adapter_store.errors import InputError
-
 HIDDEN_PREFIX = ".part-"
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV})
 
@@ -28,19 +26,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def make_home(folder: Path) -> None:
-    """Make a program's home folder.
-
-    Raises:
-        InputError: it cannot be made; the message says why and what to set.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        text = f"the home folder {folder} cannot be made: {error.strerror}; set STRATA_HOME to another"
-        raise InputError(text, param="home") from None
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import socket
 import sys
 from collections.abc import Sequence
 
-from adapter_store.durable import make_home
 from adapter_store.errors import StrataError
 from adapter_store.settings import make_home, read_settings
 from server.launch.ports import require_free_port
@@ -40,7 +37,7 @@ def serve(settings: GatewaySettings) -> int:
 
     import uvicorn
 
-    from server.app import create_app, end_answers
+    from server.app import create_app
     from server.logs import configure_logs, log
     from server.stopping import GracefulServer
 

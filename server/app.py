@@ -96,14 +96,6 @@ def create_app(settings: GatewaySettings, *, on_fatal: OnFatal | None = None) ->
     return app
 
 
-async def end_answers(app: FastAPI, after_seconds: float) -> None:
-    """End the answers that are still under way after a while, each with an error that says why."""
-    await asyncio.sleep(after_seconds)
-    gateway: Gateway = app.state.gateway
-    if gateway.serving is not None:
-        await asyncio.to_thread(gateway.serving.engine.shutdown)
-
-
 def _build_gateway(settings: GatewaySettings, metrics: Metrics, link: QueueLink) -> Gateway:
     home = settings.home
     datasets = DatasetStore(home / "datasets", DatasetLimits(max_upload_bytes=settings.max_upload_bytes))

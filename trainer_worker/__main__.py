@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from adapter_store.durable import make_home
 from adapter_store.errors import StrataError
 from adapter_store.settings import make_home, read_settings
 from trainer_worker.settings import WorkerSettings

@@ -55,7 +55,7 @@ class Hyperparameters(BaseModel):
     context_learning_rate: float = Field(default=0.05, ge=0, le=10)
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
     dropout: float = Field(default=0, ge=0, le=0.9)
-    weight_decay: float = Field(default=0, ge=0, le=1)
+    weight_decay: float = Field(default=0.1, ge=0, le=1)
     beta2: float = Field(default=0.99, gt=0, lt=1)
     clip_norm: float = Field(default=1, ge=0)
     patience: int = Field(default=3, ge=0)

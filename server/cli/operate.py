@@ -73,10 +73,7 @@ def _promote(args: argparse.Namespace) -> int:
     version, alias = check_version_id(args.version), check_alias_name(args.alias)
     path = f"/v1/adapters/{args.name}/aliases/{alias}"
     with client_of(args) as client:
-        found = {} if version == BASE_VERSION else client.get(f"/v1/adapters/{args.name}/versions/{version}")
         record = client.put(path, json={"version": version, "reason": args.reason})
-    for reason in _reasons(found):
-        stderr.print(f"[yellow]note:[/] the gate had held {clean(version)} back: {clean(reason)}")
     return _moved(args, record)
 
 

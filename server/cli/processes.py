@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adapter_store.durable import make_home
 from server.cli.arguments import add_verb
 from server.cli.output import print_json, stderr
 from server.cli.reporter import Reporter
@@ -46,7 +45,7 @@ def add_verbs(verbs: Any) -> None:
     )
     demo.add_argument("--pictures", type=int, default=100, metavar="N", help="held-out questions per task")
     demo.add_argument(
-        "--train", type=int, metavar="N", help="examples per task (default: 1,000 digits, 900 animals)"
+        "--train", type=int, metavar="N", help="examples per task (default: 1,200 digits, 1,100 animals)"
     )
     demo.add_argument("--concurrency", type=int, default=16, metavar="N", help="questions asked at once")
     demo.add_argument("--exit", action="store_true", help="end when done instead of staying up (DEMO_EXIT=1)")
@@ -92,7 +91,6 @@ def _become(args: argparse.Namespace, module: str) -> int:
 def _up(args: argparse.Namespace) -> int:
     os.environ.update(variables_of_flags(args.rest))
     options = _stack_options()
-    make_home(options.home)
     options.require_free_ports()
     assemble_embedded_base(os.environ.get("STRATA_BASE", ""))
     stop, hurry = threading.Event(), threading.Event()

@@ -17,8 +17,6 @@ from server.cli.output import clean, duration, moment, print_json, stderr, stdou
 from server.cli.watch import new_events, show_job
 from server.jobs.hyperparameters import from_text
 
-EXIT_HELD_BACK = 3
-
 _UPLOAD_TIMEOUT_SECONDS = 600.0
 _SHOWN_EVENTS = 20
 EXIT_NOT_SERVED = 3
@@ -139,11 +137,6 @@ def _submit(args: argparse.Namespace) -> int:
     else:
         stdout.print(f"accepted as {clean(job['id'])}; follow it with: strata jobs {clean(job['id'])} --wait")
     return _status(job)
-
-
-def _held_back(job: dict[str, Any]) -> bool:
-    promotion = (job.get("gate") or {}).get("promotion")
-    return job["status"] == "succeeded" and promotion not in {None, "promoted"}
 
 
 def job_task(job: dict[str, Any]) -> str:

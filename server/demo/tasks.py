@@ -27,7 +27,7 @@ from server.demo.run import Lesson
 
 TASKS: Final = ("digits", "animals")
 PICTURE_SIDE: Final = 84
-TRAIN: Final = {"digits": 1000, "animals": 1100}
+TRAIN: Final = {"digits": 1200, "animals": 1100}
 QUESTIONS: Final = {
     "digits": (
         "Which digit is written here?",

@@ -155,7 +155,7 @@ def test_mixed_layouts_are_a_fault_within_a_file_and_across_files(tmp_path: Path
     ("content", "words"),
     [
         (b"", "empty"),
-        (b"  \n \n", "holds no examples"),
+        (b"  \n \n", "not a data set"),
         (b"[]", "no examples"),
         (b'{"examples": []}', "no examples"),
         (b"hello", "not a data set"),

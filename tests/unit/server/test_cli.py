@@ -344,24 +344,3 @@ def test_progress_folds_events_into_phases_and_a_training_line():
     progress.update({"status": "succeeded", "phase": "publish"}, [])
     assert progress.ended_at is not None
     assert "left" not in progress.training_line()
-
-
-def test_job_ids_and_reasons_are_shown_whole(answering, capsys: pytest.CaptureFixture[str]):
-    job = {"id": "job-" + "0123456789abcdef" * 2, "status": "succeeded", "created_at": 1_700_000_000}
-    why = "digits fell from 0.960 to 0.500, more than 2.0 points, on the pictures that were held out first"
-    version = {"version": "v7", "task": "digits", "gate": {"passed": False, "reasons": [why]}}
-    url = answering(
-        {
-            "/v1/fine_tuning/jobs": reply(200, {"data": [{**job, "task": "a-task-with-a-long-name" * 2}]}),
-            "/v1/adapters/strata/versions": reply(200, {"data": [version]}),
-            "/v1/adapters/strata/versions/v7": reply(200, version),
-            "/v1/adapters/strata/aliases": reply(200, {"data": []}),
-            "/v1/adapters/strata/aliases/stable": reply(200, {"alias": "stable", "version": "v7"}),
-        }
-    )
-    assert main(["jobs", "--url", url]) == 0
-    assert job["id"] in capsys.readouterr().out
-    assert main(["versions", "--url", url]) == 0
-    assert why in capsys.readouterr().out
-    assert main(["promote", "v7", "--url", url]) == 0
-    assert why in capsys.readouterr().err

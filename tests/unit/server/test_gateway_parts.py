@@ -16,7 +16,7 @@ import pytest
 from adapter_store.datasets import DatasetStore
 from adapter_store.errors import InputError, NotFoundError
 from server.adapters.service import expected_revision
-from server.files.store import FileStore
+from server.files.store import FileStore, StoredFile, no_file
 from server.jobs.hyperparameters import checked_hyperparameters, from_text
 from server.jobs.submission import checked_metadata, scoped_key
 from server.logs import JsonFormatter
