@@ -27,7 +27,7 @@ def peft_folder(base: Base, folder: Path, *, seed: int = 0, **config: Any) -> Pa
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     return folder
 
 

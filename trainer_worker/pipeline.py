@@ -117,7 +117,8 @@ class _Run:
             pictures = sum(len(held.encoded.prefixes) for held in known.values()) + split.held_out_pictures
             if lora is not None:
                 learned = take_over(self.shop, state, verdict.task, lora)
-                self.progress.message(take_over_note(state, lora))
+                level = "warn" if state.span == "after_image" else "info"
+                self.progress.message(take_over_note(state, lora), level=level)
             else:
                 learned = self._train(state, verdict.task, encoded, train, settings, to_measure=pictures)
         with self.progress.phase("evaluate"):

@@ -7,7 +7,7 @@ together.
 A plain LoRA acts on all tokens. In a lineage with span "all" so do the increments, and outputs are equal
 everywhere. With span "after_image" (the default) they act behind the picture only: outputs are equal for the
 tokens after the picture, given the base's own keys and values of the prefix. Whoever lets the LoRA act on the
-prefix, too, gets other outputs.
+prefix, too, gets other outputs. Without a picture they are equal everywhere.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SPAN_NOTES: dict[Span, str] = {
     "after_image": (
         "The version acts behind the picture only, a LoRA on all tokens: outputs are equal for the tokens"
         " after the picture if the prefix, picture included, is run with the adapter disabled and its keys"
-        " and values are kept."
+        " and values are kept; without a picture they are equal everywhere."
     ),
 }
 _MEAN_NOTE = (
@@ -139,7 +139,9 @@ def packed(files: Mapping[str, bytes]) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
         for name, content in files.items():
-            archive.writestr(zipfile.ZipInfo(name), content)
+            member = zipfile.ZipInfo(name)
+            member.external_attr = 0o644 << 16
+            archive.writestr(member, content)
     return stream.getvalue()
 
 

@@ -216,7 +216,8 @@ def _check_shapes(
             shape = header[found[side]]["shape"]
             if not _is_shape(shape, wanted):
                 text = ", ".join("any" if size is None else str(size) for size in wanted)
-                faults.add(None, found[side], f"its shape is {shape}, expected [{text}]", TENSORS_FILE)
+                reason = f"its shape is {shape}, expected [{text}]"
+                faults.add(None, shown(found[side], 160), reason, TENSORS_FILE)
 
 
 def _is_shape(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
@@ -232,14 +233,15 @@ def _check_values(path: Path, header: Mapping[str, Any], faults: FaultList) -> N
         reason = f"its numbers are of type {header[strange[0]]['dtype']}; use float32, float16 or bfloat16"
         faults.add(None, _first_of(strange), reason, TENSORS_FILE)
     with safe_open(path, framework="pt") as file:
-        broken = [
-            name
-            for name in header
-            if name not in strange and not bool(torch.isfinite(file.get_tensor(name).float()).all())
-        ]
+        broken = [name for name in header if name not in strange and not _is_finite(file.get_tensor(name))]
     if broken:
         reason = "it holds NaN or infinite values; the training that made it diverged"
         faults.add(None, _first_of(broken), reason, TENSORS_FILE)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Tell whether all values are finite, also as float32."""
+    return bool(torch.isfinite(tensor.float() if tensor.dtype == torch.float64 else tensor).all())
 
 
 def _first_of(names: Iterable[str]) -> str:

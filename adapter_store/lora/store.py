@@ -101,7 +101,10 @@ def refuse(faults: FaultList) -> None:
 
 
 def _unpacked(archive: Path, work: Path, faults: FaultList) -> Path | None:
-    """Return a folder below ``work`` with the two files that count, wherever in the archive they lie."""
+    """Return a folder below ``work`` with the two files that count, wherever in the archive they lie.
+
+    None, with a fault noted, if the archive cannot be read.
+    """
     with archive.open("rb") as stream:
         kind = archive_kind(stream.read(512))
     if kind is None:
@@ -115,6 +118,8 @@ def _unpacked(archive: Path, work: Path, faults: FaultList) -> Path | None:
     for fault in said.faults:
         pickled = fault.file is not None and fault.file.endswith(_PICKLES)
         faults.add(None, fault.field, PICKLE_ADVICE if pickled else fault.reason, fault.file)
+    if any(fault.file is None for fault in said.faults):
+        return None  # the archive itself is broken: what is missing in it tells nothing
     for member in members:
         name = member.name.rsplit("/", 1)[-1]
         if name.endswith(_PICKLES):
