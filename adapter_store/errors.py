@@ -6,6 +6,7 @@
     ├── InputError                  the caller's fault, HTTP 400; ``param`` names the field
     │   ├── ImageError              bytes that are not a usable picture
     │   └── DatasetError            a data set with faults; ``report`` lists all of them
+    │       └── LoraError           a LoRA that cannot become a task, with such a report
     ├── NotFoundError               unknown model, version, alias, job or file, HTTP 404
     ├── ConflictError               compare-and-set lost or a name is taken, HTTP 409
     │   └── AliasConflict           the alias moved since it was read
@@ -61,6 +62,12 @@ class DatasetError(InputError):
     def __init__(self, message: str, *, report: Any, param: str | None = None) -> None:
         super().__init__(message, param=param)
         self.report = report
+
+
+class LoraError(DatasetError):
+    """Reject a LoRA that cannot become a task; ``report`` holds every fault found."""
+
+    code = "invalid_lora"
 
 
 class NotFoundError(StrataError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +45,8 @@ class Term:
 class Increments:
     """Hold the adapted linears of one model and say which terms act; made by ``attach``.
 
-    One thread at a time may run the model with active terms.
+    One thread at a time may run the model with active terms. ``paths`` are the full module paths of the
+    adapted linears in the model, by target, in layer order.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class Increments:
         places: list[tuple[nn.Module, str]],
         first_layer: int = 0,
         frozen_share: float = 0.0,
+        paths: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
+        self.paths = dict(paths or {})
         self.first_layer = first_layer
         self.frozen_share = frozen_share
         self._modules = modules
@@ -239,7 +242,12 @@ def attach(model: Any, targets: Sequence[str], frozen_share: float = 0.0) -> Inc
             setattr(parent, name, adapted)
             modules[target].append(adapted)
             places.append((parent, name))
-    increments = Increments(modules, places, first, frozen_share)
+    within = _path_of(language_model, model)
+    paths = {
+        target: tuple(f"{within}{path}" for path, _ in linears[first:])
+        for target, linears in everywhere.items()
+    }
+    increments = Increments(modules, places, first, frozen_share, paths)
     _ATTACHED[language_model] = increments
     return increments
 
@@ -250,6 +258,12 @@ def _language_model(model: Any) -> nn.Module:
     if not isinstance(language_model, nn.Module):
         raise BaseModelError(f"{type(model).__name__} has no language_model: it is not a LLaVA")
     return language_model
+
+
+def _path_of(part: nn.Module, model: nn.Module) -> str:
+    """Return the path of a module inside a model as a prefix with its dot, empty for the model itself."""
+    path = next(name for name, module in model.named_modules() if module is part)
+    return f"{path}." if path else ""
 
 
 def _linears(language_model: nn.Module, target: str) -> list[tuple[str, nn.Linear]]:

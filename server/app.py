@@ -13,6 +13,7 @@ from adapter_store.datasets import DatasetStore
 from adapter_store.datasets.records import Limits as DatasetLimits
 from adapter_store.errors import StrataError
 from adapter_store.jobs import JobJournal
+from adapter_store.lora.store import LoraStore
 from adapter_store.versions import VersionStore
 from server.adapters.router import router as adapters_router
 from server.auth import KeyCheck, parse_keys
@@ -113,6 +114,7 @@ def _build_gateway(settings: GatewaySettings, metrics: Metrics, link: QueueLink)
         metrics=metrics,
         store=VersionStore(settings.versions_url, settings.model_name, settings.home / "fetched"),
         datasets=datasets,
+        loras=LoraStore(home / "loras"),
         files=FileStore(home / "files"),
         link=link,
         submissions=Submissions(lineage=settings.model_name, datasets=datasets, link=link, metrics=metrics),

@@ -22,6 +22,8 @@ OPEN_PATHS = frozenset({"/", "/health", "/ready", "/version", "/metrics", "/docs
 _ASK_PREFIXES = ("/v1/chat/", "/v1/vqa", "/v1/routing:explain", "/v1/models", "/v1/evaluations/")
 _TEACH_PREFIXES = ("/v1/tasks/", "/v1/files", "/v1/fine_tuning/", "/v1/datasets", "/v1/jobs")
 _READ_PREFIXES = ("/v1/adapters",)
+_WEIGHTS_SUFFIX = "/lora"
+"""Weights leave the service only for those who operate it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ def needed_scope(method: str, path: str) -> str:
         return "ask"
     if path.startswith(_TEACH_PREFIXES):
         return "teach"
+    if path.startswith(_READ_PREFIXES) and path.endswith(_WEIGHTS_SUFFIX):
+        return "operate"
     if method in ("GET", "HEAD") and path.startswith(_READ_PREFIXES):
         return "ask"
     return "operate"

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 
 from adapter_store.datasets import DatasetStore
 from adapter_store.errors import StrataError, UnavailableError
+from adapter_store.lora.store import LoraStore
 from adapter_store.versions import VersionStore
 from server.files.store import FileStore
 from server.jobs.link import QueueLink
@@ -50,6 +51,7 @@ class Gateway:
     metrics: Metrics
     store: VersionStore
     datasets: DatasetStore
+    loras: LoraStore
     files: FileStore
     link: QueueLink
     submissions: Submissions

@@ -19,6 +19,7 @@ from server.retrieval import Retriever
 
 if TYPE_CHECKING:
     from adapter_store.base.load import Base
+    from adapter_store.increments import Increments
     from adapter_store.state import AdapterState
 
 _DEFAULT_LENGTH = 2048
@@ -50,13 +51,14 @@ class ModelChoice:
 
 @dataclass(slots=True)
 class Serving:
-    """Hold what answers questions."""
+    """Hold what answers questions; ``increments`` says which linears of the base are adapted."""
 
     base_id: str
     base_digest: str
     engine: Engine
     retriever: Retriever
     live: LiveVersions
+    increments: Increments
 
     @property
     def max_model_len(self) -> int:
@@ -77,7 +79,7 @@ async def open_serving(choice: ModelChoice, name: str, store: VersionStore, metr
         BaseModelError: the base cannot be used.
     """
     base = await asyncio.to_thread(_load_base, choice)
-    engine, retriever, end_ids = await asyncio.to_thread(_build, base, choice)
+    engine, retriever, end_ids, increments = await asyncio.to_thread(_build, base, choice)
     engine.start()
     metrics.watch_engine(engine.stats)
     residents = Residents(
@@ -91,7 +93,7 @@ async def open_serving(choice: ModelChoice, name: str, store: VersionStore, metr
     live = LiveVersions(
         name=name, store=store, residents=residents, metrics=metrics, poll_seconds=choice.alias_poll_seconds
     )
-    serving = Serving(base.base_id, base.digest, engine, retriever, live)
+    serving = Serving(base.base_id, base.digest, engine, retriever, live, increments)
     try:
         await warm_up(retriever, engine)
         await live.start()
@@ -122,8 +124,9 @@ def _load_base(choice: ModelChoice) -> Base:
     return load_base(choice.base, dtype=choice.dtype, device=choice.device, cache_dir=choice.cache)
 
 
-def _build(base: Base, choice: ModelChoice) -> tuple[Engine, Retriever, frozenset[int]]:
+def _build(base: Base, choice: ModelChoice) -> tuple[Engine, Retriever, frozenset[int], Increments]:
     from adapter_store.encoder import SentenceEncoder
+    from adapter_store.increments import attach
     from adapter_store.rendering import Renderer
     from adapter_store.vision import VisionEncoder
     from server.engine.transformers_engine import TransformersEngine
@@ -140,7 +143,8 @@ def _build(base: Base, choice: ModelChoice) -> tuple[Engine, Retriever, frozense
     )
     sentences = SentenceEncoder(base.sentence_encoder, base.model.device)
     retriever = Retriever(base, renderer, VisionEncoder(base), sentences, choice.max_waiting)
-    return engine, retriever, frozenset(renderer.stop_ids)
+    increments = attach(base.model, choice.targets, choice.frozen_share)  # the engine's own handle
+    return engine, retriever, frozenset(renderer.stop_ids), increments
 
 
 def _tolerance(base: Base, choice: ModelChoice) -> float:

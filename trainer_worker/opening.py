@@ -10,6 +10,7 @@ from adapter_store.datasets import DatasetStore
 from adapter_store.encoder import SentenceEncoder
 from adapter_store.increments import attach
 from adapter_store.jobs.hyperparameters import Hyperparameters
+from adapter_store.lora.store import LoraStore
 from adapter_store.queries import QueryEncoder
 from adapter_store.rendering import Renderer
 from adapter_store.state import RoutingSettings
@@ -58,6 +59,7 @@ def open_workshop(settings: WorkerSettings) -> Workshop:
         queries=queries,
         versions=VersionStore(settings.versions_url, settings.model_name),
         datasets=DatasetStore(settings.home / "datasets"),
+        loras=LoraStore(settings.home / "loras"),
         held_out=HeldOut(held_out, ratio=settings.holdout_ratio, cap=settings.holdout_cap),
         retention=RetentionProbe(
             generic_probe, count=settings.retention_questions, folder=held_out.parent / ".retention"

@@ -28,6 +28,7 @@ from trainer_worker.features import Encoded
 from trainer_worker.gate import check as gate_check
 from trainer_worker.heldout import Split, picture_key
 from trainer_worker.hold import Hold
+from trainer_worker.importing import lora_of, take_over, take_over_note
 from trainer_worker.keys import align_keys, stranger_bar
 from trainer_worker.learn import Learned, Lesson, learn, split_validation
 from trainer_worker.measuring import Findings, HeldOutSet, OwnQuestions, Parent, encode_held_out, measure
@@ -99,6 +100,9 @@ class _Run:
         with self.progress.phase("validate"):
             dataset, settings = self._validate()
             parent = self._parent()
+            lora = lora_of(self.shop, self.job, parent.state)
+            if lora is not None:
+                settings = settings.model_copy(update={"rows_per_task": parent.state.routing.top_m})
         with self.progress.phase("encode"):
             encoded = self._encode(dataset, parent.state)
             known = encode_held_out(self.shop, parent, self.check)
@@ -111,7 +115,12 @@ class _Run:
             state = self._prepare(parent.state, verdict, encoded, train, settings)
         with self.progress.phase("train"):
             pictures = sum(len(held.encoded.prefixes) for held in known.values()) + split.held_out_pictures
-            learned = self._train(state, verdict.task, encoded, train, settings, to_measure=pictures)
+            if lora is not None:
+                learned = take_over(self.shop, state, verdict.task, lora)
+                level = "warn" if state.span == "after_image" else "info"
+                self.progress.message(take_over_note(state, lora), level=level)
+            else:
+                learned = self._train(state, verdict.task, encoded, train, settings, to_measure=pictures)
         with self.progress.phase("evaluate"):
             own = OwnQuestions.of(encoded, train)
             findings = self._measure(learned.state, parent, verdict, known, split, own)
@@ -200,7 +209,7 @@ class _Run:
             old = state.centroids[state.centroid_task == state.task_index(task)]
             merged = torch.cat([old, queries])
             return state.with_centroids(task, centroids_of(merged, CENTROIDS_PER_TASK, generator))
-        logit = 0.0 if self.shop.method.contextual else NO_CONTEXT_LOGIT
+        logit = 0.0 if self.shop.method.contextual and self.job.adapter is None else NO_CONTEXT_LOGIT
         state = state.expand(task, settings.rows_per_task, generator, context_logit=logit)
         aligned = align_keys(queries, settings.rows_per_task, state.routing.top_m, generator)
         state = state.with_rows(state.rows_of(task), keys=aligned.keys)
@@ -338,7 +347,7 @@ class _Run:
             "tau": state.routing.tau,
             "steps": learned.steps,
             "samples": learned.samples,
-            "final_loss": round(learned.loss, 5),
+            "final_loss": round(learned.loss, 5) if learned.steps else None,
             "ema": {kind: s.to_dict() for kind, s in learned.statistics.items()},
         }
         return ManifestDraft(
@@ -350,7 +359,7 @@ class _Run:
             task=verdict.task,
             decision=verdict.decision,
             tasks=state.tasks,
-            settings={**settings.model_dump(), **method},
+            settings={**settings.model_dump(), **method, "imported": self.job.adapter},
             accuracy=findings.matrix,
             splits=dict(findings.splits),
             anchors=dict(findings.anchors),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from adapter_store.base.load import Base
 from adapter_store.datasets import DatasetStore
 from adapter_store.jobs.hyperparameters import Hyperparameters
+from adapter_store.lora.store import LoraStore
 from adapter_store.queries import QueryEncoder
 from adapter_store.state import AdapterState, RoutingSettings, Span
 from adapter_store.versions import VersionStore
@@ -40,6 +41,7 @@ class Workshop:
     queries: QueryEncoder
     versions: VersionStore
     datasets: DatasetStore
+    loras: LoraStore
     held_out: HeldOut
     retention: RetentionProbe
     metrics: WorkerMetrics

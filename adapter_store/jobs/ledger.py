@@ -15,7 +15,7 @@ from adapter_store.jobs.connection import guarded
 from adapter_store.jobs.keys import Keys
 from adapter_store.jobs.record import EventLevel, EventType, Job, check_job_id
 
-_FIXED = frozenset({"id", "lineage", "created_at", "idempotency_key", "dataset"})
+_FIXED = frozenset({"id", "lineage", "created_at", "idempotency_key", "dataset", "adapter"})
 _FIELDS: dict[str, TypeAdapter[Any]] = {
     name: TypeAdapter(field.rebuild_annotation())
     for name, field in Job.model_fields.items()

@@ -13,7 +13,7 @@ import uuid
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from adapter_store.datasets.records import DatasetRef
 from adapter_store.errors import InputError
@@ -79,6 +79,7 @@ class Job(BaseModel):
 
     Attributes:
         task: Task named by the caller, or None: the worker decides and fills it in.
+        adapter: Stored LoRA that becomes the task's increments; None: they are trained.
         phase: Phase the worker is in (validate, encode, decide, ...), or None.
         attempts: How often the job was handed to a worker.
         seconds: Seconds spent per finished phase.
@@ -93,6 +94,7 @@ class Job(BaseModel):
     lineage: Annotated[str, _valid(check_lineage)]
     task: Annotated[str, _valid(check_task_name)] | None = None
     dataset: DatasetRef
+    adapter: Annotated[str, StringConstraints(pattern=r"^lora-[0-9a-f]{64}$")] | None = None
     hyperparameters: dict[str, Setting] = Field(default_factory=dict)
     metadata: dict[str, str] = Field(default_factory=dict)
     status: JobStatus = JobStatus.VALIDATING_FILES
@@ -113,7 +115,8 @@ class Job(BaseModel):
     @model_validator(mode="after")
     def _keep_fingerprint(self) -> Self:
         if not self.fingerprint:
-            wanted = [self.lineage, self.task, self.dataset.digest, self.hyperparameters, self.metadata]
+            wanted: list[Any] = [self.lineage, self.task, self.dataset.digest]
+            wanted += [self.hyperparameters, self.metadata, *([self.adapter] if self.adapter else [])]
             digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
             object.__setattr__(self, "fingerprint", digest)
         return self

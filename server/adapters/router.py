@@ -1,12 +1,13 @@
-"""``/v1/adapters``: immutable versions, movable aliases, roll back."""
+"""``/v1/adapters``: immutable versions and their tasks as LoRAs, movable aliases, roll back."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse
 
+from server.adapters.lora import EXPORTED, exported_task, zip_response
 from server.adapters.protocol import MoveAlias, RollBack
 from server.adapters.service import Adapters, etag, expected_revision
 from server.gateway import GatewayDep
@@ -62,6 +63,22 @@ async def versions(name: str, gateway: GatewayDep) -> dict[str, Any]:
 async def version(name: str, version: str, gateway: GatewayDep) -> dict[str, Any]:
     """Return where a version came from and what it measured."""
     return await Adapters(gateway, name).version(version)
+
+
+@router.get(
+    "/{name}/versions/{version}/lora",
+    summary="Export a task of a version as a PEFT LoRA folder",
+    response_class=Response,
+    responses=EXPORTED,
+)
+async def lora(
+    name: str,
+    version: str,
+    gateway: GatewayDep,
+    task: Annotated[str, Query(max_length=63, examples=["digits"])],
+) -> Response:
+    """Answer a zip of the folder; its ``strata.json`` says where its outputs equal the version's."""
+    return zip_response(await exported_task(gateway, name, version, task))
 
 
 @router.get(

@@ -6,6 +6,8 @@ import argparse
 import tempfile
 import uuid
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from server.cli.output import clean, duration, moment, print_json, stderr, stdou
 from server.cli.watch import new_events, show_job
 from server.jobs.hyperparameters import from_text
 
-_UPLOAD_TIMEOUT_SECONDS = 600.0
+UPLOAD_TIMEOUT_SECONDS = 600.0
 _SHOWN_EVENTS = 20
 EXIT_NOT_SERVED = 3
 _STATUSES = (
@@ -64,19 +66,16 @@ def submit_file(
     Raises:
         InputError: If the file cannot be read, or the server finds faults in it.
     """
-    if file.is_dir():
-        with tempfile.TemporaryDirectory() as scratch:
-            return submit_file(client, _pack(file, Path(scratch)), task, hyperparameters)
     try:
-        with file.open("rb") as stream:
+        with as_file(file) as packed, packed.open("rb") as stream:
             if task is None:
-                return _submit_undecided(client, file.name, stream, hyperparameters or {})
+                return _submit_undecided(client, packed.name, stream, hyperparameters or {})
             return client.post(
                 f"/v1/tasks/{check_task_name(task)}/batches",
-                files={"file": (file.name, stream)},
+                files={"file": (packed.name, stream)},
                 data={name: str(value) for name, value in (hyperparameters or {}).items()},
-                headers=_once(),
-                timeout=_UPLOAD_TIMEOUT_SECONDS,
+                headers=once(),
+                timeout=UPLOAD_TIMEOUT_SECONDS,
             )
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}", param="file") from None
@@ -89,7 +88,7 @@ def _submit_undecided(
         "/v1/files",
         files={"file": (name, stream)},
         data={"purpose": "fine-tune"},
-        timeout=_UPLOAD_TIMEOUT_SECONDS,
+        timeout=UPLOAD_TIMEOUT_SECONDS,
     )
     body: dict[str, Any] = {
         "training_file": uploaded["id"],
@@ -97,11 +96,22 @@ def _submit_undecided(
     }
     if hyperparameters:
         body["method"] = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
-    return client.post("/v1/fine_tuning/jobs", json=body, headers=_once(), timeout=_UPLOAD_TIMEOUT_SECONDS)
+    return client.post("/v1/fine_tuning/jobs", json=body, headers=once(), timeout=UPLOAD_TIMEOUT_SECONDS)
 
 
-def _once() -> dict[str, str]:
+def once() -> dict[str, str]:
+    """Return a new Idempotency-Key: one job of the call, however often something repeats the request."""
     return {"Idempotency-Key": uuid.uuid4().hex}
+
+
+@contextmanager
+def as_file(path: Path) -> Iterator[Path]:
+    """Yield a data set as one file: the file itself, or a zip of the folder, removed at the end."""
+    if not path.is_dir():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield _pack(path, Path(scratch))
 
 
 def _pack(folder: Path, scratch: Path) -> Path:
@@ -127,9 +137,13 @@ def _hyperparameters(pairs: list[str]) -> dict[str, Any]:
 
 def _submit(args: argparse.Namespace) -> int:
     with client_of(args) as client:
-        job = submit_file(client, args.file, args.task, _hyperparameters(args.set))
-        if args.wait:
-            job, _ = show_job(client, job["id"], f"task {job_task(job)}", None if args.json else stderr)
+        return report_job(args, client, submit_file(client, args.file, args.task, _hyperparameters(args.set)))
+
+
+def report_job(args: argparse.Namespace, client: Client, job: dict[str, Any]) -> int:
+    """Write what became of an accepted job, after its end with ``--wait``; return the exit status."""
+    if args.wait:
+        job, _ = show_job(client, job["id"], f"task {job_task(job)}", None if args.json else stderr)
     if args.json:
         print_json(job)
     elif args.wait:

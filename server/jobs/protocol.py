@@ -45,6 +45,7 @@ def job_body(job: Job, model_name: str) -> dict[str, Any]:
         "method": {"type": "supervised", "supervised": {"hyperparameters": shown}},
         "metadata": metadata or None,
         "task": job.task,
+        "adapter": job.adapter,
         "phase": job.phase,
         "decision": job.decision,
         "result_version": job.result_version,

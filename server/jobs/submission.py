@@ -39,8 +39,11 @@ class Submissions:
         hyperparameters: Mapping[str, Setting],
         metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
+        adapter: str | None = None,
     ) -> Job:
         """Validate and keep the data of ``path``, then queue a job that learns it.
+
+        With ``adapter``, a stored LoRA, nothing is learned: the LoRA becomes the task, measured on the data.
 
         Raises:
             DatasetError: with the report of every fault.
@@ -59,6 +62,7 @@ class Submissions:
             hyperparameters=hyperparameters,
             metadata=metadata,
             idempotency_key=idempotency_key,
+            adapter=adapter,
         )
 
     async def submit(
@@ -69,12 +73,14 @@ class Submissions:
         hyperparameters: Mapping[str, Setting],
         metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
+        adapter: str | None = None,
     ) -> Job:
         """Queue a job for a stored data set; raises as ``submit_file``."""
         job = Job(
             lineage=self._lineage,
             task=task,
             dataset=dataset,
+            adapter=adapter,
             hyperparameters=dict(hyperparameters),
             metadata=dict(metadata or {}),
             idempotency_key=scoped_key(idempotency_key, task),

@@ -1,14 +1,15 @@
-"""``/v1/routing:explain``: which increments answer a question, whose they are, and why."""
+"""``/v1/routing``: ``:explain`` which increments answer a question and why, ``:export`` them as a LoRA."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 
+from server.adapters.lora import EXPORTED, zip_response
 from server.gateway import GatewayDep
 from server.openapi import body_example, example, form_example, merged
-from server.routing.service import explained
+from server.routing.service import explained, exported
 from server.vqa.service import check_question, read_question
 
 router = APIRouter(prefix="/v1", tags=["ask"])
@@ -63,3 +64,15 @@ async def explain_get(
 async def explain_post(request: Request, gateway: GatewayDep) -> dict[str, Any]:
     """Return the increments that would answer, their tasks, cosines, and both parts of each coefficient."""
     return await explained(gateway, await read_question(gateway, request))
+
+
+@router.post(
+    "/routing:export",
+    summary="Export what answers a question as a PEFT LoRA (body or form as of /v1/vqa)",
+    response_class=Response,
+    responses=EXPORTED,
+    openapi_extra=merged(form_example(image="binary", question="Which animal is this?"), body_example(_BODY)),
+)
+async def export(request: Request, gateway: GatewayDep) -> Response:
+    """Answer a zip of the LoRA folder; 400 if the plain base answers the question."""
+    return zip_response(await exported(gateway, await read_question(gateway, request)))

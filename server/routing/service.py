@@ -1,12 +1,14 @@
-"""Route a question as an answer would be routed, and tell what was chosen."""
+"""Route a question as an answer would be routed; tell what was chosen, or hand it out as a LoRA."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
+from adapter_store.errors import InputError
 from adapter_store.rendering import Message
 from adapter_store.routing import Explanation, explain
+from server.adapters.lora import Exported, export_state
 from server.gateway import Gateway
 from server.generation import prepared_question
 from server.vqa.service import Asked
@@ -30,6 +32,30 @@ async def explained(gateway: Gateway, asked: Asked) -> dict[str, Any]:
             "answered_by": prepared.task,
             **_body(found),
         }
+
+
+async def exported(gateway: Gateway, asked: Asked) -> Exported:
+    """Return the increments that answer a question as a LoRA.
+
+    Raises:
+        InputError: the plain base answers it.
+    """
+    serving = gateway.ready()
+    images = () if asked.image is None else (asked.image,)
+    async with serving.live.lease(asked.model) as leased:
+        messages = (Message(role="user", text=asked.question, images=len(images)),)
+        prepared = await prepared_question(serving, leased, messages, gateway.pictures.decoded(images))
+        if leased.resident is None or prepared.coefficients is None:
+            text = f"{asked.model!r} is the plain base now: there are no increments to export; teach a task"
+            raise InputError(text, param="model")
+        return await export_state(
+            serving,
+            leased.resident.state,
+            prepared.coefficients,
+            version=leased.version,
+            task=prepared.task,
+            question=asked.question,
+        )
 
 
 def _body(found: Explanation | None) -> dict[str, Any]:

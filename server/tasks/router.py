@@ -1,4 +1,4 @@
-"""``POST /v1/tasks/{task}/batches``: teach a new or known task with one call."""
+"""``/v1/tasks/{task}``: teach a task with one call to ``batches``, or import one to ``lora``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from server.gateway import GatewayDep
 from server.jobs.protocol import job_body
 from server.jobs.router import JOB_EXAMPLE
 from server.openapi import body_example, example, form_example, merged
+from server.tasks.importing import submit_lora
 from server.tasks.service import submit_batch
 
 router = APIRouter(prefix="/v1/tasks", tags=["teach"])
@@ -40,3 +41,24 @@ async def create(
     An ``Idempotency-Key`` makes it safe to repeat. Faulty data is a 400 whose ``error.report`` lists all.
     """
     return job_body(await submit_batch(gateway, task, request, idempotency_key), gateway.model_name)
+
+
+@router.post(
+    "/{task}/lora",
+    status_code=202,
+    summary="Import a PEFT LoRA as a new task, measured on a data set",
+    responses=example({**JOB_EXAMPLE, "status": "queued", "adapter": "lora-9f86d081..."}, status=202),
+    openapi_extra=form_example(adapter="binary", file="binary"),
+)
+async def import_lora(
+    task: str,
+    request: Request,
+    gateway: GatewayDep,
+    idempotency_key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+) -> dict[str, Any]:
+    """Answer 202 with the job once LoRA and data are on disk and the job in the queue.
+
+    ``adapter`` is a zip of the LoRA's folder; the questions and pictures of ``file`` place the task's keys
+    and measure it. A LoRA that does not fit is a 400 whose ``error.report`` lists every fault.
+    """
+    return job_body(await submit_lora(gateway, task, request, idempotency_key), gateway.model_name)
