@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -37,14 +38,14 @@ def test_many_long_validations_keep_no_question_waiting(
     running: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ):
     store = running.gateway.datasets
-    validate, begun, go_on = store.validate, threading.Semaphore(0), threading.Event()
+    validate, begun, go_on = store.validate_examples, threading.Semaphore(0), threading.Event()
 
-    def slow(path: object) -> object:
+    def slow(given: list[Any]) -> object:
         begun.release()
         assert go_on.wait(300)
-        return validate(path)  # type: ignore[arg-type]
+        return validate(given)
 
-    monkeypatch.setattr(store, "validate", slow)
+    monkeypatch.setattr(store, "validate_examples", slow)
     body = {"examples": examples(1)}
     with many(lambda: running.http.post("/v1/datasets:validate", json=body)) as answers:
         try:
