@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from adapter_store.base.load import Base
 from adapter_store.increments import Bank, Term, attach, gate_of
 from adapter_store.jobs import Job, JobStatus
+from adapter_store.lora import TENSORS_FILE
+from adapter_store.lora.export import lora_tensors, task_coefficients
 from adapter_store.lora.store import LoraStore
 from adapter_store.routing import coefficients
 from adapter_store.state import AdapterState
@@ -77,6 +80,23 @@ def test_an_imported_task_answers_as_under_peft_and_leaves_the_others_alone(
     finally:
         handle.detach()
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_an_import_may_be_the_first_task_and_leaves_again_as_the_same_lora(
+    site: Site, lora: Path, import_lora: Submit
+):
+    job = site.finish(import_lora("shades"))
+    assert (job.status, job.decision, job.result_version) == (JobStatus.SUCCEEDED, "expand", "v1"), job
+    state = AdapterState.load(site.versions.fetch("v1"), base_digest=None)
+    c, exact = task_coefficients(state, "shades")
+    assert exact
+    paths = [f"model.language_model.layers.{layer}.self_attn.o_proj" for layer in range(3)]
+    exported = lora_tensors(state, c, {"o_proj": paths})
+    scaling = 7 / 5**0.5
+    given = load_file(lora / TENSORS_FILE)
+    for path in paths:
+        a, b = (f"base_model.model.{path}.lora_{side}.weight" for side in "AB")
+        torch.testing.assert_close(exported[b] @ exported[a], scaling * given[b] @ given[a])
 
 
 def test_the_worker_refuses_what_does_not_fit_with_every_fault(
