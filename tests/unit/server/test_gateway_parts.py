@@ -16,6 +16,9 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from adapter_store.errors import InputError, NotFoundError
+from adapter_store.matrix import AccuracyMatrix
+from adapter_store.versions import Manifest, MeasuredOn
+from server.adaptation import show_quality
 from server.adapters.service import expected_revision
 from server.datasets.router import _sent
 from server.files.store import FileStore, StoredFile, no_file
@@ -218,3 +221,29 @@ def test_a_file_deleted_while_it_is_listed_or_read_harms_nobody(
 
     monkeypatch.setattr(store, "get", deleted_meanwhile)
     assert store.list() == [records[2]]
+
+
+def test_shown_forgetting_compares_scores_of_one_held_out_set_only():
+    matrix = AccuracyMatrix(
+        tasks=("a", "b"), base=(0.1, 0.1), rows=((0.9, None), (0.6, 0.8), (0.5, 0.8)), trained=("a", "b", "b")
+    )
+    manifest = Manifest(
+        version="v3",
+        lineage="strata",
+        fence=1,
+        files={},
+        base_id="b",
+        base_digest="0" * 64,
+        job_id="job-1",
+        dataset_id="ds-1",
+        task="b",
+        decision="retrain",
+        tasks=("a", "b"),
+        accuracy=matrix,
+        splits={"a": MeasuredOn(dataset_id="ds-2", since=1)},
+    )
+    metrics = Metrics()
+    show_quality(metrics, manifest)
+    lost = metrics.registry.get_sample_value("strata_task_forgetting_ratio", {"task": "a"})
+    assert lost == pytest.approx(0.1)
+    assert metrics.registry.get_sample_value("strata_backward_transfer_ratio") == pytest.approx(-0.1)
