@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from server.gateway import Gateway, GatewayDep
 from server.openapi import body_example, example, form_example, merged
 from server.pools import DATASETS, FILES
 from server.tasks.service import read_json
-from server.uploads import is_multipart, received_form
+from server.uploads import is_multipart, received_form, scratch_folder
 
 router = APIRouter(prefix="/v1", tags=["teach"])
 
@@ -112,10 +111,8 @@ async def _sent(request: Request, gateway: Gateway) -> AsyncIterator[tuple[Path,
         raise InputError("give 'examples' (a list), or send a file as multipart/form-data", param="examples")
     if not examples:
         raise InputError("the list of examples is empty", param="examples")
-    folder = gateway.uploads
-    await FILES.run(folder.mkdir, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="examples-") as scratch:
-        path = Path(scratch) / "examples.jsonl"
+    async with scratch_folder(gateway.uploads, "examples-", FILES.run) as scratch:
+        path = scratch / "examples.jsonl"
         await FILES.run(_write_lines, path, examples)
         yield path, path.name
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import resource
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +29,8 @@ from server.jobs.hyperparameters import checked_hyperparameters, from_text
 from server.jobs.submission import checked_metadata, scoped_key
 from server.logs import JsonFormatter
 from server.metrics import Metrics
-from server.uploads import safe_filename
+from server.pools import FILES
+from server.uploads import received_form, safe_filename
 
 
 def test_files_are_kept_listed_and_deleted(tmp_path: Path):
@@ -174,6 +177,28 @@ def test_etags():
 )
 def test_client_file_names_are_tamed(name: str, kept: str):
     assert safe_filename(name) == kept
+
+
+async def test_uploads_are_removed_off_the_event_loop(tmp_path: Path):
+    body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nabc\r\n--x--\r\n'
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body}
+
+    removed_in: list[str] = []
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        if event in ("os.remove", "os.rmdir", "shutil.rmtree") and str(tmp_path) in str(arguments):
+            removed_in.append(threading.current_thread().name)
+
+    sys.addaudithook(watch)
+    headers = [(b"content-type", b"multipart/form-data; boundary=x")]
+    request = Request({"type": "http", "method": "POST", "headers": headers}, receive)
+    async with received_form(request, tmp_path / "up", FILES.run) as form:
+        assert form.file("file").path.read_bytes() == b"abc"
+    assert list((tmp_path / "up").iterdir()) == []
+    assert removed_in
+    assert all(name.startswith("files") for name in removed_in)
 
 
 def test_a_log_line_cannot_be_forged():
