@@ -8,7 +8,9 @@ yet at that stage, or a base that was never scored on it. A missing score takes
 no part in a mean; it is never read as zero.
 
 Write ``first(j)`` for the stage that learned task j first, ``last(j)`` for the
-latest stage that trained it, and ``T`` for the last stage.
+latest stage that trained it, and ``T`` for the last stage. Scores are only comparable
+along one held-out set: where a task's set was replaced, ``since`` names the first stage
+with its present one, and what came before takes no part in a difference.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ def _missing(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
+Since = Mapping[str, int]
 Score = Annotated[float | None, BeforeValidator(_missing)]
 
 
@@ -126,41 +129,49 @@ class AccuracyMatrix(BaseModel):
         """Return the mean over stages i of the mean over tasks j seen by then of R[i][j]."""
         return _mean(self._seen_mean(stage) for stage in range(len(self.rows)))
 
-    def forgetting(self) -> float:
+    def forgetting(self, since: Since | None = None) -> float:
         """Return the mean over tasks j learned before T of ( max over first(j)<=i<T of R[i][j] - R[T][j] ).
 
         Negative when tasks got better. 0.0 while no task could have been forgotten.
         """
-        return _mean(self.forgetting_of(task) for task in self._earlier()) or 0.0
+        return _mean(self.forgetting_of(task, since) for task in self._earlier()) or 0.0
 
-    def forgetting_of(self, task: str) -> float | None:
+    def forgetting_of(self, task: str, since: Since | None = None) -> float | None:
         """Return max over first(j)<=i<T of R[i][j] - R[T][j] for one task.
 
         None if the task was first learned at the last stage, or was not scored both
-        before and at the last stage.
+        before and at the last stage on one held-out set.
+
+        Args:
+            task: The task j.
+            since: First stage that was measured on a task's present held-out set; 0 if not named.
 
         Raises:
             KeyError: The matrix has no such task.
         """
         column = self._column(task)
         first = self.trained.index(task) if task in self.trained else len(self.rows)
-        before = [row[column] for row in self.rows[first:-1]]
+        before = [row[column] for row in self.rows[max(first, (since or {}).get(task, 0)) : -1]]
         scores = [score for score in before if score is not None]
         now = self.rows[-1][column] if self.rows else None
         return max(scores) - now if scores and now is not None else None
 
-    def backward_transfer(self) -> float:
+    def backward_transfer(self, since: Since | None = None) -> float:
         """Return the mean over tasks j with last(j)<T of ( R[T][j] - R[last(j)][j] ).
 
         Without retraining this is 1/(T-1) * sum over j<T of ( R[T][j] - R[j][j] ).
         What a task gains by being trained again is learning, not transfer, so the
-        score after its latest training is the reference. 0.0 with fewer than two tasks.
+        score after its latest training is the reference, or the first one on its
+        present held-out set if that is later. 0.0 with fewer than two tasks.
         """
         differences: list[float] = []
         for task in self._earlier():
             last = max(i for i, name in enumerate(self.trained) if name == task)
-            now, then = self.score(len(self.rows) - 1, task), self.score(last, task)
-            if last < len(self.rows) - 1 and now is not None and then is not None:
+            reference = max(last, (since or {}).get(task, 0))
+            if reference >= len(self.rows) - 1:
+                continue
+            now, then = self.score(len(self.rows) - 1, task), self.score(reference, task)
+            if now is not None and then is not None:
                 differences.append(now - then)
         return _mean(differences) or 0.0
 
@@ -168,13 +179,13 @@ class AccuracyMatrix(BaseModel):
         """Return the mean over tasks j of R[first(j)][j]; None before the first stage."""
         return _mean(self.score(self.trained.index(task), task) for task in dict.fromkeys(self.trained))
 
-    def summary(self) -> dict[str, float | None]:
-        """Return every measure by name."""
+    def summary(self, since: Since | None = None) -> dict[str, float | None]:
+        """Return every measure by name; ``since`` as in ``forgetting_of``."""
         return {
             "average_accuracy": self.average_accuracy(),
             "mean_average_accuracy": self.mean_average_accuracy(),
-            "forgetting": self.forgetting(),
-            "backward_transfer": self.backward_transfer(),
+            "forgetting": self.forgetting(since),
+            "backward_transfer": self.backward_transfer(since),
             "new_task_accuracy": self.new_task_accuracy(),
         }
 

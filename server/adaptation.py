@@ -29,7 +29,7 @@ from adapter_store.errors import (
     VersionCorrupt,
 )
 from adapter_store.names import BASE_VERSION, check_version_id
-from adapter_store.versions import AliasRecord, Manifest, VersionStore
+from adapter_store.versions import AliasRecord, Manifest, VersionStore, comparable_since
 from server.logs import log
 from server.metrics import Metrics
 from server.residency import Resident, Residents, VersionRefused
@@ -285,14 +285,15 @@ def show_quality(metrics: Metrics, manifest: Manifest | None) -> None:
         )
         return
     matrix = manifest.accuracy
-    forgetting = {task: matrix.forgetting_of(task) for task in matrix.tasks}
+    since = comparable_since(manifest.splits)
+    forgetting = {task: matrix.forgetting_of(task, since) for task in matrix.tasks}
     accuracy = {task: matrix.score(len(matrix.rows) - 1, task) for task in matrix.tasks}
     metrics.show_quality(
         accuracy={task: score for task, score in accuracy.items() if score is not None},
         forgetting={task: lost for task, lost in forgetting.items() if lost is not None},
         leak=manifest.routing_leak,
         average=matrix.average_accuracy(),
-        backward_transfer=matrix.backward_transfer(),
+        backward_transfer=matrix.backward_transfer(since),
         retention=manifest.zero_shot_retention,
     )
 

@@ -23,15 +23,59 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 MAX_REQUEST_PIXELS = 2 * MAX_PIXELS
 MAX_PIXELS_AT_ONCE = 4 * MAX_REQUEST_PIXELS
 """Three bytes each: about a gigabyte."""
+MAX_FETCHED_BYTES = 16 * MAX_BYTES
+"""What a request with the most and largest pictures may bring, held once for all requests together."""
 _TIMEOUT_SECONDS = 10.0
 _PARAM = "messages"
+
+
+class Room:
+    """Let holders in while their sizes together stay within ``most``; one alone always fits."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+        self._changed = asyncio.Condition()
+
+    async def take(self, size: int) -> None:
+        """Wait for room and take it."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._held or self._held + size <= self._most)
+            self._held += size
+
+    async def give(self, size: int) -> None:
+        """Give room back."""
+        async with self._changed:
+            self._held -= size
+            self._changed.notify_all()
+
+
+class Fetched:
+    """Hold the picture files of one request until they are decoded."""
+
+    def __init__(self, files: list[bytes], held_bytes: int, room: Room) -> None:
+        self.files = files
+        self._held_bytes = held_bytes
+        self._room = room
+
+    async def keep(self, most_bytes: int) -> None:
+        """Give back the room beyond ``most_bytes``."""
+        more, self._held_bytes = self._held_bytes - most_bytes, most_bytes
+        await self._room.give(more)
+
+    async def drop(self) -> None:
+        """Let go of the files and of their room."""
+        self.files.clear()
+        await self.keep(0)
 
 
 class PictureLoader:
     """Turn the pictures of a request into RGB, few enough at once that memory holds them.
 
-    Decoded pictures are hundreds of times as large as their files, so requests wait for room before they
-    decode, and keep it only until the tower has read their pictures.
+    Files from other hosts are bytes that no request body was counted for, so requests wait for room before
+    they fetch, and keep it until their pictures are decoded. Decoded pictures are hundreds of times as large
+    as their files, so requests wait for room before they decode, and keep it only until the tower has read
+    their pictures.
     """
 
     def __init__(
@@ -42,20 +86,47 @@ class PictureLoader:
         max_bytes: int = MAX_BYTES,
         max_request_pixels: int = MAX_REQUEST_PIXELS,
         max_pixels: int = MAX_PIXELS_AT_ONCE,
+        max_fetched_bytes: int = MAX_FETCHED_BYTES,
     ) -> None:
         self._hosts = hosts
         self._resolve = resolve or resolve_addresses
         self._max_bytes = max_bytes
         self._max_request_pixels = max_request_pixels
-        self._max_pixels = max_pixels
-        self._pixels = 0
-        self._changed = asyncio.Condition()
+        self._decoding = Room(max_pixels)
+        self._fetching = Room(max_fetched_bytes)
 
     async def fetch(self, url: str) -> bytes:
         """Return the picture file behind ``url``; raise ImageError with what to do."""
-        if url[:5].lower() == "data:":
+        if not _is_remote(url):
             return await asyncio.to_thread(decode_inline, url, max_bytes=self._max_bytes)
         return await self._fetch(url)
+
+    @asynccontextmanager
+    async def fetched(self, sources: Sequence[str | bytes]) -> AsyncIterator[Fetched]:
+        """Hold the files behind URLs (or given as they are) inside the block, or until they are decoded.
+
+        Raises:
+            ImageError: a URL may not be fetched, or what it gave is no picture that is accepted.
+        """
+        wanted = self._max_bytes * sum(_is_remote(source) for source in sources)
+        await self._fetching.take(wanted)
+        held = Fetched([], wanted, self._fetching)
+        try:
+            remote = 0
+            for source in sources:
+                held.files.append(source if isinstance(source, bytes) else await self.fetch(source))
+                remote += len(held.files[-1]) if _is_remote(source) else 0
+            await held.keep(remote)
+            yield held
+        finally:
+            await held.drop()
+
+    @asynccontextmanager
+    async def decoded_once(self, fetched: Fetched) -> AsyncIterator[tuple[Image.Image, ...]]:
+        """Decode as ``decoded`` does and let go of the files."""
+        async with self.decoded(fetched.files) as pictures:
+            await fetched.drop()
+            yield pictures
 
     @asynccontextmanager
     async def decoded(self, files: Sequence[bytes]) -> AsyncIterator[tuple[Image.Image, ...]]:
@@ -68,19 +139,13 @@ class PictureLoader:
         if pixels > self._max_request_pixels:
             text = f"the pictures of this request have {pixels} pixels together"
             raise ImageError(f"{text}; at most {self._max_request_pixels} are accepted", param=_PARAM)
-        async with self._changed:
-            await self._changed.wait_for(
-                lambda: not self._pixels or self._pixels + pixels <= self._max_pixels
-            )
-            self._pixels += pixels
+        await self._decoding.take(pixels)
         try:
             yield tuple(
                 [await asyncio.to_thread(decode_image, data, max_bytes=self._max_bytes) for data in files]
             )
         finally:
-            async with self._changed:
-                self._pixels -= pixels
-                self._changed.notify_all()
+            await self._decoding.give(pixels)
 
     async def _fetch(self, url: str) -> bytes:
         parts = self._checked(url)
@@ -150,6 +215,10 @@ class PictureLoader:
         if not addresses or not all(is_public(address) for address in addresses):
             raise ImageError("the image URL's host has no public address; send a data: URL", param=_PARAM)
         return addresses[0]
+
+
+def _is_remote(source: str | bytes) -> bool:
+    return isinstance(source, str) and source[:5].lower() != "data:"
 
 
 def is_public(address: str) -> bool:

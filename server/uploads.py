@@ -80,9 +80,8 @@ async def received_form(request: Request, folder: Path, run: Run) -> AsyncIterat
         InputError: not multipart, broken, too many parts or too large a field.
     """
     boundary = _boundary(request.headers.get("content-type", ""))
-    await run(folder.mkdir, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="upload-") as scratch:
-        reader = _FormReader(boundary, Path(scratch))
+    async with scratch_folder(folder, "upload-", run) as scratch:
+        reader = _FormReader(boundary, scratch)
         try:
             buffer = bytearray()
             async for chunk in request.stream():
@@ -97,6 +96,17 @@ async def received_form(request: Request, folder: Path, run: Run) -> AsyncIterat
         finally:
             reader.close()
         yield form
+
+
+@asynccontextmanager
+async def scratch_folder(parent: Path, prefix: str, run: Run) -> AsyncIterator[Path]:
+    """Yield a new folder under ``parent``; ``run`` removes it with all that is in it, which may take long."""
+    await run(parent.mkdir, parents=True, exist_ok=True)
+    folder = Path(await run(tempfile.mkdtemp, dir=parent, prefix=prefix))
+    try:
+        yield folder
+    finally:
+        await run(shutil.rmtree, folder, ignore_errors=True)
 
 
 def sweep(folder: Path, older_than_seconds: float = 24 * 3600) -> None:

@@ -20,7 +20,7 @@ from adapter_store.matrix import AccuracyMatrix
 from adapter_store.names import BASE_VERSION
 from adapter_store.routing import cosines, intrinsic
 from adapter_store.state import AdapterState
-from adapter_store.versions import Gate, Manifest, ManifestDraft
+from adapter_store.versions import Gate, Manifest, ManifestDraft, comparable_since
 from trainer_worker.course import Step
 from trainer_worker.decide import Verdict, centroids_of, decide
 from trainer_worker.evaluate import warm
@@ -303,7 +303,8 @@ class _Run:
             self.shop, state, parent, verdict, known, split=split.dataset_id, own=own, check=self.check
         )
         measured = findings.measured
-        forgetting = {name: findings.matrix.forgetting_of(name) for name in findings.matrix.tasks}
+        matrix, since = findings.matrix, comparable_since(findings.splits)
+        forgetting = {name: matrix.forgetting_of(name, since) for name in matrix.tasks}
         self.shop.metrics.measured(measured.after, forgetting, measured.leak, measured.retention)
         self.progress.message(
             "measured " + ", ".join(f"{name} {_shown(value)}" for name, value in measured.after.items()),

@@ -8,11 +8,12 @@ Redis does not know. Submitting is idempotent per job id, so doing it twice is h
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 from adapter_store.durable import make_folder, sync_folder, write_durably
 from adapter_store.errors import ConflictError, NotFoundError
-from adapter_store.jobs.queue import JobQueue
+from adapter_store.jobs.queue import JobQueue, leaves_at
 from adapter_store.jobs.record import Job, check_job_id
 
 logger = logging.getLogger(__name__)
@@ -60,8 +61,9 @@ class JobJournal:
         """Bring Redis and the journal to agree; return how many jobs were submitted again.
 
         Jobs that Redis does not know are submitted (unfinished) or restored (finished,
-        so that listings and idempotency keys survive). Outcomes that only Redis knows
-        are recorded. Of several jobs with one idempotency key the oldest counts.
+        so that listings and idempotency keys survive), unless they ended so long ago that
+        Redis has let them go. Outcomes that only Redis knows are recorded, and then the
+        job is retired there. Of several jobs with one idempotency key the oldest counts.
 
         Args:
             queue: The queue to agree with.
@@ -76,7 +78,7 @@ class JobJournal:
             if job.lineage != queue.lineage:
                 continue
             key = job.idempotency_key
-            if key is not None and holders.setdefault(key, job.id) != job.id:
+            if key is not None and not _has_left(job) and holders.setdefault(key, job.id) != job.id:
                 self.forget(job.id)
                 continue
             submitted += self._agree(queue, job)
@@ -86,9 +88,11 @@ class JobJournal:
         try:
             current = queue.get(job.id)
         except NotFoundError:
+            if _has_left(job):
+                return 0
             if job.status.terminal:
                 try:
-                    queue.restore(job)
+                    queue.retire(queue.restore(job))
                 except ConflictError as error:
                     logger.warning("job %s stays in the journal only: %s", job.id, error.message)
                 return 0
@@ -102,8 +106,10 @@ class JobJournal:
             if holder != job.id:
                 self.forget(job.id)
             return int(holder == job.id)
-        if current.status.terminal and not job.status.terminal:
-            self.record(current)
+        if current.status.terminal:
+            if not job.status.terminal:
+                self.record(current)
+            queue.retire(current)
         return 0
 
     def _path(self, job_id: str) -> Path:
@@ -120,6 +126,10 @@ class JobJournal:
         if job.status.terminal:
             self._ended.add(job.id)
         return job
+
+
+def _has_left(job: Job) -> bool:
+    return job.status.terminal and leaves_at(job) <= time.time()
 
 
 def _in_order(jobs: list[Job]) -> list[Job]:

@@ -11,23 +11,29 @@ key                            type    meaning
                                        acknowledged and deleted.
 ``strata:{L}:dead``            stream  entries that were given up: ``entry job reason payload``
 ``strata:{L}:index``           zset    every job id, scored by creation time
-``strata:{L}:idempotency``     hash    sha256 of an Idempotency-Key -> job id
 ``strata:{L}:fence``           string  the fencing token of the latest claim; it only grows
 ``strata:{L}:writer``          string  the token of the claim that runs now; it expires with the lease,
                                        so while it exists nobody else may write to the lineage
+``strata:{L}:idempotency:<k>`` string  the job id of the Idempotency-Key whose sha256 is k
 ``strata:{L}:job:<id>``        hash    the fields of the job, each as JSON, and beside them
                                        ``_entry`` stream entry, ``_fence`` token of its latest claim,
                                        ``_cancel`` 1 when asked to stop, ``_fingerprint`` of the request
 ``strata:{L}:events:<id>``     stream  progress events: ``level type message data``; the last 1000, gone
                                        30 days after the last one
 =============================  ======  ===============================================================
+
+Once the journal has a job's outcome, its job, events and idempotency keys end 30 days after the job, and of
+its metrics events about 100 stay: Redis has little room, and the journal keeps the record.
 """
 
 from __future__ import annotations
 
+import hashlib
+
 GROUP = "workers"
 EVENTS_KEPT = 1000
 DEAD_KEPT = 1000
+METRICS_KEPT_AFTER = 100
 EVENTS_SECONDS = 30 * 86400
 
 
@@ -39,11 +45,11 @@ class Keys:
         self.stream = root + "jobs"
         self.dead = root + "dead"
         self.index = root + "index"
-        self.idempotency = root + "idempotency"
         self.fence = root + "fence"
         self.writer = root + "writer"
         self.job_prefix = root + "job:"
         self.events_prefix = root + "events:"
+        self.idempotency_prefix = root + "idempotency:"
 
     def job(self, job_id: str) -> str:
         """Return the key of a job's record."""
@@ -52,3 +58,7 @@ class Keys:
     def events(self, job_id: str) -> str:
         """Return the key of a job's events."""
         return self.events_prefix + job_id
+
+    def idempotency(self, key: str | None) -> str:
+        """Return the key that says whose an Idempotency-Key is; for None one that never exists."""
+        return self.idempotency_prefix + (hashlib.sha256(key.encode()).hexdigest() if key is not None else "")

@@ -10,7 +10,6 @@ Works with Redis 6.2 and newer. Every Redis fault is raised as QueueUnavailable.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import time
@@ -22,7 +21,7 @@ from adapter_store.errors import ConflictError, InputError, NotFoundError
 from adapter_store.jobs import scripts
 from adapter_store.jobs.claim import Claim
 from adapter_store.jobs.connection import guarded
-from adapter_store.jobs.keys import DEAD_KEPT, GROUP
+from adapter_store.jobs.keys import DEAD_KEPT, EVENTS_SECONDS, GROUP
 from adapter_store.jobs.ledger import Ledger, encode_job, missing, parse
 from adapter_store.jobs.record import Job, JobEvent, JobStatus, check_job_id
 from adapter_store.names import check_lineage
@@ -34,6 +33,7 @@ _POLL_SECONDS = 0.5
 
 Jobs = list[Job]
 JobEvents = list[JobEvent]
+Records = list[tuple[str, dict[str, str]]]
 
 
 class JobQueue:
@@ -78,6 +78,13 @@ class JobQueue:
             )
         return self._put(job, enqueue=False)
 
+    def retire(self, job: Job) -> None:
+        """Let an ended job whose outcome is in the journal leave Redis in time, with most metrics at once."""
+        keys = self._keys
+        with guarded(f"retire job {job.id}"):
+            touched = [keys.job(job.id), keys.events(job.id), keys.idempotency(job.idempotency_key)]
+            self._ledger.run(scripts.RETIRE, touched, [job.id, int(leaves_at(job))])
+
     def get(self, job_id: str) -> Job:
         """Return a job; raise NotFoundError."""
         return self._ledger.get(job_id)
@@ -90,18 +97,24 @@ class JobQueue:
         """
         count = min(max(limit, 1), _LARGEST_PAGE)
         with guarded("list the jobs"):
-            start = 0
-            if after is not None:
-                rank: Any = self._client.zrevrank(self._keys.index, check_job_id(after))
-                if rank is None:
-                    raise missing(after)
-                start = int(rank) + 1
-            ids: Any = self._client.zrevrange(self._keys.index, start, start + count - 1)
-            pipeline = self._client.pipeline(transaction=False)
-            for job_id in ids:
-                pipeline.hgetall(self._keys.job(job_id))
-            records: Any = pipeline.execute()
-        return [job for job_id, fields in zip(ids, records, strict=True) if (job := _parsed(fields, job_id))]
+            records = self._page(count, after)
+            while left := [job_id for job_id, fields in records if not fields]:
+                self._ledger.run(scripts.PRUNE, [self._keys.index], [self._keys.job_prefix, *left])
+                records = self._page(count, after)
+        return [job for job_id, fields in records if (job := _parsed(fields, job_id))]
+
+    def _page(self, count: int, after: str | None) -> Records:
+        start = 0
+        if after is not None:
+            rank: Any = self._client.zrevrank(self._keys.index, check_job_id(after))
+            if rank is None:
+                raise missing(after)
+            start = int(rank) + 1
+        ids: Any = self._client.zrevrange(self._keys.index, start, start + count - 1)
+        pipeline = self._client.pipeline(transaction=False)
+        for job_id in ids:
+            pipeline.hgetall(self._keys.job(job_id))
+        return [*zip(ids, pipeline.execute(), strict=True)]
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job: at once while it waits, by a flag that the worker reads while it runs.
@@ -216,10 +229,10 @@ class JobQueue:
         if job.lineage != self.lineage:
             raise InputError(f"job {job.id} is for {job.lineage!r}, this queue serves {self.lineage!r}")
         key = job.idempotency_key
-        field = hashlib.sha256(key.encode()).hexdigest() if key is not None else ""
-        arguments = [job.id, job.created_at, field, job.fingerprint, self._keys.job_prefix, int(enqueue)]
+        keyed = int(key is not None)
+        arguments = [job.id, job.created_at, keyed, job.fingerprint, self._keys.job_prefix, int(enqueue)]
         with guarded(f"queue job {job.id}"):
-            keys = [self._keys.job(job.id), self._keys.stream, self._keys.index, self._keys.idempotency]
+            keys = [self._keys.job(job.id), self._keys.stream, self._keys.index, self._keys.idempotency(key)]
             kind, holder = self._ledger.run(scripts.SUBMIT, keys, [*arguments, *encode_job(job)])
         if kind == "conflict":
             raise ConflictError(
@@ -233,6 +246,11 @@ class JobQueue:
             depth, first = self._ledger.run(scripts.WAITING, [self._keys.stream, self._keys.writer], [GROUP])
             clock: Any = self._client.time()
         return depth, max(clock[0] + clock[1] / 1e6 - _seconds_of(first), 0.0) if first else 0.0
+
+
+def leaves_at(job: Job) -> float:
+    """Return when an ended job leaves Redis, in seconds since 1970."""
+    return (job.finished_at or job.created_at) + EVENTS_SECONDS
 
 
 def _parsed(fields: dict[str, str], job_id: str) -> Job | None:

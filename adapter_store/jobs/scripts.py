@@ -12,7 +12,7 @@ Two habits run through them:
 
 from __future__ import annotations
 
-from adapter_store.jobs.keys import DEAD_KEPT, EVENTS_KEPT, EVENTS_SECONDS
+from adapter_store.jobs.keys import DEAD_KEPT, EVENTS_KEPT, EVENTS_SECONDS, METRICS_KEPT_AFTER
 
 _TERMINAL = """
 local function terminal(status)
@@ -21,12 +21,13 @@ end
 """
 
 # KEYS job, stream, index, idempotency
-# ARGV id, created_at, idempotency field or '', fingerprint, job prefix, 1 to enqueue, then field, value, ...
+# ARGV id, created_at, 1 if it has an idempotency key, fingerprint, job prefix, 1 to enqueue,
+# then field, value, ...
 SUBMIT = """
 redis.replicate_commands()
 if redis.call('EXISTS', KEYS[1]) == 1 then return {'known', ARGV[1]} end
-if ARGV[3] ~= '' then
-  local holder = redis.call('HGET', KEYS[4], ARGV[3])
+if ARGV[3] == '1' then
+  local holder = redis.call('GET', KEYS[4])
   local print = holder and redis.call('HGET', ARGV[5] .. holder, '_fingerprint')
   if print then
     if print ~= ARGV[4] then return {'conflict', holder} end
@@ -38,7 +39,7 @@ if ARGV[6] == '1' then
   redis.call('HSET', KEYS[1], '_entry', redis.call('XADD', KEYS[2], '*', 'job', ARGV[1]))
 end
 redis.call('ZADD', KEYS[3], ARGV[2], ARGV[1])
-if ARGV[3] ~= '' then redis.call('HSET', KEYS[4], ARGV[3], ARGV[1]) end
+if ARGV[3] == '1' then redis.call('SET', KEYS[4], ARGV[1]) end
 return {'new', ARGV[1]}
 """
 
@@ -215,6 +216,42 @@ redis.call('HSET', KEYS[1], '_cancel', '1', 'status', '"cancelled"', 'finished_a
 return 'cancelled'
 """
 )
+
+# KEYS job, events, idempotency   ARGV id, when its keys end in seconds since 1970
+# Memory comes back only from a stream that is written anew, not from one whose entries are deleted.
+RETIRE = (
+    _TERMINAL
+    + f"""
+redis.replicate_commands()
+if not terminal(redis.call('HGET', KEYS[1], 'status')) then return 0 end
+redis.call('EXPIREAT', KEYS[1], ARGV[2])
+if redis.call('GET', KEYS[3]) == ARGV[1] then redis.call('EXPIREAT', KEYS[3], ARGV[2]) end
+local function is_metrics(fields)
+  for i = 1, #fields, 2 do if fields[i] == 'type' then return fields[i + 1] == 'metrics' end end
+end
+local entries, metrics = redis.call('XRANGE', KEYS[2], '-', '+'), 0
+for _, entry in ipairs(entries) do if is_metrics(entry[2]) then metrics = metrics + 1 end end
+if metrics > {METRICS_KEPT_AFTER} then
+  local every = math.ceil(metrics / {METRICS_KEPT_AFTER})
+  redis.call('DEL', KEYS[2])
+  for _, entry in ipairs(entries) do
+    if is_metrics(entry[2]) then metrics = metrics - 1 end
+    if not is_metrics(entry[2]) or metrics % every == 0 then
+      redis.call('XADD', KEYS[2], entry[1], unpack(entry[2]))
+    end
+  end
+end
+redis.call('EXPIREAT', KEYS[2], ARGV[2])
+return 1
+"""
+)
+
+# KEYS index   ARGV job prefix, then job ids: those whose record has ended leave the index
+PRUNE = """
+for i = 2, #ARGV do
+  if redis.call('EXISTS', ARGV[1] .. ARGV[i]) == 0 then redis.call('ZREM', KEYS[1], ARGV[i]) end
+end
+"""
 
 # KEYS stream, writer   ARGV group
 # Returns {how many entries wait, id of the first of them or ''}. While the writer key lives, the entry that

@@ -1,7 +1,15 @@
 """Versions: immutable directories of adapter files, and the aliases that move between them."""
 
 from adapter_store.versions.aliases import AliasRecord, AliasTable
-from adapter_store.versions.manifest import Anchor, Gate, Manifest, ManifestDraft, MeasuredOn, Probe
+from adapter_store.versions.manifest import (
+    Anchor,
+    Gate,
+    Manifest,
+    ManifestDraft,
+    MeasuredOn,
+    Probe,
+    comparable_since,
+)
 from adapter_store.versions.store import VersionStore
 
 __all__ = [
@@ -14,4 +22,5 @@ __all__ = [
     "MeasuredOn",
     "Probe",
     "VersionStore",
+    "comparable_since",
 ]

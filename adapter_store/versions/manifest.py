@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
@@ -50,6 +51,11 @@ class MeasuredOn(BaseModel):
 
     dataset_id: str
     since: int = Field(ge=0)
+
+
+def comparable_since(splits: Mapping[str, MeasuredOn]) -> dict[str, int]:
+    """Return each task's first stage whose scores compare with the present ones."""
+    return {task: split.since for task, split in splits.items()}
 
 
 class Anchor(BaseModel):

@@ -44,7 +44,7 @@ async def complete(chat: ChatRequest, request: Request, gateway: GatewayDep) -> 
 
 
 async def _answer(gateway: Gateway, chat: ChatRequest) -> Response:
-    async with await open_chat(gateway, chat) as running:
+    async with open_chat(gateway, chat) as running:
         answers = await running.finish()
         body: dict[str, Any] = completion_body(head_of(chat, running), running, answers)
         return JSONResponse(body, headers={"x-adapter-version": running.leased.version})

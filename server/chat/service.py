@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from adapter_store.errors import InputError
@@ -26,29 +26,35 @@ _ROLES: dict[str, Role] = {
 }
 
 
-async def open_chat(gateway: Gateway, chat: ChatRequest) -> AbstractAsyncContextManager[Generation]:
-    """Check the request, load its pictures and return the generation to enter.
+@asynccontextmanager
+async def open_chat(gateway: Gateway, chat: ChatRequest) -> AsyncIterator[Generation]:
+    """Check the request, then load its pictures and run the generation inside the block.
 
     Raises:
         InputError: a field is out of bounds, a picture is unusable, or there is nothing to answer.
+        UnknownModel: no such model or version; no picture was fetched.
         NotReady: the server is still starting.
     """
     serving = gateway.ready()
     sampling = sampling_of(chat, gateway.limits, serving.max_model_len)
     messages, urls = turns_of(chat.messages, gateway.limits)
-    files = [await gateway.pictures.fetch(url) for url in urls]
+    await serving.live.resolve(chat.model)
     ignored = chat.ignored_fields()
     if ignored:
         log("fields of a chat request have no effect here", fields_ignored=ignored)
-    return generation(
-        serving,
-        gateway.metrics,
-        model=chat.model,
-        messages=messages,
-        images=gateway.pictures.decoded(files),
-        sampling=sampling,
-        choices=chat.n or 1,
-    )
+    async with (
+        gateway.pictures.fetched(urls) as files,
+        generation(
+            serving,
+            gateway.metrics,
+            model=chat.model,
+            messages=messages,
+            images=gateway.pictures.decoded_once(files),
+            sampling=sampling,
+            choices=chat.n or 1,
+        ) as running,
+    ):
+        yield running
 
 
 def sampling_of(chat: ChatRequest, limits: Limits, max_model_len: int) -> Sampling:

@@ -40,7 +40,7 @@ class HeldStream(StreamingResponse):
 async def stream_chat(gateway: Gateway, chat: ChatRequest) -> HeldStream:
     """Return the response once the first chunk is in hand; before that, errors are plain error answers."""
     async with AsyncExitStack() as stack:
-        running = await stack.enter_async_context(await open_chat(gateway, chat))
+        running = await stack.enter_async_context(open_chat(gateway, chat))
         chunks = running.chunks()
         stack.push_async_callback(chunks.aclose)  # type: ignore[attr-defined]
         first = await anext(chunks)

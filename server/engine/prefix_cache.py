@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +95,11 @@ class PrefixCache:
         if entry is not None:
             self._entries.move_to_end(key)
         return entry
+
+    def touch(self, keys: Iterable[bytes]) -> None:
+        """Mark remembered segments used, the last one latest."""
+        for key in keys:
+            self._entries.move_to_end(key)
 
     def put(self, key: bytes, entry: torch.Tensor) -> None:
         """Keep a segment, unless it alone is larger than the cache."""

@@ -80,9 +80,9 @@ class Scheduler:
         return True
 
     def remember(self, sequence: Sequence) -> None:
-        """Keep the prompt segments that a healthy row computed."""
-        for segment in sequence.segments:
-            if segment.start >= sequence.cached and segment.key not in self.prefixes:
+        """Keep the prompt segments of a healthy row, heads newest: without its head a tail is of no use."""
+        for segment in reversed(sequence.segments):
+            if self.prefixes.get(segment.key) is None:
                 kept = self.memory.read(sequence.slot, segment.start, segment.stop)
                 self.prefixes.put(segment.key, kept)
 
@@ -159,12 +159,15 @@ class Scheduler:
             raise
         sequence.slot = len(self.running)
         self.running.append(sequence)
+        found: list[bytes] = []
         for segment in sequence.segments:
             kept = self.prefixes.get(segment.key)
             if kept is None:
                 break
             self.memory.write(sequence.slot, segment.start, kept)
             sequence.filled = sequence.cached = segment.stop
+            found.append(segment.key)
+        self.prefixes.touch(reversed(found))
         if sequence.cached:
             self.prefix_hits += 1
         elif sequence.segments:

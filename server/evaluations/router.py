@@ -10,7 +10,7 @@ from fastapi.responses import PlainTextResponse
 
 from adapter_store.matrix import AccuracyMatrix
 from adapter_store.names import BASE_VERSION, check_version_id
-from adapter_store.versions import Manifest
+from adapter_store.versions import Manifest, comparable_since
 from server.adaptation import STABLE
 from server.gateway import Gateway, GatewayDep
 from server.openapi import example
@@ -53,11 +53,12 @@ async def matrix(
     table = manifest.accuracy if manifest else AccuracyMatrix.empty()
     if form == "csv" or (form is None and "text/csv" in request.headers.get("accept", "")):
         return PlainTextResponse(table.to_csv(), media_type="text/csv")
-    forgotten = {task: table.forgetting_of(task) for task in table.tasks}
+    since = comparable_since(manifest.splits) if manifest else {}
+    forgotten = {task: table.forgetting_of(task, since) for task in table.tasks}
     return {
         "version": manifest.version if manifest else BASE_VERSION,
         **table.model_dump(mode="json"),
-        **table.summary(),
+        **table.summary(since),
         "forgetting_by_task": forgotten,
         "routing_leak": manifest.routing_leak if manifest else {},
         "zero_shot_retention": manifest.zero_shot_retention if manifest else None,

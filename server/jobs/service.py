@@ -51,6 +51,7 @@ def _cancel(link: QueueLink, job_id: str) -> Job:
     job = link.queue().cancel(job_id)
     if job.status.terminal:
         link.journal.record(job)
+        link.queue().retire(job)
     return job
 
 

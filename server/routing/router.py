@@ -51,8 +51,7 @@ async def explain_get(
     image: Annotated[str | None, Query(description="data: URL, or an allowed http URL")] = None,
 ) -> dict[str, Any]:
     """Return the increments that would answer, their tasks, cosines, and both parts of each coefficient."""
-    picture = await gateway.pictures.fetch(image) if image else None
-    return await explained(gateway, check_question(gateway, question, picture, model, None))
+    return await explained(gateway, check_question(gateway, question, image or None, model, None))
 
 
 @router.post(

@@ -18,9 +18,10 @@ async def explained(gateway: Gateway, asked: Asked) -> dict[str, Any]:
     """Return the routing of a question; nothing is generated and nothing is counted."""
     serving = gateway.ready()
     images = () if asked.image is None else (asked.image,)
-    async with serving.live.lease(asked.model) as leased:
+    await serving.live.resolve(asked.model)
+    async with gateway.pictures.fetched(images) as files, serving.live.lease(asked.model) as leased:
         messages = (Message(role="user", text=asked.question, images=len(images)),)
-        prepared = await prepared_question(serving, leased, messages, gateway.pictures.decoded(images))
+        prepared = await prepared_question(serving, leased, messages, gateway.pictures.decoded_once(files))
         state = leased.resident.state if leased.resident else None
         found = None
         if state is not None and prepared.query is not None:

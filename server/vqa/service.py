@@ -21,10 +21,10 @@ from server.uploads import form_number, is_multipart, received_form
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One question, its picture if it has one, and who shall answer."""
+    """One question, its picture (a file or a URL) if it has one, and who shall answer."""
 
     question: str
-    image: bytes | None
+    image: bytes | str | None
     model: str
     max_tokens: int | None
 
@@ -33,11 +33,9 @@ async def read_question(gateway: Gateway, request: Request) -> Asked:
     """Read the request; raise InputError if the question or picture cannot be used."""
     if is_multipart(request):
         async with received_form(request, gateway.uploads, asyncio.to_thread) as form:
-            image = None
+            image: bytes | str | None = form.fields.get("image") or None
             if "image" in form.files:
                 image = await asyncio.to_thread(form.files["image"].read_picture)
-            elif form.fields.get("image"):
-                image = await gateway.pictures.fetch(form.fields["image"])
             tokens = form_number(form.fields, "max_tokens", int)
             return check_question(
                 gateway, form.fields.get("question"), image, form.fields.get("model"), tokens
@@ -46,12 +44,13 @@ async def read_question(gateway: Gateway, request: Request) -> Asked:
     url = body.get("image")
     if url is not None and not isinstance(url, str):
         raise InputError("image must be a data: URL", param="image")
-    image = await gateway.pictures.fetch(url) if url else None
-    return check_question(gateway, body.get("question"), image, body.get("model"), body.get("max_tokens"))
+    return check_question(
+        gateway, body.get("question"), url or None, body.get("model"), body.get("max_tokens")
+    )
 
 
 def check_question(
-    gateway: Gateway, question: Any, image: bytes | None, model: Any, max_tokens: Any
+    gateway: Gateway, question: Any, image: bytes | str | None, model: Any, max_tokens: Any
 ) -> Asked:
     """Return the question with its defaults; raise InputError for a field that cannot be used."""
     if not isinstance(question, str) or not question.strip():
@@ -71,14 +70,18 @@ async def answer(gateway: Gateway, asked: Asked) -> dict[str, Any]:
     started = time.perf_counter()
     images = () if asked.image is None else (asked.image,)
     wanted = asked.max_tokens or min(gateway.limits.default_max_tokens, serving.max_model_len)
-    async with generation(
-        serving,
-        gateway.metrics,
-        model=asked.model,
-        messages=(Message(role="user", text=asked.question, images=len(images)),),
-        images=gateway.pictures.decoded(images),
-        sampling=Sampling(max_tokens=wanted),
-    ) as running:
+    await serving.live.resolve(asked.model)
+    async with (
+        gateway.pictures.fetched(images) as files,
+        generation(
+            serving,
+            gateway.metrics,
+            model=asked.model,
+            messages=(Message(role="user", text=asked.question, images=len(images)),),
+            images=gateway.pictures.decoded_once(files),
+            sampling=Sampling(max_tokens=wanted),
+        ) as running,
+    ):
         given = (await running.finish())[0]
         return {
             "answer": given.text.strip(),

@@ -123,6 +123,14 @@ def test_unknown_models(http: httpx.Client, model: str):
     assert "strata@base" in error["message"]
 
 
+def test_no_picture_is_fetched_for_an_unknown_model(http: httpx.Client):
+    url = "https://example.com/x.png"
+    refused(http.post(CHAT, json={**with_image(url), "model": "strata@v99"}), 404)
+    asked = {"question": "What?", "image": url, "model": "strata@v99"}
+    refused(http.post("/v1/vqa", json=asked), 404)
+    refused(http.get("/v1/routing:explain", params=asked), 404)
+
+
 def test_special_tokens_and_client_set_internals_change_nothing(http: httpx.Client):
     plain = http.post(CHAT, json=chat_body()).json()["choices"][0]["message"]["content"]
     sent = http.post(

@@ -68,6 +68,23 @@ def test_a_retrained_task_counts_from_its_latest_training() -> None:
     assert matrix.mean_average_accuracy() == pytest.approx((0.6 + 0.65 + 0.8 + 0.875) / 4)
 
 
+def test_scores_from_an_earlier_held_out_set_take_no_part() -> None:
+    matrix = AccuracyMatrix(
+        tasks=("a", "b"),
+        base=(0.1, 0.1),
+        rows=((0.9, None), (0.6, 0.8), (0.5, 0.7), (0.55, 0.7)),
+        trained=("a", "b", "b", "b"),
+    )
+    # a was measured on another set up to stage 0; on the present one it had 0.6, 0.5, 0.55.
+    since = {"a": 1}
+    assert matrix.forgetting_of("a", since) == pytest.approx(0.6 - 0.55)
+    assert matrix.backward_transfer(since) == pytest.approx(0.55 - 0.6)
+    assert matrix.forgetting(since) == pytest.approx((0.05 + 0.1) / 2)
+    assert matrix.summary(since)["backward_transfer"] == pytest.approx(0.55 - 0.6)
+    assert matrix.forgetting_of("a", {"a": 3}) is None
+    assert matrix.backward_transfer({"a": 3}) == 0.0
+
+
 def test_missing_scores_take_no_part() -> None:
     matrix = AccuracyMatrix(
         tasks=("a", "b"), base=(None, 0.2), rows=((0.5, float("nan")), (None, 0.6)), trained=("a", "b")

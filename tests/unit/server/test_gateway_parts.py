@@ -15,13 +15,17 @@ import pytest
 
 from adapter_store.datasets import DatasetStore
 from adapter_store.errors import InputError, NotFoundError
+from adapter_store.matrix import AccuracyMatrix
+from adapter_store.versions import Manifest, MeasuredOn
+from server.adaptation import show_quality
 from server.adapters.service import expected_revision
 from server.files.store import FileStore, StoredFile, no_file
 from server.jobs.hyperparameters import checked_hyperparameters, from_text
 from server.jobs.submission import checked_metadata, scoped_key
 from server.logs import JsonFormatter
 from server.metrics import Metrics
-from server.uploads import safe_filename
+from server.pools import FILES
+from server.uploads import received_form, safe_filename
 
 
 def test_files_are_kept_listed_and_deleted(tmp_path: Path):
@@ -163,6 +167,28 @@ def test_client_file_names_are_tamed(name: str, kept: str):
     assert safe_filename(name) == kept
 
 
+async def test_uploads_are_removed_off_the_event_loop(tmp_path: Path):
+    body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nabc\r\n--x--\r\n'
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body}
+
+    removed_in: list[str] = []
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        if event in ("os.remove", "os.rmdir", "shutil.rmtree") and str(tmp_path) in str(arguments):
+            removed_in.append(threading.current_thread().name)
+
+    sys.addaudithook(watch)
+    headers = [(b"content-type", b"multipart/form-data; boundary=x")]
+    request = Request({"type": "http", "method": "POST", "headers": headers}, receive)
+    async with received_form(request, tmp_path / "up", FILES.run) as form:
+        assert form.file("file").path.read_bytes() == b"abc"
+    assert list((tmp_path / "up").iterdir()) == []
+    assert removed_in
+    assert all(name.startswith("files") for name in removed_in)
+
+
 def test_a_log_line_cannot_be_forged():
     record = logging.LogRecord("strata", logging.INFO, "x", 1, "got %s", ("a\r\nb\x1b[31m\u2028",), None)
     record.fields = {"name": "x\ny\x9b"}
@@ -226,3 +252,29 @@ def test_a_file_deleted_while_it_is_listed_or_read_harms_nobody(
 
     monkeypatch.setattr(store, "get", deleted_meanwhile)
     assert store.list() == [records[2]]
+
+
+def test_shown_forgetting_compares_scores_of_one_held_out_set_only():
+    matrix = AccuracyMatrix(
+        tasks=("a", "b"), base=(0.1, 0.1), rows=((0.9, None), (0.6, 0.8), (0.5, 0.8)), trained=("a", "b", "b")
+    )
+    manifest = Manifest(
+        version="v3",
+        lineage="strata",
+        fence=1,
+        files={},
+        base_id="b",
+        base_digest="0" * 64,
+        job_id="job-1",
+        dataset_id="ds-1",
+        task="b",
+        decision="retrain",
+        tasks=("a", "b"),
+        accuracy=matrix,
+        splits={"a": MeasuredOn(dataset_id="ds-2", since=1)},
+    )
+    metrics = Metrics()
+    show_quality(metrics, manifest)
+    lost = metrics.registry.get_sample_value("strata_task_forgetting_ratio", {"task": "a"})
+    assert lost == pytest.approx(0.1)
+    assert metrics.registry.get_sample_value("strata_backward_transfer_ratio") == pytest.approx(-0.1)

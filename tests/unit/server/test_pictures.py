@@ -70,6 +70,47 @@ async def test_a_picture_larger_than_all_room_is_still_decoded_alone():
         assert image.size == (5, 5)
 
 
+async def test_fetched_files_wait_for_room_until_those_before_are_decoded(monkeypatch: pytest.MonkeyPatch):
+    started: list[str] = []
+    held = 0
+
+    class Counting(PictureLoader):
+        async def fetch(self, url: str) -> bytes:
+            started.append(url)
+            return png("red", 5)
+
+    loader = Counting(max_bytes=1000, max_fetched_bytes=2000)
+    one, two = asyncio.Event(), asyncio.Event()
+
+    async def ask(urls: list[str], decode: asyncio.Event) -> None:
+        nonlocal held
+        async with loader.fetched(urls) as files:
+            held = max(held, sum(map(len, files.files)))
+            await decode.wait()
+            async with loader.decoded_once(files) as images:
+                assert len(images) == len(urls)
+                assert files.files == []
+                await asyncio.sleep(0.01)
+
+    first = asyncio.create_task(ask(["http://a", "http://b"], one))
+    second = asyncio.create_task(ask(["http://c", "http://d"], two))
+    inline = asyncio.create_task(ask(["data:,"], one))
+    await asyncio.sleep(0.01)
+    assert started == ["http://a", "http://b", "data:,"]
+    one.set()
+    two.set()
+    await asyncio.gather(first, second, inline)
+    assert started[3:] == ["http://c", "http://d"]
+
+
+async def test_room_comes_back_when_a_fetch_fails():
+    loader = PictureLoader(max_bytes=10, max_fetched_bytes=10)
+    for _ in range(2):
+        with pytest.raises(ImageError):
+            async with loader.fetched(["http://not-listed/x.png"]):
+                raise AssertionError("fetched")
+
+
 @pytest.mark.parametrize(
     "url",
     [
