@@ -13,7 +13,7 @@ from server.gateway import GatewayDep
 from server.openapi import body_example, example, form_example, merged
 from server.pools import DATASETS, FILES
 from server.tasks.service import read_json
-from server.uploads import is_multipart, received_form, scratch_folder
+from server.uploads import is_multipart, received_form
 
 router = APIRouter(prefix="/v1", tags=["teach"])
 

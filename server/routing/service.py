@@ -43,9 +43,10 @@ async def exported(gateway: Gateway, asked: Asked) -> Exported:
     """
     serving = gateway.ready()
     images = () if asked.image is None else (asked.image,)
-    async with serving.live.lease(asked.model) as leased:
+    await serving.live.resolve(asked.model)
+    async with gateway.pictures.fetched(images) as files, serving.live.lease(asked.model) as leased:
         messages = (Message(role="user", text=asked.question, images=len(images)),)
-        prepared = await prepared_question(serving, leased, messages, gateway.pictures.decoded(images))
+        prepared = await prepared_question(serving, leased, messages, gateway.pictures.decoded_once(files))
         if leased.resident is None or prepared.coefficients is None:
             text = f"{asked.model!r} is the plain base now: there are no increments to export; teach a task"
             raise InputError(text, param="model")

@@ -7,11 +7,14 @@ import logging
 import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from starlette.requests import Request
+from starlette.types import Message
 
 from adapter_store.datasets import DatasetStore
 from adapter_store.errors import InputError, NotFoundError
