@@ -14,10 +14,20 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from adapter_store.errors import (
+    BaseMismatch,
+    ProbeFailed,
+    StateError,
+    StateInvalid,
+    TargetMismatch,
+    VersionCorrupt,
+)
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _GAPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _SWAPS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_REFUSALS = (VersionCorrupt, ProbeFailed, StateError, BaseMismatch, TargetMismatch, StateInvalid)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 
 
@@ -80,6 +90,8 @@ class Metrics:
         self.rejected = self._counter(
             "adapter_rejections_total", "Versions refused before use, by reason.", "reason"
         )
+        for refusal in _REFUSALS:  # a series that first appears with 1 never increases from 0
+            self.rejected.labels(refusal.code)
 
     def _build_quality(self) -> None:
         self.task_accuracy = self._gauge(

@@ -64,6 +64,11 @@ class WorkerMetrics:
             "Score beside the base's, untaught",
             registry=registry,
         )
+        self.max_forgetting = Gauge(
+            "strata_policy_max_forgetting_ratio",
+            "Largest drop of a known task that the gate lets pass",
+            registry=registry,
+        )
         self.promotions = Counter(
             "strata_promotions", "Versions promoted or held back", ["decision"], registry=registry
         )

@@ -64,13 +64,20 @@ def open_workshop(settings: WorkerSettings) -> Workshop:
         retention=RetentionProbe(
             generic_probe, count=settings.retention_questions, folder=held_out.parent / ".retention"
         ),
-        metrics=WorkerMetrics(),
+        metrics=metrics_of(settings),
         policy=policy_of(settings),
         defaults=defaults_of(settings),
         method=method_of(settings),
         prefix_cache_bytes=settings.prefix_cache_bytes,
         end_ids=renderer.stop_ids,
     )
+
+
+def metrics_of(settings: WorkerSettings) -> WorkerMetrics:
+    """Return the worker's series, with the bound that alerts compare with."""
+    metrics = WorkerMetrics()
+    metrics.max_forgetting.set(settings.max_forgetting)
+    return metrics
 
 
 def policy_of(settings: WorkerSettings) -> Policy:

@@ -13,6 +13,8 @@ import yaml
 
 from server.metrics import Metrics
 from trainer_worker.metrics import WorkerMetrics
+from trainer_worker.opening import metrics_of
+from trainer_worker.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -56,6 +58,18 @@ def test_every_series_exists(title: str, expression: str):
     named = set(SERIES.findall(expression))
     assert named or expression.startswith(("up{", "strata:"))
     assert named <= exposed_series(), title
+
+
+def test_the_first_refusal_of_a_version_is_an_increase():
+    shown = Metrics().render().decode()
+    for reason in ("version_corrupt", "probe_failed", "state_error", "base_mismatch", "target_mismatch"):
+        assert f'strata_adapter_rejections_total{{reason="{reason}"}} 0.0' in shown
+
+
+def test_the_forgetting_alert_follows_the_policy():
+    assert "strata_policy_max_forgetting_ratio" in dict(expressions())["StrataForgetting"]
+    metrics = metrics_of(WorkerSettings(max_forgetting=0.05))
+    assert metrics.registry.get_sample_value("strata_policy_max_forgetting_ratio") == 0.05
 
 
 def test_recorded_series_that_dashboards_use_are_recorded():
