@@ -159,6 +159,12 @@ class _Run:
         self.shop.replicas.increments.check_fits(state, record.version)
         return Parent.of(manifest, state)
 
+    def _tell_ignored(self, state: AdapterState) -> None:
+        if ignored := self.shop.method.ignored_for(state):
+            text = "; ".join(f"{name} stays {value}" for name, value in ignored.items())
+            text = f"settings of a lineage hold from its first task on: {text}"
+            self.progress.message(text, level="warn", data=ignored)
+
     def _encode(self, dataset: Dataset, state: AdapterState) -> Encoded:
         encoded = self.shop.featurizer.encode(
             dataset.examples, dataset.image, state.routing, check=self.check
@@ -205,6 +211,7 @@ class _Run:
         generator = torch.Generator().manual_seed(settings.seed)
         queries = encoded.queries[torch.tensor(train)]
         task = verdict.task
+        state = self.shop.method.with_fixed_tau(state)
         if verdict.decision == "retrain":
             old = state.centroids[state.centroid_task == state.task_index(task)]
             merged = torch.cat([old, queries])

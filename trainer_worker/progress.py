@@ -72,7 +72,7 @@ class Progress:
             return
         self._prepared = now
         data = {"prepared": done, "to_prepare": total}
-        self._reporter.event(f"{done} of {total} examples are prepared", type="metrics", data=data)
+        self._reporter.event(f"{done} of {total} examples are prepared", data=data)
 
     def training(self, step: int, total: int, values: Mapping[str, float], *, eta_seconds: float) -> None:
         """Report one training step; at most one event a second goes out, besides the last step's."""

@@ -30,6 +30,20 @@ class Method:
     contextual: bool = True
     calibrate_tau: bool = True
 
+    def ignored_for(self, state: AdapterState) -> dict[str, str]:
+        """Return by name which settings differ from what a lineage was begun with, which stays."""
+        pairs = {
+            "STRATA_RANK": (self.rank, state.rank),
+            "STRATA_SPAN": (self.span, state.span),
+            "STRATA_ROUTING": (self.routing.mode, state.routing.mode),
+            "STRATA_TOP_M": (self.routing.top_m, state.routing.top_m),
+        }
+        return {name: f"{stays}, not {set_}" for name, (set_, stays) in pairs.items() if set_ != stays}
+
+    def with_fixed_tau(self, state: AdapterState) -> AdapterState:
+        """Return the state with the tau that is fixed, if one is."""
+        return state if self.calibrate_tau else state.with_routing(tau=self.routing.tau)
+
 
 @dataclass(frozen=True, slots=True)
 class Workshop:

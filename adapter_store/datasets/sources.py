@@ -13,8 +13,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from adapter_store.datasets.archive import Member, clean_name, name_fault
 from adapter_store.datasets.records import Limits, shown
@@ -43,14 +42,6 @@ class ImageSource:
         self._by_last: dict[str, list[str]] = {}
         self._checked: dict[str, StoredImage] = {}
         self._count = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -106,10 +97,6 @@ class ImageSource:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
             out.write(data)
         return path
-
-    def read(self, name: str) -> bytes:
-        """Return the bytes of a picture as they were uploaded."""
-        return self._files[name].read_bytes()
 
     def check(self, name: str) -> StoredImage:
         """Decode a picture once and return what to store of it.

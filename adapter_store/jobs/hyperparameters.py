@@ -28,16 +28,21 @@ class Hyperparameters(BaseModel):
         down_rate_ratio: Rate of the down projections, relative to their own size, beside the peak rate.
         aimed: New down projections look where a survey of the base finds the answers (else: at random).
         survey_samples: Training samples that the survey runs.
+        learning_rate_multiplier: Factor on ``learning_rate``, as the OpenAI API names it.
         context_learning_rate: Rate of the contextual logits w.
         warmup_ratio: Share of the run in which the rate grows from 0.
         dropout: Share of an increment's rank components that each row of a batch trains without.
+        weight_decay: Share of a weight that a step at rate 1 takes away (decoupled).
+        beta2: Decay of the optimizer's mean of squared gradients.
         clip_norm: Gradients are clipped to this L2 norm; 0: not clipped.
         patience: Validations without improvement before training stops; 0: never stop early.
         validation_ratio: Share of the training pictures used to notice a plateau (never held-out ones).
+        ema_mode: Weight of the EMA-balanced update (eqs. 8 to 10); ``off``: the trained values as they are.
         share: Whether increments of other tasks that the batch uses may move, too (backward transfer).
         rows_per_task: Increments added by an expansion (S).
         validation_cap: Most pictures used so.
         target_accuracy: Validation score at which the rate starts to decay; over 1: never.
+        seed: Seed of keys, new increments, the validation split and the order of batches.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -218,6 +218,7 @@ return 'cancelled'
 )
 
 # KEYS job, events, idempotency   ARGV id, when its keys end in seconds since 1970
+# What tells how many samples are prepared comes once a second, too, and counts as metrics.
 # Memory comes back only from a stream that is written anew, not from one whose entries are deleted.
 RETIRE = (
     _TERMINAL
@@ -227,7 +228,9 @@ if not terminal(redis.call('HGET', KEYS[1], 'status')) then return 0 end
 redis.call('EXPIREAT', KEYS[1], ARGV[2])
 if redis.call('GET', KEYS[3]) == ARGV[1] then redis.call('EXPIREAT', KEYS[3], ARGV[2]) end
 local function is_metrics(fields)
-  for i = 1, #fields, 2 do if fields[i] == 'type' then return fields[i + 1] == 'metrics' end end
+  local found = {{}}
+  for i = 1, #fields, 2 do found[fields[i]] = fields[i + 1] end
+  return found.type == 'metrics' or string.find(found.data or '', '{{"prepared":', 1, true) == 1
 end
 local entries, metrics = redis.call('XRANGE', KEYS[2], '-', '+'), 0
 for _, entry in ipairs(entries) do if is_metrics(entry[2]) then metrics = metrics + 1 end end

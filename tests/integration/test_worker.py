@@ -45,6 +45,19 @@ def test_a_job_goes_through_all_phases_to_a_stable_version(site: Site):
     assert site.versions.aliases.get("stable").version == "v1"  # type: ignore[union-attr]
 
 
+def test_settings_of_a_lineage_stay_with_a_warning_and_a_fixed_tau_applies(site: Site):
+    site.finish(site.submit("colors", epochs=2))
+    site.versions.aliases.move("stable", "v1", expected_revision=0, reason="by hand", actor="test")
+    site.settings = site.settings.model_copy(update={"rank": 8, "top_m": 3, "tau": 0.25})
+    second = site.finish(site.submit("shades", "Say what you see in this picture, please.", epochs=2))
+    warned = [event for event in site.queue.events(second.id, limit=500) if event.level == "warn"]
+    assert {"STRATA_RANK": "4, not 8", "STRATA_TOP_M": "2, not 3"} in [event.data for event in warned]
+    version = second.result_version
+    assert version is not None
+    state = AdapterState.load(site.versions.fetch(version), base_digest=None)
+    assert (state.rank, state.routing.top_m, state.routing.tau) == (4, 2, 0.25)
+
+
 def test_a_second_task_builds_on_the_first_and_a_known_one_is_retrained(site: Site):
     site.finish(site.submit("colors"))
     second = site.finish(site.submit("shades", "Say what you see in this picture, please."))

@@ -8,6 +8,7 @@ import json
 import sys
 import tarfile
 import zipfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,10 @@ def read(tmp_path: Path, content: bytes) -> tuple[list[Example], list[bytes], Re
     path = tmp_path / "upload.bin"
     path.write_bytes(content)
     examples, source, report = read_upload(path)
-    with source:
-        pictures = [source.read(example.image) for example in examples if example.image is not None]
+    with closing(source):
+        pictures = [
+            source.check(example.image).path.read_bytes() for example in examples if example.image is not None
+        ]
     return examples, pictures, report
 
 
@@ -194,7 +197,7 @@ def test_parquet_of_hugging_face(tmp_path: Path, parts: bool) -> None:
         rows.append({"messages": messages, "images": [{"bytes": data, "path": "x.png"}], "extra": 1})
     parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "upload.bin")
     examples, source, report = read_upload(tmp_path / "upload.bin")
-    with source:
+    with closing(source):
         assert report.faults == ()
         assert [example.turns for example in examples] == WANTED
         assert report.format == "sharegpt (parquet)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -75,6 +76,11 @@ def test_metrics_go_out_once_a_second_and_always_at_the_end():
     assert ledger.fields["phase"] == "train"
     assert ledger.fields["seconds"] == {"train": 3.0}
     assert ledger.fields["estimated_finish"] > 0
+
+
+def test_every_hyperparameter_is_explained():
+    explained = set(re.findall(r"^ {4,}(\w+): ", Hyperparameters.__doc__ or "", re.MULTILINE))
+    assert set(Hyperparameters.model_fields) <= explained
 
 
 def test_preparation_is_told_once_a_second():
