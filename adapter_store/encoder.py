@@ -24,6 +24,7 @@ class SentenceEncoder:
         folder: model and tokenizer as transformers saves them.
         device: where the model runs.
         cache_size: texts to remember.
+        batch_size: texts encoded at once.
 
     Raises:
         BaseModelError: the folder holds no encoder.
@@ -35,6 +36,7 @@ class SentenceEncoder:
         device: torch.device | str = "cpu",
         *,
         cache_size: int = 16384,
+        batch_size: int = 64,
     ) -> None:
         from transformers import AutoModel, AutoTokenizer
 
@@ -48,6 +50,7 @@ class SentenceEncoder:
         self.width = int(model.config.hidden_size)
         positions = getattr(model.config, "max_position_embeddings", _MAX_TOKENS)
         self._max_tokens = int(min(_MAX_TOKENS, positions, self._tokenizer.model_max_length))
+        self._batch_size = batch_size
         self._cache_size = cache_size
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._cache_lock = threading.Lock()
@@ -56,8 +59,7 @@ class SentenceEncoder:
     def encode(self, texts: list[str]) -> Tensor:
         """Return the unit vectors of texts.
 
-        Long texts are cut at the encoder's context. Each distinct text that is not remembered is run once,
-        and its vector does not depend on the texts beside it.
+        Long texts are cut at the encoder's context. Each distinct text that is not remembered is run once.
 
         Returns:
             ``[B, width]`` float32 on the CPU.
@@ -89,16 +91,21 @@ class SentenceEncoder:
                 self._cache.popitem(last=False)
 
     def _run(self, texts: list[str]) -> dict[str, Tensor]:
-        """Encode distinct texts one by one: padding, and even the size of a batch, change the last bits."""
-        # Cloned outside inference mode: inference tensors may not enter a training graph.
-        return {text: self._forward(text).clone() for text in texts}
+        """Encode distinct texts, shortest first so that batches hold little padding."""
+        ordered = sorted(texts, key=len)
+        vectors: dict[str, Tensor] = {}
+        for start in range(0, len(ordered), self._batch_size):
+            batch = ordered[start : start + self._batch_size]
+            # Cloned outside inference mode: inference tensors may not enter a training graph.
+            vectors.update(zip(batch, self._forward(batch).clone(), strict=True))
+        return vectors
 
     @torch.inference_mode()
-    def _forward(self, text: str) -> Tensor:
+    def _forward(self, texts: list[str]) -> Tensor:
         inputs = self._tokenizer(
-            [text], truncation=True, max_length=self._max_tokens, return_tensors="pt"
+            texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
         ).to(self._device)
-        hidden = self._model(**inputs).last_hidden_state[0].float()
-        mask = inputs["attention_mask"][0].unsqueeze(-1).to(hidden)
-        mean = (hidden * mask).sum(dim=0) / mask.sum().clamp_min(1.0)
+        hidden = self._model(**inputs).last_hidden_state.float()
+        mask = inputs["attention_mask"].unsqueeze(-1).to(hidden)
+        mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1.0)
         return F.normalize(mean, dim=-1).cpu()

@@ -46,8 +46,7 @@ class Explanation:
 def cosines(state: AdapterState, queries: Tensor) -> Tensor:
     """Return the cosine of every query with every key.
 
-    Computed in float64 and rounded, so that a request's result hardly depends on its batch mates; where
-    every bit counts, route requests one by one.
+    Computed in float64 and rounded, so that a request's result does not depend on its batch mates.
 
     Args:
         state: the version's state.

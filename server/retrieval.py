@@ -153,26 +153,34 @@ class Retriever:
         pictures = [image for question, _ in items for image in question.images]
         features = iter(self._vision.encode(pictures)) if pictures else iter(())
         images = [tuple(next(features) for _ in question.images) for question, _ in items]
+        routed = self._coefficients(items, images)
         return [
-            _prepared(question, prompt, own, *self._routed(question, prompt, own))
-            for (question, prompt), own in zip(items, images, strict=True)
+            _prepared(question, prompt, images[index], *routed.get(index, (None, None)))
+            for index, (question, prompt) in enumerate(items)
         ]
 
-    def _routed(
-        self, question: Question, prompt: RenderedPrompt, images: tuple[ImageFeatures, ...]
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Return c of eq. 5, ``[N]``, and the query ``[q]``; None for both if there is no state.
+    def _coefficients(
+        self, items: Sequence[tuple[Question, RenderedPrompt]], images: Sequence[tuple[ImageFeatures, ...]]
+    ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """Return c of eq. 5, ``[N]``, and the query ``[q]``, for every item that has a state, by state.
 
-        The query's picture is the first one, as in training. Each question is routed by itself: the size of
-        a batch changes the last bits, and with them what may share a remembered prefix.
+        The query's picture is the first one, as in training.
         """
-        state = question.state
-        if state is None:
-            return None, None
-        pooled = images[0].pooled if images else None
-        with torch.inference_mode():
-            query = self._queries.encode([prompt.query_text], [pooled], state.routing)
-            return coefficients(state, query)[0].float().clone(), query[0].clone()
+        groups: dict[int, list[int]] = {}
+        for index, (question, _) in enumerate(items):
+            if question.state is not None:
+                groups.setdefault(id(question.state), []).append(index)
+        found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        for indices in groups.values():
+            state = items[indices[0]][0].state
+            assert state is not None
+            texts = [items[index][1].query_text for index in indices]
+            pooled = [images[index][0].pooled if images[index] else None for index in indices]
+            with torch.inference_mode():
+                queries = self._queries.encode(texts, pooled, state.routing)
+                rows = coefficients(state, queries).float().clone()
+            found.update(zip(indices, zip(rows, queries.clone(), strict=True), strict=True))
+        return found
 
 
 def _prepared(
