@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, field_validator
 
 from adapter_store.errors import InputError
 from adapter_store.settings import SharedSettings
+from server.engine.requests import MAX_LOGPROBS, MAX_STOP_STRINGS
 
 FLAG_ALIASES = {
     "--model": "base",
@@ -60,8 +61,8 @@ class GatewaySettings(SharedSettings):
     max_images: int = Field(default=16, ge=1, le=256, description="pictures per request")
     max_messages: int = Field(default=256, ge=1, le=10_000, description="messages per request")
     max_choices: int = Field(default=8, ge=1, le=128, description="largest n")
-    max_stop: int = Field(default=4, ge=1, le=16, description="stop strings per request")
-    max_logprobs: int = Field(default=20, ge=0, le=20, description="largest top_logprobs")
+    max_stop: int = Field(default=4, ge=1, le=MAX_STOP_STRINGS, description="stop strings per request")
+    max_logprobs: int = Field(default=20, ge=0, le=MAX_LOGPROBS, description="largest top_logprobs")
     default_max_tokens: int = Field(
         default=256, ge=1, description="answer length when the request names none"
     )

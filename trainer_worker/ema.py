@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from adapter_store.errors import InputError
+from adapter_store.jobs.hyperparameters import EmaMode
 
-EmaMode = Literal["normalised", "released", "fixed", "off"]
 FIXED_ALPHA = 0.01
 _CONSTANT: dict[str, float] = {"fixed": FIXED_ALPHA, "off": 1.0}
 HISTOGRAM_EDGES = (0.0, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from adapter_store.jobs.hyperparameters import EmaMode
 from adapter_store.settings import SharedSettings
 
 
@@ -54,7 +55,7 @@ class WorkerSettings(SharedSettings):
         description="least cosine for increments to answer (eq. 5); unset: calibrated",
     )
     contextual: bool = Field(default=True, description="new tasks may use what earlier ones learned (eq. 4)")
-    ema_mode: Literal["normalised", "released", "fixed", "off"] = Field(
+    ema_mode: EmaMode = Field(
         default="normalised", description="weight of the EMA-balanced update (eqs. 8-10)"
     )
     share: bool = Field(default=False, description="let a batch move the increments of other tasks it uses")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,6 +21,10 @@ class Limits:
     mixed_prefill_tokens: int
     kv_bytes: int
     prefix_cache_bytes: int
+
+    def but(self, **named: int | None) -> Limits:
+        """Return these limits with those that are named, which None is not."""
+        return replace(self, **{name: value for name, value in named.items() if value is not None})
 
 
 def device_limits(device: torch.device) -> Limits:

@@ -81,39 +81,33 @@ class TransformersEngine:
         from adapter_store.increments import attach
 
         base.model.eval()
-        default = device_limits(base.model.device)
+        limits = device_limits(base.model.device).but(
+            prefill_tokens=prefill_tokens,
+            mixed_prefill_tokens=mixed_prefill_tokens,
+            kv_bytes=kv_bytes,
+            prefix_cache_bytes=prefix_cache_bytes,
+        )
         self._runner = Runner(
             base.model,
             attach(base.model, targets, frozen_share),
             image_token_id=base.image_token_id,
             max_batch=max_batch,
             max_model_len=max_model_len,
-            kv_bytes=default.kv_bytes if kv_bytes is None else kv_bytes,
+            kv_bytes=limits.kv_bytes,
         )
-
         self._banks = Banks(self._build_bank, banks)
-        self._prefixes = PrefixCache(
-            default.prefix_cache_bytes if prefix_cache_bytes is None else prefix_cache_bytes
-        )
+        self._prefixes = PrefixCache(limits.prefix_cache_bytes)
         self._scheduler = Scheduler(
             self._runner.memory,
             self._prefixes,
             max_batch=max_batch,
-            prefill_tokens=prefill_tokens or default.prefill_tokens,
-            mixed_prefill_tokens=mixed_prefill_tokens or default.mixed_prefill_tokens,
+            prefill_tokens=limits.prefill_tokens,
+            mixed_prefill_tokens=limits.mixed_prefill_tokens,
         )
+        self._end_ids = Renderer(base).stop_ids
         texts = TokenTexts(base.tokenizer)
-        stop_ids = Renderer(base).stop_ids
         self._sampler = Sampler(texts)
-        self._intake = Intake(
-            self._banks,
-            texts,
-            vocab_size=self._runner.embed_tokens.weight.shape[0],
-            image_token_id=base.image_token_id,
-            turn_end_ids=stop_ids,
-            max_model_len=max_model_len,
-        )
-        self._end_ids = stop_ids
+        self._intake = self._open_intake(base, texts, max_model_len)
         self._max_model_len = max_model_len
         self._max_waiting = max_waiting
         self._idle_seconds = idle_seconds
@@ -125,6 +119,16 @@ class TransformersEngine:
         self._died: str | None = None
         self._counts = {"prompt": 0, "generated": 0, "steps": 0, "failed": 0}
         self._step_seconds = self._last_step_seconds = 0.0
+
+    def _open_intake(self, base: Base, texts: TokenTexts, max_model_len: int) -> Intake:
+        return Intake(
+            self._banks,
+            texts,
+            vocab_size=self._runner.embed_tokens.weight.shape[0],
+            image_token_id=base.image_token_id,
+            turn_end_ids=self._end_ids,
+            max_model_len=max_model_len,
+        )
 
     @property
     def max_model_len(self) -> int:

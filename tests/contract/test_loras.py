@@ -104,7 +104,8 @@ def test_what_answers_a_request_is_exported(
     form = http.post(
         "/v1/routing:export", data={"question": QUESTION}, files={"image": ("p.png", PICTURE, "image/png")}
     )
-    assert form.content == answer.content
+    (tmp_path / "form").mkdir()
+    torch.testing.assert_close(unpacked(form.content, tmp_path / "form")[0], tensors)
 
 
 def test_what_cannot_be_exported_is_refused(http: httpx.Client, version: str):

@@ -18,6 +18,7 @@ from adapter_store.settings import (
     read_settings,
     unknown_variables,
 )
+from server.engine.requests import MAX_LOGPROBS, MAX_STOP_STRINGS
 from server.settings import FLAG_ALIASES, GatewaySettings
 from trainer_worker.settings import WorkerSettings
 
@@ -62,6 +63,14 @@ def test_every_fault_is_reported_at_once_with_what_was_meant(monkeypatch: pytest
     assert "--bancks is not a flag; did you mean --banks?" in message
     assert "STRATA_PORT (--port)" in message
     assert "STRATA_MODEL_NAME (--model-name)" in message
+
+
+@pytest.mark.parametrize(("name", "most"), [("max_stop", MAX_STOP_STRINGS), ("max_logprobs", MAX_LOGPROBS)])
+def test_what_the_engine_refuses_cannot_be_allowed(name: str, most: int):
+    flag = f"--{name.replace('_', '-')}"
+    assert getattr(read(flag, str(most)), name) == most
+    with pytest.raises(SettingsError, match=f"{flag}.*less than or equal to {most}"):
+        read(flag, str(most + 1))
 
 
 def test_variables_of_the_other_program_are_let_pass():

@@ -160,6 +160,26 @@ async def test_only_a_fault_of_the_version_moves_the_alias(
         await world.residents.hold("v2")
 
 
+@pytest.mark.parametrize("fault", [StoreError("x"), OSError("x")])
+async def test_a_put_back_that_the_store_refused_for_a_moment_is_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, fault: Exception
+):
+    world.move("v1")
+    await world.live.refresh()
+    world.on_load = fails(ProbeFailed("x"), "v2")
+    world.move("v2")
+
+    def away(*_: object, **__: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(world.store.aliases, "move", away)
+    await world.live.refresh()
+    assert (world.live.served, world.stable()) == ("v1", ("v2", "trainer"))
+    monkeypatch.undo()
+    await world.live.refresh()
+    assert (world.live.served, world.stable()) == ("v1", ("v1", "gateway"))
+
+
 async def test_another_base_ends_the_start_in_words(world: World):
     world.on_load = fails(BaseMismatch("x"), "v2")
     world.move("v1", "v2")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import re
+=======
+from pathlib import Path
+>>>>>>> 866aad8e5363587def7337fed44a011769481eb8
 from typing import Any
 
 import pytest
@@ -14,6 +18,8 @@ from trainer_worker.__main__ import main
 from trainer_worker.metrics import WorkerMetrics
 from trainer_worker.progress import Progress
 from trainer_worker.settings import WorkerSettings
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_a_job_overrides_defaults_with_the_names_of_the_openai_api():
@@ -29,6 +35,12 @@ def test_all_bad_hyperparameters_are_named_at_once():
         Hyperparameters.of_job(Hyperparameters(), {"n_epochs": -1, "color_of_hair": 3})
     assert "epochs" in caught.value.message
     assert "color_of_hair" in caught.value.message
+
+
+def test_the_modes_of_the_ema_are_listed_once():
+    files = [path for top in ("adapter_store", "trainer_worker") for path in (ROOT / top).rglob("*.py")]
+    listed = [path.name for path in files if 'Literal["normalised"' in path.read_text(encoding="utf-8")]
+    assert listed == ["hyperparameters.py"]
 
 
 def test_every_worker_setting_is_known_to_all_programs():

@@ -1,0 +1,108 @@
+"""What the trainer records of a version, the gateway finds again, in every precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from PIL import Image
+
+from adapter_store.base.load import Base, load_base
+from adapter_store.datasets import Example, Turn
+from adapter_store.encoder import SentenceEncoder
+from adapter_store.errors import ProbeFailed
+from adapter_store.increments import attach
+from adapter_store.queries import QueryEncoder
+from adapter_store.rendering import Renderer
+from adapter_store.state import AdapterState, RoutingSettings
+from adapter_store.versions import Probe
+from adapter_store.vision import VisionEncoder
+from server.probing import Prober
+from server.residency import Resident
+from server.serving import ModelChoice, _build, _tolerance
+from trainer_worker.evaluate import Served, greedy_answer
+from trainer_worker.features import Featurizer
+from trainer_worker.keys import align_keys
+from trainer_worker.language import LanguageModel
+from trainer_worker.prefixes import PrefixStore
+from trainer_worker.replicas import Replicas
+
+QUESTIONS = ["Which color?", "What is shown in the picture?", "Which digit is it? Answer with one word."]
+TOKENS = 8
+
+
+def picture(number: int) -> Image.Image:
+    pixels = torch.randint(0, 255, (28, 28, 3), generator=torch.Generator().manual_seed(number))
+    return Image.fromarray(pixels.to(torch.uint8).numpy())
+
+
+def recorded(base: Base) -> tuple[AdapterState, list[Probe]]:
+    """Return a state whose increments act, and the answers that a trainer records for it."""
+    increments = attach(base.model, ("o_proj",))
+    replicas = Replicas(LanguageModel.of(base.model, base.image_token_id), increments)
+    queries = QueryEncoder(SentenceEncoder(base.sentence_encoder), base.image_query_mean)
+    renderer = Renderer(base)
+    featurizer = Featurizer(renderer=renderer, vision=VisionEncoder(base), queries=queries)
+    routing = RoutingSettings("text+image", top_m=2)
+    examples = [Example(str(n), str(n), (Turn(text, "red"),)) for n, text in enumerate(QUESTIONS)]
+    encoded = featurizer.encode(examples, lambda name: picture(int(name)), routing)
+    generator = torch.Generator().manual_seed(1)
+    state = AdapterState.empty(
+        base.digest, increments.shapes, queries.width(routing), 4, "after_image", routing
+    ).expand("colors", 4, generator)
+    up = {name: torch.randn(old.shape, generator=generator) * 0.3 for name, old in state.up.items()}
+    keys = align_keys(encoded.queries, 4, 2, generator).keys
+    state = state.with_rows(state.rows_of("colors"), keys=keys, up=up)
+    served = Served.of(state, increments)
+    activate = served.activate(served.coefficients(encoded.queries))
+    store = PrefixStore(encoded.prefixes, encoded.pictures, budget_bytes=1 << 26)
+    probes = []
+    for number, text in enumerate(QUESTIONS):
+        ids, logprobs = greedy_answer(
+            replicas.first,
+            encoded.samples[number],
+            store,
+            activate,
+            cached=True,
+            end_ids=frozenset(renderer.stop_ids),
+            max_tokens=TOKENS,
+        )
+        image = f"{number}.png"
+        probes.append(
+            Probe(question=text, image=image, answer_token_ids=tuple(ids), logprobs=tuple(logprobs))
+        )
+    increments.detach()
+    return state, probes
+
+
+def resident(probe: Probe, state: AdapterState) -> Resident:
+    return Resident("v1", state, cast("Any", SimpleNamespace(probe=probe)), 0)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.02), ("bfloat16", 0.2)])
+async def test_the_engine_gives_what_the_trainer_recorded(
+    tiny_base: Path, tmp_path: Path, dtype: str, tolerance: float
+):
+    state, probes = recorded(load_base(tiny_base, dtype=dtype, device="cpu"))
+    for number in range(len(QUESTIONS)):
+        picture(number).save(tmp_path / f"{number}.png")
+    base = load_base(tiny_base, dtype=dtype, device="cpu")
+    choice = ModelChoice(max_model_len=256)
+    assert _tolerance(base, choice) == tolerance
+    assert _tolerance(base, ModelChoice(probe_tolerance=0.05)) == 0.05
+    engine, retriever, end_ids, *_ = _build(base, choice)
+    engine.start()
+    try:
+        await engine.stage("v1", state)
+        prober = Prober(retriever, engine, end_ids=end_ids, tolerance=tolerance)
+        for probe in probes:
+            await prober(resident(probe, state), tmp_path)
+            off = probe.model_copy(update={"logprobs": tuple(p - 2 * tolerance for p in probe.logprobs)})
+            with pytest.raises(ProbeFailed, match="log probability 0"):
+                await prober(resident(off, state), tmp_path)
+    finally:
+        engine.shutdown()
+        retriever.close()
