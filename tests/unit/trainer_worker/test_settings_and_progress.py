@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import re
-=======
 from pathlib import Path
->>>>>>> 866aad8e5363587def7337fed44a011769481eb8
 from typing import Any
 
 import pytest
