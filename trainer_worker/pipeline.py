@@ -100,6 +100,7 @@ class _Run:
         with self.progress.phase("validate"):
             dataset, settings = self._validate()
             parent = self._parent()
+            self._tell_ignored(parent.state)
             lora = lora_of(self.shop, self.job, parent.state)
             if lora is not None:
                 settings = settings.model_copy(update={"rows_per_task": parent.state.routing.top_m})
@@ -137,6 +138,12 @@ class _Run:
             raise InputError(f"data set {dataset.ref.id} has no answers to learn from")
         self._assert_fits(dataset)
         return dataset, settings
+
+    def _tell_ignored(self, state: AdapterState) -> None:
+        if ignored := self.shop.method.ignored_for(state):
+            kept = "; ".join(f"{name} stays {value}" for name, value in ignored.items())
+            text = f"settings of a lineage hold from its first task on: {kept}"
+            self.progress.message(text, level="warn", data=ignored)
 
     def _assert_fits(self, dataset: Dataset) -> None:
         """Refuse pictures that this machine could not hold once they are encoded."""
