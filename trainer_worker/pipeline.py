@@ -139,12 +139,6 @@ class _Run:
         self._assert_fits(dataset)
         return dataset, settings
 
-    def _tell_ignored(self, state: AdapterState) -> None:
-        if ignored := self.shop.method.ignored_for(state):
-            kept = "; ".join(f"{name} stays {value}" for name, value in ignored.items())
-            text = f"settings of a lineage hold from its first task on: {kept}"
-            self.progress.message(text, level="warn", data=ignored)
-
     def _assert_fits(self, dataset: Dataset) -> None:
         """Refuse pictures that this machine could not hold once they are encoded."""
         one, free = self.shop.featurizer.picture_bytes, available_bytes()
