@@ -55,6 +55,35 @@ def test_earlier_rows_stay_byte_identical_and_the_context_learns(parts: Parts):
     assert leak_ratio(learned, first.queries, "a") < 0.5
 
 
+@pytest.mark.parametrize("mode", ["off", "fixed"])
+def test_sharing_moves_other_tasks_rows_that_the_batch_uses_and_only_those(parts: Parts, mode: str):
+    first, second = parts.encode("Which color?"), parts.encode("What do you see here in this picture?")
+    state = parts.taught(parts.untaught(), "a", first, random_up=True)
+    state = parts.taught(state, "b", second)
+    few = FAST.model_copy(update={"max_steps": 4, "ema_mode": mode})
+    alone = taught(parts, state, "b", second, few).state
+    shared = taught(parts, state, "b", second, few.model_copy(update={"share": True})).state
+    old = state.rows_of("a")
+    used = old[state.usage[0, old] > 0]
+    assert 0 < len(used) <= len(old)
+    moved = (shared.up["o_proj"] != state.up["o_proj"]).flatten(2).any(dim=2).any(dim=0)
+    assert moved[used].all()
+    assert torch.equal(alone.up["o_proj"][:, old], state.up["o_proj"][:, old])
+    assert torch.equal(shared.keys, state.keys)
+
+
+def test_without_an_average_what_is_served_is_what_was_trained(parts: Parts):
+    encoded = parts.encode()
+    state = parts.taught(parts.untaught(), "colors", encoded)
+    few = FAST.model_copy(update={"max_steps": 3})
+    served = {
+        mode: taught(parts, state, "colors", encoded, few.model_copy(update={"ema_mode": mode})).state
+        for mode in ("off", "fixed")
+    }
+    sizes = {mode: float(found.up["o_proj"].abs().mean()) for mode, found in served.items()}
+    assert sizes["fixed"] < 0.2 * sizes["off"]
+
+
 def test_gradients_reach_only_live_tensors_and_selection_is_masked_to_the_task(parts: Parts):
     first, second = parts.encode("Which color?"), parts.encode("Which color?")
     state = parts.taught(parts.untaught(), "a", first, random_up=True)
