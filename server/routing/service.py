@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from adapter_store.errors import InputError
 from adapter_store.rendering import Message
 from adapter_store.routing import Explanation, explain
+from server.adaptation import Leased
 from server.adapters.lora import Exported, export_state
 from server.gateway import Gateway
 from server.generation import prepared_question
+from server.retrieval import Prepared
 from server.vqa.service import Asked
 
 
 async def explained(gateway: Gateway, asked: Asked) -> dict[str, Any]:
     """Return the routing of a question; nothing is generated and nothing is counted."""
-    serving = gateway.ready()
-    images = () if asked.image is None else (asked.image,)
-    await serving.live.resolve(asked.model)
-    async with gateway.pictures.fetched(images) as files, serving.live.lease(asked.model) as leased:
-        messages = (Message(role="user", text=asked.question, images=len(images)),)
-        prepared = await prepared_question(serving, leased, messages, gateway.pictures.decoded_once(files))
+    async with _routed(gateway, asked) as (leased, prepared):
         state = leased.resident.state if leased.resident else None
         found = None
         if state is not None and prepared.query is not None:
@@ -41,23 +40,29 @@ async def exported(gateway: Gateway, asked: Asked) -> Exported:
     Raises:
         InputError: the plain base answers it.
     """
-    serving = gateway.ready()
-    images = () if asked.image is None else (asked.image,)
-    await serving.live.resolve(asked.model)
-    async with gateway.pictures.fetched(images) as files, serving.live.lease(asked.model) as leased:
-        messages = (Message(role="user", text=asked.question, images=len(images)),)
-        prepared = await prepared_question(serving, leased, messages, gateway.pictures.decoded_once(files))
+    async with _routed(gateway, asked) as (leased, prepared):
         if leased.resident is None or prepared.coefficients is None:
             text = f"{asked.model!r} is the plain base now: there are no increments to export; teach a task"
             raise InputError(text, param="model")
         return await export_state(
-            serving,
+            gateway.ready(),
             leased.resident.state,
             prepared.coefficients,
             version=leased.version,
             task=prepared.task,
             question=asked.question,
         )
+
+
+@asynccontextmanager
+async def _routed(gateway: Gateway, asked: Asked) -> AsyncIterator[tuple[Leased, Prepared]]:
+    """Lease the version that is asked and prepare the question for it, inside the block."""
+    serving = gateway.ready()
+    images = () if asked.image is None else (asked.image,)
+    await serving.live.resolve(asked.model)
+    async with gateway.pictures.fetched(images) as files, serving.live.lease(asked.model) as leased:
+        messages = (Message(role="user", text=asked.question, images=len(images)),)
+        yield leased, await prepared_question(serving, leased, messages, gateway.pictures.decoded_once(files))
 
 
 def _body(found: Explanation | None) -> dict[str, Any]:
