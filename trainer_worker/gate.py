@@ -108,13 +108,8 @@ def _forgetting(measured: Measured, policy: Policy) -> list[str]:
         before = measured.before.get(task)
         if task == measured.trained or before is None or after is None:
             continue
-        if before - after > policy.max_forgetting + EPSILON:
-            reasons.append(_fell(task, before, after, policy.max_forgetting))
+        reasons += _drop(task, before, after, policy)
     return reasons
-
-
-def _fell(task: str, before: float, after: float, most: float) -> str:
-    return f"{task} fell from {before:.3f} to {after:.3f}, more than {100 * most:.1f} points"
 
 
 def _gain(measured: Measured, policy: Policy) -> list[str]:
@@ -139,8 +134,10 @@ def _kept(measured: Measured, policy: Policy) -> list[str]:
 
 
 def _drop(task: str, before: float, after: float, policy: Policy) -> list[str]:
-    fell = before - after > policy.max_forgetting + EPSILON
-    return [_fell(task, before, after, policy.max_forgetting)] if fell else []
+    if before - after <= policy.max_forgetting + EPSILON:
+        return []
+    most = 100 * policy.max_forgetting
+    return [f"{task} fell from {before:.3f} to {after:.3f}, more than {most:.1f} points"]
 
 
 def _chance(measured: Measured, policy: Policy) -> list[str]:

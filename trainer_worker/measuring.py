@@ -14,7 +14,7 @@ from adapter_store.matrix import AccuracyMatrix
 from adapter_store.state import AdapterState
 from adapter_store.versions import Anchor, Manifest, MeasuredOn
 from trainer_worker.decide import Verdict
-from trainer_worker.evaluate import Served, greedy_answer, leak_ratio, score_base, score_state
+from trainer_worker.evaluate import Score, Served, greedy_answer, leak_ratio, score_base, score_state
 from trainer_worker.features import Encoded
 from trainer_worker.gate import Fresh, Measured
 from trainer_worker.prefixes import PrefixStore
@@ -68,6 +68,11 @@ class OwnQuestions:
     encoded: Encoded
     order: tuple[int, ...]
     commonest: float
+
+    @property
+    def answers(self) -> int:
+        """Return how many answers these questions have."""
+        return sum(len(self.encoded.examples[i].turns) for i in self.order)
 
     @classmethod
     def of(cls, encoded: Encoded, train: Sequence[int]) -> OwnQuestions:
@@ -134,6 +139,7 @@ def measure(
     after: dict[str, float | None] = dict.fromkeys(state.tasks)
     before = best_before(parent.matrix, parent.splits)
     base: dict[str, float | None] = {}
+    scored: dict[str, Score] = {}
     probe = None
     for name, held in held_out.items():
         encoded = held.encoded
@@ -148,7 +154,8 @@ def measure(
             )
         if name == task:
             probe = _record_probe(shop, served, held, task, store)
-        after[name] = score_state(shop.replicas, served, encoded, store, check=check).accuracy
+        scored[name] = score_state(shop.replicas, served, encoded, store, check=check)
+        after[name] = scored[name].accuracy
     leak = {name: leak_ratio(state, held.encoded.queries, name) for name, held in held_out.items()}
     retention = shop.retention.measure(
         shop.replicas, served, shop.featurizer, budget_bytes=shop.prefix_cache_bytes, check=check
@@ -163,7 +170,7 @@ def measure(
         leak,
         retention,
         kept=(anchor.best, anchor.last) if anchor is not None and task in parent.state.tasks else None,
-        fresh=_fresh(shop, served, own, check),
+        fresh=_fresh(shop, served, own, None if task in parent.state.tasks else scored.get(task), check),
     )
     splits = next_splits(parent, {name: held.dataset_id for name, held in held_out.items()})
     anchors = dict(parent.anchors)
@@ -258,12 +265,17 @@ def _anchor(
     return known.model_copy(update={"last": score.accuracy or 0.0})
 
 
-def _fresh(shop: Workshop, served: Served, own: OwnQuestions, check: Check) -> Fresh | None:
+def _fresh(
+    shop: Workshop, served: Served, own: OwnQuestions, new: Score | None, check: Check
+) -> Fresh | None:
+    """Return how the batch's own questions are answered; a ``new`` task's score is theirs, unless capped."""
     if not own.order:
         return None
-    score = score_state(
-        shop.replicas, served, own.encoded, _store(shop, own.encoded), order=own.order, check=check
-    )
+    score = new
+    if score is None or score.answers != own.answers:  # the measured set is capped
+        score = score_state(
+            shop.replicas, served, own.encoded, _store(shop, own.encoded), order=own.order, check=check
+        )
     return Fresh(score.correct, score.answers, own.commonest)
 
 
