@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapter_store.calibration import ImageCalibration
 from adapter_store.errors import StateInvalid
 from adapter_store.state import RoutingSettings
 
@@ -30,7 +31,7 @@ def encode_queries(
     text: Tensor,
     image: Tensor | Sequence[Tensor | None] | None,
     routing: RoutingSettings,
-    image_mean: Tensor | None,
+    calibration: ImageCalibration | None,
 ) -> Tensor:
     """Return the queries s of requests (eq. 1).
 
@@ -42,7 +43,7 @@ def encode_queries(
         text: ``[B, w]`` sentence embeddings.
         image: pooled tower features ``[B, dv]``, or a ``[dv]`` or None per request, or None.
         routing: mode and weights.
-        image_mean: ``[dv]`` mean pooled feature of ordinary pictures, subtracted first, or None.
+        calibration: centers and whitens pooled features first, or None.
 
     Returns:
         ``[B, q]`` float32, unit rows.
@@ -51,7 +52,7 @@ def encode_queries(
     if routing.mode == "text":
         return text
     total = routing.text_weight + routing.image_weight
-    pictures = _picture_halves(image, text, image_mean)
+    pictures = _picture_halves(image, text, calibration)
     halves = [
         math.sqrt(routing.text_weight / total) * text,
         math.sqrt(routing.image_weight / total) * pictures,
@@ -59,25 +60,20 @@ def encode_queries(
     return F.normalize(torch.cat(halves, dim=-1), dim=-1)
 
 
-def project_pooled(pooled: Tensor, width: int, image_mean: Tensor | None) -> Tensor:
-    """Center, bring to ``width`` and normalize pooled picture features.
+def project_pooled(pooled: Tensor, width: int, calibration: ImageCalibration | None) -> Tensor:
+    """Center and whiten, bring to ``width`` and normalize pooled picture features.
 
     Args:
         pooled: ``[B, dv]``.
         width: width of the result; another ``dv`` is projected by a fixed matrix of random signs.
-        image_mean: ``[dv]`` or None.
+        calibration: of the base, or None.
 
     Returns:
         ``[B, width]`` float32, unit rows.
     """
     pooled = pooled.float()
-    if image_mean is not None:
-        if image_mean.shape != pooled.shape[-1:]:
-            raise StateInvalid(
-                f"the mean picture feature has {image_mean.shape[-1]} values, the tower {pooled.shape[-1]}:"
-                " the base folder's calibration belongs to another tower"
-            )
-        pooled = pooled - image_mean.to(pooled)
+    if calibration is not None:
+        pooled = calibration.apply(pooled)
     if pooled.shape[-1] != width:
         pooled = pooled @ _projection(pooled.shape[-1], width).to(pooled.device)
     return F.normalize(pooled, dim=-1)
@@ -88,12 +84,12 @@ class QueryEncoder:
 
     Args:
         sentences: the base's sentence encoder.
-        image_mean: ``[dv]`` mean pooled feature of ordinary pictures, or None.
+        calibration: the base's, for pooled picture features, or None.
     """
 
-    def __init__(self, sentences: SentenceEncoder, image_mean: Tensor | None = None) -> None:
+    def __init__(self, sentences: SentenceEncoder, calibration: ImageCalibration | None = None) -> None:
         self._sentences = sentences
-        self._image_mean = image_mean
+        self._calibration = calibration
 
     def width(self, routing: RoutingSettings) -> int:
         """Return q for ``routing``."""
@@ -103,11 +99,11 @@ class QueryEncoder:
         self, texts: Sequence[str], pooled: Sequence[Tensor | None] | None, routing: RoutingSettings
     ) -> Tensor:
         """Return ``[B, q]`` unit queries of question texts and each request's pooled feature, if any."""
-        return encode_queries(self._sentences.encode(list(texts)), pooled, routing, self._image_mean)
+        return encode_queries(self._sentences.encode(list(texts)), pooled, routing, self._calibration)
 
 
 def _picture_halves(
-    image: Tensor | Sequence[Tensor | None] | None, text: Tensor, image_mean: Tensor | None
+    image: Tensor | Sequence[Tensor | None] | None, text: Tensor, calibration: ImageCalibration | None
 ) -> Tensor:
     halves = torch.zeros_like(text)
     if image is None:
@@ -117,7 +113,7 @@ def _picture_halves(
     present = [index for index, row in enumerate(image) if row is not None]
     if present:
         rows = torch.stack([row for row in image if row is not None]).to(text.device)
-        halves[present] = project_pooled(rows, text.shape[-1], image_mean)
+        halves[present] = project_pooled(rows, text.shape[-1], calibration)
     return halves
 
 

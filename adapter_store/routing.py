@@ -44,7 +44,7 @@ class Explanation:
 
 
 def cosines(state: AdapterState, queries: Tensor) -> Tensor:
-    """Return the cosine of every query with every key.
+    """Return the cosine of every query with the nearest key of every increment.
 
     Computed in float64 and rounded, so that a request's result does not depend on its batch mates.
 
@@ -57,8 +57,9 @@ def cosines(state: AdapterState, queries: Tensor) -> Tensor:
     """
     if queries.ndim != 2 or queries.shape[1] != state.query_width:
         raise StateInvalid(f"queries are {list(queries.shape)}; this state routes [B, {state.query_width}]")
-    keys = state.keys.to(queries.device, torch.float64)
-    return (F.normalize(queries.double(), dim=-1) @ keys.T).float()
+    keys = state.keys.to(queries.device, torch.float64).flatten(0, 1)
+    cosine = F.normalize(queries.double(), dim=-1) @ keys.T
+    return cosine.view(len(queries), state.rows, state.keys_per_row).amax(dim=2).float()
 
 
 def intrinsic(state: AdapterState, queries: Tensor, only_task: str | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 ======================  =====================  ==========================================================
 field                   shape                  meaning
 ======================  =====================  ==========================================================
-``keys``                ``[N, q]`` float32     unit rows: what each increment answers to
+``keys``                ``[N, k, q]`` float32  unit rows: the k directions that an increment answers to
 ``task_of``             ``[N]`` int64          the task an increment was created for
 ``down[target]``        ``[L, N, r, d_in]``    A, down projections of every layer
 ``up[target]``          ``[L, N, d_out, r]``   B, up projections of every layer; zero in a new increment
@@ -13,6 +13,7 @@ field                   shape                  meaning
 ``centroid_task``       ``[C]`` int64          the task of each centroid
 ======================  =====================  ==========================================================
 
+An increment is as near to a query as the nearest of its keys; one with fewer than k repeats its first.
 A state is a value: every change returns a new one, and whatever a change does not name is carried over byte
 for byte. On disk it is ``state.safetensors`` (tensors) beside ``state.json`` (everything else).
 """
@@ -114,7 +115,7 @@ class AdapterState:
             span=span,
             routing=routing or RoutingSettings(),
             tasks=(),
-            keys=torch.zeros(0, query_width),
+            keys=torch.zeros(0, 1, query_width),
             task_of=torch.zeros(0, dtype=torch.int64),
             usage=torch.zeros(0, 0),
             context=torch.zeros(0, 0),
@@ -138,6 +139,11 @@ class AdapterState:
     @property
     def query_width(self) -> int:
         """Return q, the width of a query."""
+        return self.keys.shape[2]
+
+    @property
+    def keys_per_row(self) -> int:
+        """Return k, how many keys an increment has room for."""
         return self.keys.shape[1]
 
     @property
@@ -205,7 +211,8 @@ class AdapterState:
         if rows < 1:
             raise StateInvalid(f"cannot add {rows} increments: use at least 1")
         known = len(self.tasks)
-        fresh = torch.randn(rows, self.query_width, generator=generator)
+        fresh = torch.randn(rows, 1, self.query_width, generator=generator)
+        fresh = torch.nn.functional.normalize(fresh, dim=-1)
         down, up = dict(self.down), dict(self.up)
         for name, (layers, d_in, d_out) in self.shapes.items():
             noise = torch.randn(layers, rows, self.rank, d_in, generator=generator) / math.sqrt(d_in)
@@ -219,7 +226,7 @@ class AdapterState:
         return dataclasses.replace(
             self,
             tasks=(*self.tasks, task),
-            keys=torch.cat([self.keys, torch.nn.functional.normalize(fresh, dim=-1)]),
+            keys=torch.cat([self.keys, _widened(fresh, self.keys_per_row)]),
             task_of=torch.cat([self.task_of, torch.full((rows,), known, dtype=torch.int64)]),
             usage=usage,
             context=context,
@@ -239,7 +246,7 @@ class AdapterState:
 
         Args:
             rows: indices of n increments.
-            keys: ``[n, q]`` unit rows, or None to keep them.
+            keys: ``[n, k, q]`` unit rows, or ``[n, q]`` for one key each, or None to keep them.
             down: per target ``[L, n, r, d_in]``, or None.
             up: per target ``[L, n, d_out, r]``, or None.
         """
@@ -248,10 +255,15 @@ class AdapterState:
             raise StateInvalid(f"rows {index.tolist()} are not all within the {self.rows} rows of this state")
         return dataclasses.replace(
             self,
-            keys=self.keys if keys is None else _replaced("keys", self.keys, 0, index, keys),
+            keys=self.keys if keys is None else self._with_keys(index, keys),
             down=_replaced_all("down", self.down, index, down),
             up=_replaced_all("up", self.up, index, up),
         ).validate()
+
+    def _with_keys(self, index: Tensor, keys: Tensor) -> Tensor:
+        fresh = keys[:, None] if keys.ndim == 2 else keys
+        wide = max(self.keys_per_row, fresh.shape[1])
+        return _replaced("keys", _widened(self.keys, wide), 0, index, _widened(fresh, wide))
 
     def with_usage(self, task: str, usage: Tensor) -> AdapterState:
         """Return a state whose ``usage`` row of ``task`` is ``usage`` ``[N]``."""
@@ -312,6 +324,11 @@ class AdapterState:
         from adapter_store.state_files import load_state
 
         return load_state(folder, base_digest=base_digest)
+
+
+def _widened(keys: Tensor, count: int) -> Tensor:
+    """Return keys ``[n, count, q]``: each row's first one repeated, which changes no maximum."""
+    return torch.cat([keys, keys[:, :1].expand(-1, count - keys.shape[1], -1)], dim=1)
 
 
 def _replaced(name: str, old: Tensor, dim: int, index: Tensor, new: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from adapter_store.state import AdapterState, RoutingMode, RoutingSettings, Span
 
 TENSORS_FILE = "state.safetensors"
 RECORD_FILE = "state.json"
-FORMAT = 1
+FORMAT = 2
 _MAX_RECORD_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 1 << 20
 _MAX_TENSOR_BYTES = 1 << 34
@@ -67,6 +67,7 @@ class _Record(BaseModel):
     routing: _Routing
     tasks: tuple[str, ...] = Field(max_length=4096)
     rows: int = Field(ge=0, le=65536, strict=True)
+    keys_per_row: int = Field(ge=1, le=256, strict=True)
     query_width: int = Field(ge=1, le=65536, strict=True)
     centroids: int = Field(ge=0, le=65536, strict=True)
     shapes: dict[str, _Shape] = Field(min_length=1, max_length=64)
@@ -84,6 +85,7 @@ def save_state(state: AdapterState, folder: Path) -> None:
         routing=_Routing(**dataclasses.asdict(state.routing)),
         tasks=state.tasks,
         rows=state.rows,
+        keys_per_row=state.keys_per_row,
         query_width=state.query_width,
         centroids=state.centroids.shape[0],
         shapes={
@@ -169,13 +171,14 @@ def _name_faults(state: AdapterState) -> list[str]:
 
 def _expected_shapes(state: AdapterState) -> _Table:
     for name, tensor in state.tensors().items():
-        wanted = {"task_of": 1, "centroid_task": 1}.get(name, 4 if "." in name else 2)
+        wanted = {"task_of": 1, "centroid_task": 1, "keys": 3}.get(name, 4 if "." in name else 2)
         if tensor.ndim != wanted:
             raise StateInvalid(f"{_UNUSABLE}: {name} has {tensor.ndim} dimensions, not {wanted}")
     shapes = {name: (name, *sizes) for name, sizes in state.shapes.items()}
     return _tensor_table(
-        rows=state.keys.shape[0],
-        width=state.keys.shape[1],
+        rows=state.rows,
+        keys=state.keys_per_row,
+        width=state.query_width,
         tasks=len(state.tasks),
         centroids=state.centroids.shape[0],
         rank=state.rank,
@@ -186,6 +189,7 @@ def _expected_shapes(state: AdapterState) -> _Table:
 def _expected_tensors(record: _Record) -> _Table:
     return _tensor_table(
         rows=record.rows,
+        keys=record.keys_per_row,
         width=record.query_width,
         tasks=len(record.tasks),
         centroids=record.centroids,
@@ -195,10 +199,17 @@ def _expected_tensors(record: _Record) -> _Table:
 
 
 def _tensor_table(
-    *, rows: int, width: int, tasks: int, centroids: int, rank: int, shapes: list[tuple[str, int, int, int]]
+    *,
+    rows: int,
+    keys: int,
+    width: int,
+    tasks: int,
+    centroids: int,
+    rank: int,
+    shapes: list[tuple[str, int, int, int]],
 ) -> _Table:
     table: _Table = {
-        "keys": (torch.float32, (rows, width)),
+        "keys": (torch.float32, (rows, keys, width)),
         "task_of": (torch.int64, (rows,)),
         "usage": (torch.float32, (tasks, rows)),
         "context": (torch.float32, (tasks, tasks)),

@@ -124,7 +124,7 @@ def _ours(
     from trainer_worker.replicas import Replicas, share_cores
 
     increments = attach(base.model, ("o_proj",), FROZEN_SHARE)
-    queries = QueryEncoder(SentenceEncoder(base.sentence_encoder), base.image_query_mean)
+    queries = QueryEncoder(SentenceEncoder(base.sentence_encoder), base.calibration)
     featurizer = Featurizer(renderer=Renderer(base), vision=VisionEncoder(base), queries=queries)
     language = LanguageModel.of(base.model, base.image_token_id, increments.first_layer)
     count, threads = share_cores(0, on_cpu=True)

@@ -75,7 +75,7 @@ class Retriever:
         self._max_waiting = max_waiting
         self._renderer = renderer
         self._vision = vision
-        self._queries = QueryEncoder(sentences, base.image_query_mean)
+        self._queries = QueryEncoder(sentences, base.calibration)
         self._waiting: queue.SimpleQueue[tuple[Question, Future[Prepared]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="retrieval", daemon=True)
         self._thread.start()

@@ -1,4 +1,4 @@
-"""Align a new task's keys with the batch's queries (training step 1 of an expansion), then freeze them.
+"""Align a task's keys with its batch's queries (training step 1), then freeze them.
 
 The objective is ``-mean cosine of the selected rows`` (each query selects its best M rows, eq. 2). With unit
 rows its minimum for a given selection is closed-form, the normalized sum of the queries that selected a row;
@@ -19,11 +19,17 @@ JITTER = 0.02
 OWN_QUANTILE = 0.01
 """Share of a task's own questions that may lie beyond the end of their range."""
 OVERLAP_MARGIN = 1e-3
+KEYS_OF_A_BATCH = 8
+QUERIES_PER_KEY = 32
+"""A center of fewer queries is more noise than direction."""
+MOST_KEYS = 32
+SAME_KEY = 0.999
+"""Keys with a higher cosine become one."""
 
 
 @dataclass(frozen=True, slots=True)
 class AlignedKeys:
-    """Keys ``[S, q]`` with unit rows, their share of picks ``[S]`` and the mean cosine of selected rows."""
+    """Unit keys ``[S, k, q]``, the rows' share of picks ``[S]`` and the mean cosine of selected rows."""
 
     keys: Tensor
     picks: Tensor
@@ -39,15 +45,15 @@ def align_keys(queries: Tensor, rows: int, top_m: int, generator: torch.Generato
     queries are the same (one question, text routing) the centers coincide up to a small jitter: the same M
     rows answer everything and the others stay unused, which costs nothing.
 
-    With ``rows <= top_m`` every row answers every query of the task. All keys are then the queries' mean
-    direction, and the task's rows are found, or not found, together.
+    With ``rows <= top_m`` every row answers every query of the task. All of them then share the same keys,
+    one for each kind of query, and are found, or not found, together.
     """
     queries = F.normalize(queries.float(), dim=-1)
     m = min(top_m, rows)
     if m == rows:
-        mean = F.normalize(queries.sum(dim=0, keepdim=True), dim=1)
-        keys = mean.expand(rows, -1).contiguous()
-        return AlignedKeys(keys, torch.full((rows,), 1 / rows), float((queries @ mean.T).mean()), 0)
+        shared = _kinds_of(queries, generator)
+        nearest = float((queries @ shared.T).amax(dim=1).mean())
+        return AlignedKeys(shared.expand(rows, -1, -1), torch.full((rows,), 1 / rows), nearest, 0)
     keys = _jittered(k_means(queries, rows, generator), generator)
     selected = _select(queries, keys, m)
     reseeded = 0
@@ -62,7 +68,32 @@ def align_keys(queries: Tensor, rows: int, top_m: int, generator: torch.Generato
         if same and lost == 0:
             break
     cosines = (queries @ keys.T).gather(1, selected)
-    return AlignedKeys(keys, _share(selected, rows), float(cosines.mean()), reseeded)
+    return AlignedKeys(keys[:, None], _share(selected, rows), float(cosines.mean()), reseeded)
+
+
+def grown_keys(keys: Tensor, queries: Tensor, generator: torch.Generator) -> Tensor:
+    """Return keys ``[S, k', q]`` that find a task's earlier queries and new ones ``[B, q]``, too.
+
+    For rows that share their keys ``[S, k, q]``. The earlier ones stay unless the room is used up: then those
+    nearest to each other become one.
+    """
+    kinds = torch.cat([keys[0], _kinds_of(F.normalize(queries.float(), dim=-1), generator)])
+    while len(kinds) > 1:
+        likeness = (kinds @ kinds.T).fill_diagonal_(-1.0)
+        nearest = float(likeness.max())
+        if nearest <= SAME_KEY and len(kinds) <= MOST_KEYS:
+            break
+        first, second = sorted(divmod(int(likeness.argmax()), len(kinds)))
+        if nearest <= SAME_KEY:
+            kinds[first] = F.normalize(kinds[first] + kinds[second], dim=0)
+        kinds = torch.cat([kinds[:second], kinds[second + 1 :]])
+    return kinds.expand(len(keys), -1, -1)
+
+
+def _kinds_of(queries: Tensor, generator: torch.Generator) -> Tensor:
+    """Return one center ``[k, q]`` for each kind of query."""
+    count = max(1, min(KEYS_OF_A_BATCH, len(queries) // QUERIES_PER_KEY))
+    return k_means(queries, count, generator)
 
 
 def k_means(queries: Tensor, count: int, generator: torch.Generator, rounds: int = 15) -> Tensor:

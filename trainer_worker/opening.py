@@ -39,7 +39,7 @@ def open_workshop(settings: WorkerSettings) -> Workshop:
     disable_progress_bar()
     base = load_base(settings.base, dtype=settings.dtype, device=settings.device, cache_dir=settings.cache)
     renderer = Renderer(base)
-    queries = QueryEncoder(SentenceEncoder(base.sentence_encoder, base.model.device), base.image_query_mean)
+    queries = QueryEncoder(SentenceEncoder(base.sentence_encoder, base.model.device), base.calibration)
     held_out = settings.home / "heldout" / settings.model_name
     longest = min(LONGEST_SAMPLE, int(base.model.config.text_config.max_position_embeddings))
     increments = attach(base.model, settings.target_names, settings.frozen_share)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from adapter_store.datasets import Dataset
 from adapter_store.errors import InputError
@@ -18,29 +17,25 @@ from adapter_store.jobs.hyperparameters import Hyperparameters
 from adapter_store.jobs.record import JobStatus
 from adapter_store.matrix import AccuracyMatrix
 from adapter_store.names import BASE_VERSION
-from adapter_store.routing import cosines, intrinsic
 from adapter_store.state import AdapterState
 from adapter_store.versions import Gate, Manifest, ManifestDraft, comparable_since
 from trainer_worker.course import Step
-from trainer_worker.decide import Verdict, centroids_of, decide
+from trainer_worker.decide import Verdict, decide
 from trainer_worker.evaluate import warm
 from trainer_worker.features import Encoded
 from trainer_worker.gate import check as gate_check
 from trainer_worker.heldout import Split, picture_key
 from trainer_worker.hold import Hold
 from trainer_worker.importing import lora_of, take_over, take_over_note
-from trainer_worker.keys import align_keys, stranger_bar
 from trainer_worker.learn import Learned, Lesson, learn, split_validation
 from trainer_worker.measuring import Findings, HeldOutSet, OwnQuestions, Parent, encode_held_out, measure
 from trainer_worker.memory import available_bytes
+from trainer_worker.placing import place
 from trainer_worker.prefixes import PrefixStore
 from trainer_worker.progress import Progress
 from trainer_worker.publish import STABLE, promote, publish
 from trainer_worker.workshop import Workshop
 
-CENTROIDS_PER_TASK = 8
-NO_CONTEXT_LOGIT = -30.0
-"""Its sigmoid is 1e-13: earlier tasks have no part in a new one."""
 PICTURES_SHARE = 0.5
 """Most of the free memory that a batch's encoded pictures may take; learning needs the rest."""
 MEASURING_COST = 1.6
@@ -113,7 +108,16 @@ class _Run:
             split = self.shop.held_out.split(verdict.task, dataset, earlier.dataset_id if earlier else None)
             train = self._training_samples(encoded, split)
         with self.progress.phase("keys"):
-            state = self._prepare(parent.state, verdict, encoded, train, settings)
+            state = place(
+                self.shop,
+                parent.state,
+                verdict,
+                encoded.queries[torch.tensor(train)],
+                settings,
+                imported=lora is not None,
+                say=lambda text, data: self.progress.message(text, data=data),
+                check=self.check,
+            )
         with self.progress.phase("train"):
             pictures = sum(len(held.encoded.prefixes) for held in known.values()) + split.held_out_pictures
             if lora is not None:
@@ -199,48 +203,6 @@ class _Run:
         text = f"{len(train)} examples to learn from, {split.held_out_pictures} pictures held out"
         self.progress.message(text, data={"train": len(train), "held_out": split.held_out_pictures})
         return train
-
-    def _prepare(
-        self,
-        state: AdapterState,
-        verdict: Verdict,
-        encoded: Encoded,
-        train: list[int],
-        settings: Hyperparameters,
-    ) -> AdapterState:
-        """Expand with aligned keys, or refresh a known task's centroids."""
-        generator = torch.Generator().manual_seed(settings.seed)
-        queries = encoded.queries[torch.tensor(train)]
-        task = verdict.task
-        state = self.shop.method.with_fixed_tau(state)
-        if verdict.decision == "retrain":
-            old = state.centroids[state.centroid_task == state.task_index(task)]
-            merged = torch.cat([old, queries])
-            return state.with_centroids(task, centroids_of(merged, CENTROIDS_PER_TASK, generator))
-        logit = 0.0 if self.shop.method.contextual and self.job.adapter is None else NO_CONTEXT_LOGIT
-        state = state.expand(task, settings.rows_per_task, generator, context_logit=logit)
-        aligned = align_keys(queries, settings.rows_per_task, state.routing.top_m, generator)
-        state = state.with_rows(state.rows_of(task), keys=aligned.keys)
-        if self.shop.method.calibrate_tau:
-            state = self._turn_strangers_away(state, task, queries)
-        state = state.with_centroids(task, centroids_of(queries, CENTROIDS_PER_TASK, generator))
-        self.progress.message(
-            f"{settings.rows_per_task} keys placed, mean cosine {aligned.mean_cosine:.3f}",
-            data={"picks": [round(share, 3) for share in aligned.picks.tolist()]},
-        )
-        return state.with_usage(task, intrinsic(state, queries, only_task=task).mean(dim=0))
-
-    def _turn_strangers_away(self, state: AdapterState, task: str, queries: Tensor) -> AdapterState:
-        """Set tau so that general questions go to the base, and no earlier task loses its own."""
-        strangers = self.shop.retention.strangers(self.shop.featurizer, state.routing, self.check)
-        rows = state.rows_of(task)
-        own, others = (cosines(state, asked)[:, rows].amax(dim=1) for asked in (queries, strangers))
-        bar = stranger_bar(own, others)
-        tau = bar if len(state.tasks) == 1 else min(bar, state.routing.tau)
-        self.progress.message(
-            f"questions with a best cosine under {tau:.3f} go to the base", data={"tau": tau}
-        )
-        return state.with_routing(tau=tau)
 
     def _train(
         self,

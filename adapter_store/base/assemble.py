@@ -35,6 +35,7 @@ from adapter_store.base.trained_part import (
     merge_low_rank,
     shipped_weights_dir,
 )
+from adapter_store.calibration import CALIBRATION_FILE
 
 BASE_ID = "strata-base-135m"
 RECIPE = 2
@@ -243,10 +244,8 @@ def _by_id(entry: dict[str, Any]) -> int:
 
 
 def _finish(folder: Path, part: TrainedPart) -> None:
-    from safetensors.torch import save_file
-
-    if part.image_query_mean is not None:
-        save_file({"image_query_mean": part.image_query_mean}, folder / "calibration.safetensors")
+    if part.calibration is not None:
+        part.calibration.save(folder / CALIBRATION_FILE)
     manifest = {
         "base_id": BASE_ID,
         "digest": base_digest(part),

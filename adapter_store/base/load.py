@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from adapter_store.base.assemble import MANIFEST, ensure_embedded_base
 from adapter_store.base.digest import weights_digest
 from adapter_store.base.sentences import ENCODER_FOLDER, ensure_sentence_encoder
-from adapter_store.base.trained_part import CALIBRATION_FILE
+from adapter_store.calibration import CALIBRATION_FILE, ImageCalibration
 from adapter_store.errors import BaseModelError, NotALlava
 from adapter_store.settings import EMBEDDED_BASE
 
@@ -29,7 +28,7 @@ class Base:
         base_id: Human-readable name of the base.
         digest: Identity of its weights; an adapter state made for another digest is refused.
         image_token_id: Token that stands for one patch of a picture.
-        image_query_mean: `[vision hidden]` mean of mean-pooled tower outputs on generic pictures, or None.
+        calibration: What makes pooled picture features comparable, or None.
         sentence_encoder: Folder of the sentence encoder: the base's own, else the pinned one.
         path: Folder that everything was read from.
     """
@@ -40,7 +39,7 @@ class Base:
     base_id: str
     digest: str
     image_token_id: int
-    image_query_mean: Tensor | None
+    calibration: ImageCalibration | None
     sentence_encoder: Path
     path: Path
 
@@ -83,7 +82,7 @@ def load_base(
     model.requires_grad_(requires_grad=False)
     model.eval()
     manifest = _manifest(folder)
-    encoder, calibration = folder / ENCODER_FOLDER, folder / CALIBRATION_FILE
+    encoder = folder / ENCODER_FOLDER
     return Base(
         model=model,
         processor=processor,
@@ -91,7 +90,7 @@ def load_base(
         base_id=manifest["base_id"] if manifest else Path(name).name,
         digest=manifest["digest"] if manifest else weights_digest(folder, cache_dir),
         image_token_id=int(model.config.image_token_id),
-        image_query_mean=_read_mean(calibration) if calibration.is_file() else None,
+        calibration=ImageCalibration.load(folder / CALIBRATION_FILE),
         sentence_encoder=encoder if encoder.is_dir() else ensure_sentence_encoder(cache_dir),
         path=folder,
     )
@@ -161,9 +160,3 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
         raise BaseModelError(
             f"{path} is damaged ({error!r}); remove the folder so that it is assembled anew"
         ) from error
-
-
-def _read_mean(path: Path) -> Tensor:
-    from safetensors.torch import load_file
-
-    return load_file(path)["image_query_mean"].float()

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adapter_store.base.download import file_sha256
+from adapter_store.calibration import CALIBRATION_FILE, ImageCalibration
 
 TRAINED_FILE = "trained.safetensors"
-CALIBRATION_FILE = "calibration.safetensors"
 FUSED_LINEARS: dict[str, tuple[str, ...]] = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "o": ("self_attn.o_proj",),
@@ -37,13 +37,13 @@ class TrainedPart:
     Attributes:
         projector: LLaVA's projector by parameter name (`linear_1.weight` ...); empty if untrained.
         low_rank: `layers.{i}.{fused}.a` `[r, d_in]` and `.b` `[d_out, r]`; the change of a linear is `b @ a`.
-        image_query_mean: `[hidden]` mean of mean-pooled tower outputs on generic pictures, or None.
+        calibration: of image queries, or None.
         digest: sha256 over the files, or "untrained".
     """
 
     projector: dict[str, Tensor]
     low_rank: dict[str, Tensor]
-    image_query_mean: Tensor | None
+    calibration: ImageCalibration | None
     digest: str
 
 
@@ -61,16 +61,17 @@ def load_trained_part(folder: Path) -> TrainedPart:
     prefix = "projector."
     projector = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     low_rank = {name: t for name, t in tensors.items() if not name.startswith(prefix)}
-    mean = None
     digest = hashlib.sha256(file_sha256(trained).encode())
     if calibration.is_file():
-        mean = load_file(calibration)["image_query_mean"].float()
         digest.update(file_sha256(calibration).encode())
-    return TrainedPart(projector, low_rank, mean, digest.hexdigest())
+    return TrainedPart(projector, low_rank, ImageCalibration.load(calibration), digest.hexdigest())
 
 
 def save_trained_part(
-    folder: Path, projector: Mapping[str, Tensor], low_rank: Mapping[str, Tensor], image_query_mean: Tensor
+    folder: Path,
+    projector: Mapping[str, Tensor],
+    low_rank: Mapping[str, Tensor],
+    calibration: ImageCalibration,
 ) -> None:
     """Write a trained part: the low-rank factors in half precision, everything else in single.
 
@@ -78,11 +79,11 @@ def save_trained_part(
     """
     tensors = {name: value.half().contiguous() for name, value in low_rank.items()}
     tensors |= {f"projector.{name}": value.float().contiguous() for name, value in projector.items()}
-    calibration = {"image_query_mean": image_query_mean.float().contiguous()}
-    for file, content in ((TRAINED_FILE, tensors), (CALIBRATION_FILE, calibration)):
-        save_file(content, folder / f"{file}.partial")
-        os.chmod(folder / f"{file}.partial", 0o644)
-        os.replace(folder / f"{file}.partial", folder / file)
+    partial = folder / f"{TRAINED_FILE}.partial"
+    save_file(tensors, partial)
+    os.chmod(partial, 0o644)
+    os.replace(partial, folder / TRAINED_FILE)
+    calibration.save(folder / CALIBRATION_FILE)
 
 
 def merge_low_rank(state: dict[str, Tensor], low_rank: Mapping[str, Tensor]) -> None:

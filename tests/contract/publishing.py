@@ -36,7 +36,7 @@ class Publisher:
         self.renderer = Renderer(base)
         self.vision = VisionEncoder(base)
         self.sentences = SentenceEncoder(base.sentence_encoder)
-        self.queries = QueryEncoder(self.sentences, base.image_query_mean)
+        self.queries = QueryEncoder(self.sentences, base.calibration)
 
     def state(self, seed: int, task: str = "digits") -> AdapterState:
         """Return a state with one task whose increments answer ``QUESTION`` and clearly change the answer."""

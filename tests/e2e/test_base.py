@@ -54,8 +54,8 @@ def test_the_base_is_frozen_and_knows_who_it_is(base: Base) -> None:
     assert not base.model.training
     part = load_trained_part(shipped_weights_dir())
     assert base.digest == base_digest(part)
-    assert base.image_query_mean is not None
-    assert base.image_query_mean.shape == (384,)
+    assert base.calibration is not None
+    assert base.calibration.whitening.shape == (384, 384)
     assert sum(file.stat().st_size for file in shipped_weights_dir().iterdir()) < 12 * 2**20
 
 
@@ -120,7 +120,7 @@ def test_a_llava_without_our_files_gets_the_pinned_encoder(base: Base, tmp_path:
     foreign = load_base(tmp_path)
     assert foreign.base_id == tmp_path.name
     assert foreign.digest != base.digest
-    assert foreign.image_query_mean is None
+    assert foreign.calibration is None
     texts = ["Which animal is this?"]
     found, expected = (SentenceEncoder(b.sentence_encoder).encode(texts) for b in (foreign, base))
     assert torch.equal(found, expected)

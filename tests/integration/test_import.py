@@ -73,7 +73,7 @@ def test_an_imported_task_answers_as_under_peft_and_leaves_the_others_alone(
         wanted = peft_model(base, lora)(input_ids=IDS).logits
     handle = attach(base.model, ("o_proj",))
     try:
-        c = coefficients(state, state.keys[state.rows_of("shades")[:1]]).expand(2, -1)
+        c = coefficients(state, state.keys[state.rows_of("shades")[:1], 0]).expand(2, -1)
         gate = gate_of(c, state.rank)[:, None]
         with torch.inference_mode(), handle.active([Term(Bank.from_state(state), gate)]):
             found = base.model(input_ids=IDS).logits

@@ -43,7 +43,7 @@ def recorded(base: Base) -> tuple[AdapterState, list[Probe]]:
     """Return a state whose increments act, and the answers that a trainer records for it."""
     increments = attach(base.model, ("o_proj",))
     replicas = Replicas(LanguageModel.of(base.model, base.image_token_id), increments)
-    queries = QueryEncoder(SentenceEncoder(base.sentence_encoder), base.image_query_mean)
+    queries = QueryEncoder(SentenceEncoder(base.sentence_encoder), base.calibration)
     renderer = Renderer(base)
     featurizer = Featurizer(renderer=renderer, vision=VisionEncoder(base), queries=queries)
     routing = RoutingSettings("text+image", top_m=2)

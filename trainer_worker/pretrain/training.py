@@ -21,6 +21,7 @@ from torch import Tensor
 
 from adapter_store.base.assemble import VISION_LAYERS
 from adapter_store.base.trained_part import save_trained_part
+from adapter_store.calibration import ImageCalibration
 from trainer_worker.pretrain.chat import prompts, reply_to
 from trainer_worker.pretrain.easy import EasyVqa
 from trainer_worker.pretrain.language import PackedLanguageModel
@@ -97,7 +98,7 @@ class Trainer:
         self.step = 0
         self.elapsed = 0.0
         self.questions = 0
-        self.image_query_mean = torch.zeros(0)
+        self.calibration: ImageCalibration
         self.projector: Projector
         self.dialogs: list[Segment] = []
 
@@ -116,7 +117,7 @@ class Trainer:
         requests = prompts(self.settings.dialogs, self.settings.seed)
         if path.is_file():
             kept = torch.load(path, weights_only=True)
-            self.image_query_mean, replies = kept["image_query_mean"], kept["replies"]
+            self.calibration, replies = ImageCalibration(*kept["calibration"]), kept["replies"]
             self.projector = Projector(kept["projector"]["mean"], kept["projector"]["std"], width)
             self.projector.load_state_dict(kept["projector"])
         else:
@@ -124,7 +125,7 @@ class Trainer:
             self.write_log(phase="dialogs", count=len(replies))
             self.warm_up()
             state = {"replies": replies, "projector": self.projector.state_dict()}
-            torch.save(state | {"image_query_mean": self.image_query_mean}, path)
+            torch.save(state | {"calibration": self._calibrated()}, path)
         self.dialogs = [self.packer.dialog(ask, reply) for ask, reply in zip(requests, replies, strict=True)]
 
     def warm_up(self) -> None:
@@ -134,7 +135,7 @@ class Trainer:
         self.write_log(phase="features", pictures=len(features))
         flat = features[: min(4000, len(features))].float().reshape(-1, features.shape[-1])
         hidden = features.shape[-1] // len(VISION_LAYERS)
-        self.image_query_mean = features[..., -hidden:].float().mean((0, 1))
+        self.calibration = ImageCalibration.of(features[..., -hidden:].float().mean(1))
         self.projector = Projector(flat.mean(0), flat.std(0), self.language.embedding.shape[1])
         optimizer = torch.optim.AdamW(self.projector.parameters(), lr=2e-3, weight_decay=0.01)
         steps = self.settings.warmup_steps
@@ -313,13 +314,11 @@ class Trainer:
             "optimizer": optimizer.state_dict(), "language": self.language.state_dict(),
             "projector": self.projector.state_dict(), "step": self.step, "elapsed": self.elapsed,
             "picture_number": self.picture_number, "questions": self.questions,
-            "image_query_mean": self.image_query_mean, "settings": asdict(self.settings),
+            "calibration": self._calibrated(), "settings": asdict(self.settings),
         }  # fmt: skip
         torch.save(state, self.out / "state.partial")
         os.replace(self.out / "state.partial", self.out / "state.pt")
-        save_trained_part(
-            self.out, self.projector.plain_state(), self.language.low_rank(), self.image_query_mean
-        )
+        save_trained_part(self.out, self.projector.plain_state(), self.language.low_rank(), self.calibration)
         self.write_log(phase="checkpoint", step=self.step, seconds=self.elapsed)
 
     def _resume(self, optimizer: torch.optim.Optimizer) -> None:
@@ -336,7 +335,10 @@ class Trainer:
             group["peak"] = peak
         self.step, self.elapsed = state["step"], state["elapsed"]
         self.picture_number, self.questions = state["picture_number"] + 64, state["questions"]
-        self.image_query_mean = state["image_query_mean"]
+        self.calibration = ImageCalibration(*state["calibration"])
+
+    def _calibrated(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.calibration.mean, self.calibration.whitening
 
 
 def _is_yes_no(kind: str) -> bool:

@@ -46,9 +46,9 @@ def make_state(base: Base, increments: Increments, span: Span, rows: int = 3, to
             name: 0.3 * torch.randn(tensor[:, own].shape, generator=generator)
             for name, tensor in state.up.items()
         }
-        keys = state.keys[own[:1]].expand(rows, -1) if rows == top_m else state.keys[own]
+        keys = state.keys[own[:1], 0].expand(rows, -1) if rows == top_m else state.keys[own, 0]
         state = state.with_rows(own, keys=keys, up=up)
-        usage = intrinsic(state, state.keys[own], only_task=task).mean(dim=0)
+        usage = intrinsic(state, state.keys[own, 0], only_task=task).mean(dim=0)
         state = state.with_usage(task, usage)
     return state
 
@@ -83,7 +83,7 @@ def test_with_span_all_peft_gives_the_same_logits_everywhere(
 ):
     base = loaded_tiny_base
     state = make_state(base, increments, "all")
-    query = torch.nn.functional.normalize(state.keys[4:5] + 0.1, dim=-1)
+    query = torch.nn.functional.normalize(state.keys[4:5, 0] + 0.1, dim=-1)
     c = task_coefficients(state, "animals")[0] if of == "task" else coefficients(state, query)[0]
     assert bool(c[:3].any())  # the context takes part
     wanted = own_logits(base, increments, state, c)
@@ -110,7 +110,7 @@ def test_behind_the_picture_outputs_are_equal_given_the_bases_own_prefix(
 ):
     base = loaded_tiny_base
     state = make_state(base, increments, "after_image")
-    c = coefficients(state, state.keys[4:5])[0]
+    c = coefficients(state, state.keys[4:5, 0])[0]
     prefix, pixels = prompt(base)
     wanted = own_logits(base, increments, state, c)[prefix.shape[1] :]
     folder = write(lora_files(state, c, increments.paths, origin(base)), tmp_path / "lora")
@@ -164,7 +164,7 @@ def test_a_task_is_exact_where_all_its_increments_answer_each_question(
     exact = make_state(loaded_tiny_base, on_o_proj, "all", rows=2, top_m=2)
     c, same = task_coefficients(exact, "digits")
     assert same
-    torch.testing.assert_close(c, coefficients(exact, exact.keys[:1], only_task="digits")[0])
+    torch.testing.assert_close(c, coefficients(exact, exact.keys[:1, 0], only_task="digits")[0])
     mean = make_state(loaded_tiny_base, on_o_proj, "all", rows=3, top_m=2)
     c, same = task_coefficients(mean, "digits")
     assert not same

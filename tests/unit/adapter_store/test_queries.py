@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from adapter_store.calibration import ImageCalibration
 from adapter_store.encoder import SentenceEncoder
 from adapter_store.errors import BaseModelError, StateInvalid
 from adapter_store.queries import QueryEncoder, _projection, encode_queries, query_width
@@ -34,7 +35,7 @@ def test_text_queries_are_unit_rows() -> None:
 @pytest.mark.parametrize("vision_width", [8, 20])
 def test_the_cosine_of_both_halves_is_the_weighted_mean(vision_width: int) -> None:
     text, image, mean = torch.randn(2, 8), torch.randn(2, vision_width), torch.randn(vision_width)
-    queries = encode_queries(text, image, BOTH, mean)
+    queries = encode_queries(text, image, BOTH, ImageCalibration(mean, torch.eye(len(mean))))
     assert queries.shape == (2, query_width(BOTH, 8))
     centered = image - mean
     if vision_width != 8:
@@ -57,7 +58,9 @@ def test_mismatched_inputs_say_what_is_wrong() -> None:
     with pytest.raises(StateInvalid, match="2 pictures were given for 3"):
         encode_queries(torch.randn(3, 8), torch.randn(2, 8), BOTH, None)
     with pytest.raises(StateInvalid, match="another tower"):
-        encode_queries(torch.randn(1, 8), torch.randn(1, 8), BOTH, torch.zeros(9))
+        encode_queries(
+            torch.randn(1, 8), torch.randn(1, 8), BOTH, ImageCalibration(torch.zeros(9), torch.eye(9))
+        )
 
 
 def test_the_projection_is_fixed_forever() -> None:
@@ -117,7 +120,7 @@ def test_encoder_serves_threads(sentences: SentenceEncoder) -> None:
 
 
 def test_i5_queries_of_requests_one_by_one_equal_those_of_a_batch(sentences: SentenceEncoder) -> None:
-    encoder = QueryEncoder(sentences, image_mean=torch.randn(10))
+    encoder = QueryEncoder(sentences, ImageCalibration(torch.randn(10), torch.eye(10)))
     texts = ["What is it?", "Name the digit.", "What is it?"]
     pooled = [torch.randn(10), None, torch.randn(10)]
     together = encoder.encode(texts, pooled, BOTH)

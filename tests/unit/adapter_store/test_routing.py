@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 
 from adapter_store.errors import NotFoundError, StateInvalid
-from adapter_store.routing import coefficients, contextual, explain, intrinsic, mass_outside, task_mass
+from adapter_store.routing import (
+    coefficients,
+    contextual,
+    cosines,
+    explain,
+    intrinsic,
+    mass_outside,
+    task_mass,
+)
 from adapter_store.state import AdapterState
 
 WIDTH = 6
@@ -31,7 +39,7 @@ def make_state(
 def by_hand(state: AdapterState, query: torch.Tensor, only_task: str | None = None) -> tuple[list, list]:
     """Compute eq. 2 to 4 for one query with plain loops in Python floats."""
     query = F.normalize(query.double(), dim=0)
-    cosine = [float(query @ key) for key in state.keys.double()]
+    cosine = [float(query @ key) for key in state.keys[:, 0].double()]
     rows = [
         n for n in range(state.rows) if only_task is None or state.tasks[int(state.task_of[n])] == only_task
     ]
@@ -71,6 +79,17 @@ def test_i5_coefficients_do_not_depend_on_the_batch_or_a_reload(tmp_path: Path) 
     assert torch.equal(together != 0, alone != 0)
     state.save(tmp_path)
     assert torch.equal(coefficients(AdapterState.load(tmp_path, base_digest="d"), queries), together)
+
+
+def test_an_increment_is_as_near_as_the_nearest_of_its_keys() -> None:
+    axes = torch.eye(WIDTH)
+    state = make_state(tasks=2, rows=2, top_m=2)
+    state = state.with_rows([0, 1], keys=torch.stack([axes[0], axes[3]]).expand(2, -1, -1))
+    state = state.with_rows([2, 3], keys=axes[[1, 1]])
+    assert state.keys.shape == (4, 2, WIDTH)
+    wanted = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0]])
+    torch.testing.assert_close(cosines(state, axes[[0, 1, 3]]), wanted)
+    torch.testing.assert_close(intrinsic(state, axes[[0, 1, 3]]), wanted / 2)
 
 
 def test_no_positive_cosine_gives_exact_zeros() -> None:

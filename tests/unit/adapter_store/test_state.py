@@ -50,7 +50,7 @@ def test_expanded_rows_start_as_nothing_with_the_right_spread() -> None:
     state = state.expand("birds", 16, torch.Generator().manual_seed(1))
     assert not state.up["o_proj"].any()
     assert state.down["o_proj"].std() == pytest.approx(1 / math.sqrt(256), rel=0.02)
-    torch.testing.assert_close(state.keys.norm(dim=-1), torch.ones(16))
+    torch.testing.assert_close(state.keys.norm(dim=-1), torch.ones(16, 1))
     assert state.total_rank == 128
 
 
@@ -68,6 +68,18 @@ def test_i4_expand_keeps_everything_earlier_byte_for_byte() -> None:
         assert bytes_of(child.down[name][:, :n]) == bytes_of(parent.down[name])
         assert bytes_of(child.up[name][:, :n]) == bytes_of(parent.up[name])
     assert child.tasks == (*parent.tasks, "later")
+
+
+def test_more_keys_of_one_task_leave_the_first_ones_of_all_others_as_they_were() -> None:
+    parent = make_state()
+    wide = torch.nn.functional.normalize(torch.randn(3, parent.query_width), dim=-1)
+    own = parent.rows_of("task1")
+    child = parent.with_rows(own, keys=wide.expand(len(own), -1, -1))
+    others = parent.task_of != parent.task_index("task1")
+    assert bytes_of(child.keys[others][:, :1]) == bytes_of(parent.keys[others])
+    assert torch.equal(child.keys[others][:, 1:], parent.keys[others].expand(-1, 2, -1))
+    assert torch.equal(child.keys[own], wide.expand(len(own), -1, -1))
+    assert child.expand("later", 2).keys.shape == (parent.rows + 2, 3, parent.query_width)
 
 
 def test_with_rows_touches_only_the_named_rows() -> None:

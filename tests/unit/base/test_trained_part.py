@@ -8,6 +8,9 @@ import torch
 
 from adapter_store.base.assemble import base_digest
 from adapter_store.base.trained_part import TrainedPart, load_trained_part, merge_low_rank, save_trained_part
+from adapter_store.calibration import ImageCalibration
+
+CALIBRATION = ImageCalibration(torch.arange(3.0), 2 * torch.eye(3))
 
 
 def _factors(rank: int = 2) -> dict[str, torch.Tensor]:
@@ -17,13 +20,14 @@ def _factors(rank: int = 2) -> dict[str, torch.Tensor]:
 
 def test_round_trip_and_digest(tmp_path: Path) -> None:
     projector = {"linear_1.weight": torch.randn(4, 3), "linear_1.bias": torch.randn(4)}
-    save_trained_part(tmp_path, projector, _factors(), torch.arange(3.0))
+    save_trained_part(tmp_path, projector, _factors(), CALIBRATION)
     part = load_trained_part(tmp_path)
     assert torch.equal(part.projector["linear_1.weight"], projector["linear_1.weight"])
     assert torch.equal(part.low_rank["layers.0.qkv.a"], _factors()["layers.0.qkv.a"].half().float())
-    assert part.image_query_mean is not None
-    assert part.image_query_mean.tolist() == [0.0, 1.0, 2.0]
-    save_trained_part(tmp_path, projector, {"layers.0.qkv.a": torch.zeros(2, 6)}, torch.arange(3.0))
+    assert part.calibration is not None
+    assert torch.equal(part.calibration.mean, CALIBRATION.mean)
+    assert torch.equal(part.calibration.whitening, CALIBRATION.whitening)
+    save_trained_part(tmp_path, projector, {"layers.0.qkv.a": torch.zeros(2, 6)}, CALIBRATION)
     assert load_trained_part(tmp_path).digest != part.digest
 
 

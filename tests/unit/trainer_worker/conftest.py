@@ -80,7 +80,7 @@ def parts(loaded_tiny_base: Base) -> Iterator[Parts]:
     """Return the tiny base's parts with increments attached to every output projection."""
     base = loaded_tiny_base
     renderer = Renderer(base)
-    queries = QueryEncoder(SentenceEncoder(base.sentence_encoder), base.image_query_mean)
+    queries = QueryEncoder(SentenceEncoder(base.sentence_encoder), base.calibration)
     increments = attach(base.model, ("o_proj",))
     yield Parts(
         base,

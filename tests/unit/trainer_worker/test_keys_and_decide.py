@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from adapter_store.errors import InputError
 from trainer_worker.decide import calibrate_theta, centroids_of, decide
-from trainer_worker.keys import align_keys, stranger_bar
+from trainer_worker.keys import MOST_KEYS, align_keys, grown_keys, stranger_bar
 
 
 def cloud(center: int, count: int, spread: float = 0.1, width: int = 16) -> torch.Tensor:
@@ -22,8 +22,8 @@ def cloud(center: int, count: int, spread: float = 0.1, width: int = 16) -> torc
 def test_keys_settle_on_the_clusters_and_serve_every_query():
     queries = torch.cat([cloud(n, 20) for n in range(4)])
     aligned = align_keys(queries, 8, 2, torch.Generator().manual_seed(0))
-    assert aligned.keys.norm(dim=1).tolist() == pytest.approx([1.0] * 8, abs=1e-5)
-    assert float((queries @ aligned.keys.T).max(dim=1).values.min()) > 0.95
+    assert aligned.keys.norm(dim=-1).flatten().tolist() == pytest.approx([1.0] * 8, abs=1e-5)
+    assert float((queries @ aligned.keys[:, 0].T).max(dim=1).values.min()) > 0.95
     assert float(aligned.picks.max()) == pytest.approx(1 / 8)
     assert float(aligned.picks.sum()) == pytest.approx(1.0)
 
@@ -42,6 +42,34 @@ def test_rows_that_all_answer_share_the_mean_direction():
     assert torch.allclose(aligned.keys @ mean, torch.ones(4), atol=1e-5)
     assert aligned.mean_cosine == pytest.approx(float((queries @ mean).mean()), abs=1e-5)
     assert aligned.picks.tolist() == [0.25] * 4
+
+
+def test_unlike_kinds_of_queries_get_keys_of_their_own_that_all_rows_share():
+    queries = torch.cat([cloud(n, 64) for n in range(4)])
+    aligned = align_keys(queries, 4, 4, torch.Generator().manual_seed(0))
+    assert aligned.keys.shape == (4, 8, 16)
+    assert torch.equal(aligned.keys, aligned.keys[:1].expand(4, -1, -1))
+    assert float((queries @ aligned.keys[0].T).amax(dim=1).min()) > 0.95  # the mean's cosine is about 0.5
+
+
+def test_a_task_that_comes_back_is_found_by_old_and_new_queries():
+    generator = torch.Generator().manual_seed(0)
+    keys = align_keys(cloud(0, 64), 4, 4, generator).keys
+    grown = grown_keys(keys, cloud(5, 32), generator)
+    assert torch.equal(grown[:, : keys.shape[1]], keys)
+    for center in (0, 5):
+        assert float((cloud(center, 20) @ grown[0].T).amax(dim=1).min()) > 0.95
+    again = grown_keys(grown, cloud(5, 32), generator)
+    assert again.shape == grown.shape  # the same queries need no further key
+
+
+def test_keys_never_outgrow_their_room():
+    generator = torch.Generator().manual_seed(0)
+    keys = align_keys(torch.randn(32, 64, generator=generator), 2, 4, generator).keys
+    for _ in range(MOST_KEYS + 5):
+        keys = grown_keys(keys, torch.randn(32, 64, generator=generator), generator)
+    assert keys.shape == (2, MOST_KEYS, 64)
+    assert torch.allclose(keys.norm(dim=-1), torch.ones(2, MOST_KEYS), atol=1e-5)
 
 
 def test_equal_queries_are_answered_by_m_rows_and_the_others_are_harmless():
