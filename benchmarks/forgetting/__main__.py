@@ -42,7 +42,13 @@ from benchmarks.forgetting.report import write_report  # noqa: E402
 from benchmarks.forgetting.running import Plan, run  # noqa: E402
 from benchmarks.forgetting.scoring import Scorer  # noqa: E402
 from benchmarks.forgetting.site import Site  # noqa: E402
-from benchmarks.forgetting.streams import STREAMS, StreamTask, build_stream, read_stream  # noqa: E402
+from benchmarks.forgetting.streams import (  # noqa: E402
+    SMALL_BATCHES,
+    STREAMS,
+    StreamTask,
+    build_stream,
+    read_stream,
+)
 from trainer_worker.workshop import Workshop  # noqa: E402
 
 
@@ -55,7 +61,7 @@ class Scale:
     epochs: float
 
 
-SCALES = {"small": Scale(320, 80, 4), "full": Scale(1000, 200, 4)}
+SCALES = {"small": Scale(200, 80, 10), "full": Scale(1000, 200, 6)}
 GROUPS = {"baselines": BASELINES, "ablations": ABLATIONS, "all": tuple(METHODS)}
 console = Console(stderr=True)
 
@@ -75,7 +81,9 @@ def parse_arguments() -> argparse.Namespace:
                         help=f"any of: {', '.join(names)}")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=3, help="runs of each method, with seeds 0, 1, ...")
     parser.add_argument("--scale", choices=SCALES, default="small", help="small: two cores; full: one GPU")
-    parser.add_argument("--epochs", type=float, help="passes over each task's examples")
+    parser.add_argument(
+        "--epochs", type=float, help="passes over each task's examples; 0: as many as the service plans"
+    )
     parser.add_argument("--base", default="embedded", help="a LLaVA folder or hub id")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="where results are kept")
@@ -125,7 +133,7 @@ def _run_missing(arguments: argparse.Namespace, folder: Path) -> None:
                 lineage = f"{name}-{seed}"
                 for kind in ("versions", "heldout"):  # of a run that was interrupted
                     shutil.rmtree(home / kind / lineage, ignore_errors=True)
-                hyper = {"epochs": arguments.epochs or scale.epochs}
+                hyper = {"epochs": _epochs(arguments, scale)}
                 step = told(f"{name}, seed {seed}")
                 plan = Plan(site, tasks, scorer, hyper, seed, step)
                 measured = run(plan, METHODS[name], lineage)
@@ -139,6 +147,13 @@ def _tasks(arguments: argparse.Namespace, site: Site, scale: Scale, seed: int) -
     if arguments.data is not None:
         return read_stream(arguments.data, site.datasets)
     return build_stream(arguments.stream, site.datasets, train=scale.train, test=scale.test, seed=seed)
+
+
+def _epochs(arguments: argparse.Namespace, scale: Scale) -> float:
+    """Return the passes of every method over a task's examples; 0 leaves them to the service."""
+    if arguments.epochs is not None:
+        return arguments.epochs
+    return 0 if arguments.stream in SMALL_BATCHES else scale.epochs
 
 
 def _scorers(tasks: Sequence[StreamTask]) -> Callable[[Workshop], Scorer]:

@@ -46,6 +46,9 @@ COLUMNS: Final = (
 )
 
 
+_SCORE: Final = Column("accuracy", lambda _record: None, 100, 1)
+
+
 def read_records(folder: Path) -> list[Record]:
     """Return all complete runs under a folder, in the methods' order, then by seed."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("runs/*.json"))]
@@ -70,6 +73,17 @@ def as_markdown(records: Sequence[Record]) -> str:
     for method, runs in by_method(records).items():
         cells = [_cell([column.read(run) for run in runs], column) for column in COLUMNS]
         lines.append(f"| {method} | {' | '.join(cells)} | {len(runs)} |")
+    return "\n".join(lines)
+
+
+def final_scores(records: Sequence[Record]) -> str:
+    """Lay out what each method ends with on every task, in percent."""
+    tasks = list(dict.fromkeys(task for record in records for task in record["stages"]))
+    lines = ["| method | " + " | ".join(tasks) + " |", "|---|" + "---:|" * len(tasks)]
+    for method, runs in by_method(records).items():
+        ends = [run["rows"][-1] if run["rows"] else run["base"] for run in runs]
+        cells = [_cell([end.get(task) for end in ends], _SCORE) for task in tasks]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -98,7 +112,9 @@ def write_report(folder: Path, title: str) -> str:
     from benchmarks.forgetting.plots import draw_all
 
     records = read_records(folder)
-    table = as_markdown(records)
+    table = (
+        f"{as_markdown(records)}\n\nAccuracy of each task at the end, in percent:\n\n{final_scores(records)}"
+    )
     held_back = [f"- {r['method']}, seed {r['seed']}: {why}" for r in records for why in r["held_back"]]
     notes = "\n\nThe gate would have held back:\n" + "\n".join(held_back) if held_back else ""
     (folder / "report.md").write_text(f"# {title}\n\n{table}{notes}\n", encoding="utf-8")

@@ -4,6 +4,8 @@
 * ``capability``: the same pictures, another skill each time.
 * ``dataset``: another world each time, with questions and a style of answers of its own.
 * ``revisit``: one task that comes back shifted, in batches of 32: digits of one world, then of another.
+* ``few-16``, ``few-64``, ``few-256``: three worlds are known, then a fourth comes with that many examples; it
+  asks for what one of them taught.
 
 Test pictures come from groups (a writer's sheet, a design, a view) that no training picture comes from.
 """
@@ -61,7 +63,11 @@ DATASETS: Final = {
     ),
     "arrows": Manner(("Which way does the arrow point?", "Where does the arrow lead?"), str),
 }
-STREAMS: Final = ("domain", "capability", "dataset", "revisit")
+FEW: Final = {f"few-{count}": count for count in (16, 64, 256)}
+KNOWN_BEFORE_FEW: Final = ("animals", "digits", "flags")
+SMALL_BATCHES: Final = ("revisit", *FEW)
+"""Streams with batches so small that the service plans its own number of passes over them."""
+STREAMS: Final = ("domain", "capability", "dataset", "revisit", *FEW)
 BATCH: Final = 32
 BATCHES: Final = 8
 
@@ -103,7 +109,9 @@ def build_stream(name: str, store: DatasetStore, *, train: int, test: int, seed:
     """
     if name == "revisit":
         return _revisit(store, train, test, seed)
-    if name == "capability":
+    if name in FEW:
+        tasks = _few(FEW[name], train, test, seed)
+    elif name == "capability":
         tasks = _capability(train, test, seed)
     elif name == "domain":
         tasks = {
@@ -210,6 +218,14 @@ def _revisit(store: DatasetStore, train: int, test: int, seed: int) -> list[Stre
         batch = keep(store, learned[first : first + BATCH])
         stages.append(StreamTask("new", batch, asked, teaches="digits"))
     return stages
+
+
+def _few(count: int, train: int, test: int, seed: int) -> dict[str, tuple[list[Asked], list[Asked]]]:
+    """Teach three worlds in full, then ``count`` digits by other hands, under a question of their own."""
+    tasks = {world: _of_world(world, DATASETS[world], train, test, seed) for world in KNOWN_BEFORE_FEW}
+    manner = Manner(("Which number did the pen leave?",), str)
+    learned, scored = _of_world("mnist", manner, max(train, count), test, seed)
+    return {**tasks, "pen": (learned[:count], scored)}
 
 
 def _capability(train: int, test: int, seed: int) -> dict[str, tuple[list[Asked], list[Asked]]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.forgetting.report import as_markdown, read_records, summary, write_report
+from benchmarks.forgetting.report import as_markdown, final_scores, read_records, summary, write_report
 from benchmarks.forgetting.running import Measured
 
 
@@ -43,6 +43,7 @@ def test_the_report_has_means_spreads_json_and_plots(tmp_path: Path):
     records = read_records(tmp_path)
     assert summary(records)["strata"]["forgetting"]["mean"] == pytest.approx(0.1)
     assert "| strata | 80.0 ± 7.1 |" in as_markdown(records)
+    assert "| strata | 80.0 ± 14.1 | 80.0 ± 0.0 |" in final_scores(records)
     write_report(tmp_path, "a stream")
     assert "# a stream" in (tmp_path / "report.md").read_text()
     assert len(json.loads((tmp_path / "report.json").read_text())["runs"]) == 2
