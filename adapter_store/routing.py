@@ -62,7 +62,7 @@ def cosines(state: AdapterState, queries: Tensor) -> Tensor:
     return cosine.view(len(queries), state.rows, state.keys_per_row).amax(dim=2).float()
 
 
-def intrinsic(state: AdapterState, queries: Tensor, only_task: str | None = None) -> Tensor:
+def intrinsic(state: AdapterState, queries: Tensor, among: Tensor | None = None) -> Tensor:
     """Return the intrinsic coefficients a (eq. 2 and 3).
 
     The top M rows by cosine share a mass of one in proportion to their cosines clipped at 0; equal cosines
@@ -71,12 +71,12 @@ def intrinsic(state: AdapterState, queries: Tensor, only_task: str | None = None
     Args:
         state: the version's state.
         queries: ``[B, q]``.
-        only_task: select among this task's rows only (training); None selects among all (serving).
+        among: select among these rows only, by index (training); None selects among all (serving).
 
     Returns:
         ``[B, N]`` float32.
     """
-    return _intrinsic(state, cosines(state, queries), only_task)
+    return _intrinsic(state, cosines(state, queries), among)
 
 
 def contextual(state: AdapterState, a: Tensor, context: Tensor | None = None) -> Tensor:
@@ -103,26 +103,26 @@ def contextual(state: AdapterState, a: Tensor, context: Tensor | None = None) ->
 
 
 def coefficients(
-    state: AdapterState, queries: Tensor, only_task: str | None = None, context: Tensor | None = None
+    state: AdapterState, queries: Tensor, among: Tensor | None = None, context: Tensor | None = None
 ) -> Tensor:
     """Return the coefficients c = a + k of requests (eq. 5).
 
     A request whose best cosine is under tau gets zeros: the plain base answers. Examples of a known task
-    (``only_task``) are never turned away.
+    (``among`` its rows) are never turned away.
 
     Args:
         state: the version's state.
         queries: ``[B, q]``.
-        only_task: as in ``intrinsic``; None when serving and evaluating.
+        among: as in ``intrinsic``; None when serving and evaluating.
         context: as in ``contextual``.
 
     Returns:
         ``[B, N]`` float32.
     """
     cosine = cosines(state, queries)
-    a = _intrinsic(state, cosine, only_task)
+    a = _intrinsic(state, cosine, among)
     c = a + contextual(state, a, context)
-    if only_task is None and state.rows:
+    if among is None and state.rows:
         c = torch.where(cosine.amax(dim=1, keepdim=True) < state.routing.tau, torch.zeros_like(c), c)
     return c
 
@@ -172,21 +172,21 @@ def explain(state: AdapterState, queries: Tensor) -> list[Explanation]:
     return [_explain_one(state, *row) for row in parts]
 
 
-def _intrinsic(state: AdapterState, cosine: Tensor, only_task: str | None) -> Tensor:
-    chosen = _selected(state, cosine, only_task)
+def _intrinsic(state: AdapterState, cosine: Tensor, among: Tensor | None) -> Tensor:
+    chosen = _selected(state, cosine, among)
     weight = torch.where(chosen, cosine.clamp_min(0.0), torch.zeros_like(cosine))
     total = weight.sum(dim=1, keepdim=True)
     return torch.where(total > 0, weight / total.clamp_min(torch.finfo(weight.dtype).tiny), weight)
 
 
-def _selected(state: AdapterState, cosine: Tensor, only_task: str | None) -> Tensor:
+def _selected(state: AdapterState, cosine: Tensor, among: Tensor | None) -> Tensor:
     """Return the top-M mask ``[B, N]`` (eq. 2)."""
     mask = torch.zeros_like(cosine, dtype=torch.bool)
     if not state.rows:
         return mask
     allowed = torch.ones(state.rows, dtype=torch.bool, device=cosine.device)
-    if only_task is not None:
-        allowed = (state.task_of == state.task_index(only_task)).to(cosine.device)
+    if among is not None:
+        allowed = torch.zeros_like(allowed).index_fill_(0, among.to(cosine.device), value=True)
     masked = cosine.masked_fill(~allowed, -torch.inf)
     order = masked.sort(dim=1, descending=True, stable=True).indices[:, : state.routing.top_m]
     return mask.scatter(1, order, value=True) & allowed

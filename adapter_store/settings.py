@@ -84,6 +84,7 @@ WORKER_NAMES = (
     "theta",
     "tau",
     "contextual",
+    "branch",
     "ema_mode",
     "share",
     "nice",

@@ -234,6 +234,26 @@ class AdapterState:
             up=up,
         ).validate()
 
+    def branch(self, task: str, rows: Tensor, keys: Tensor) -> AdapterState:
+        """Return a state in which a known task has copies of some increments, found by keys of their own.
+
+        Nothing that is there changes. No task's usage names the copies, so none draws on them as context.
+
+        Args:
+            task: a known task.
+            rows: indices ``[n]`` of the increments to copy.
+            keys: ``[n, k, q]`` unit rows of the copies.
+        """
+        wide = max(self.keys_per_row, keys.shape[1])
+        return dataclasses.replace(
+            self,
+            keys=torch.cat([_widened(self.keys, wide), _widened(keys.to(self.keys), wide)]),
+            task_of=torch.cat([self.task_of, torch.full((len(rows),), self.task_index(task))]),
+            usage=torch.nn.functional.pad(self.usage, (0, len(rows))),
+            down={name: torch.cat([down, down[:, rows]], dim=1) for name, down in self.down.items()},
+            up={name: torch.cat([up, up[:, rows]], dim=1) for name, up in self.up.items()},
+        ).validate()
+
     def with_rows(
         self,
         rows: Sequence[int] | Tensor,

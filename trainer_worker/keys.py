@@ -51,7 +51,7 @@ def align_keys(queries: Tensor, rows: int, top_m: int, generator: torch.Generato
     queries = F.normalize(queries.float(), dim=-1)
     m = min(top_m, rows)
     if m == rows:
-        shared = _kinds_of(queries, generator)
+        shared = kinds_of(queries, generator)
         nearest = float((queries @ shared.T).amax(dim=1).mean())
         return AlignedKeys(shared.expand(rows, -1, -1), torch.full((rows,), 1 / rows), nearest, 0)
     keys = _jittered(k_means(queries, rows, generator), generator)
@@ -77,7 +77,7 @@ def grown_keys(keys: Tensor, queries: Tensor, generator: torch.Generator) -> Ten
     For rows that share their keys ``[S, k, q]``. The earlier ones stay unless the room is used up: then those
     nearest to each other become one.
     """
-    kinds = torch.cat([keys[0], _kinds_of(F.normalize(queries.float(), dim=-1), generator)])
+    kinds = torch.cat([keys[0], kinds_of(queries, generator)])
     while len(kinds) > 1:
         likeness = (kinds @ kinds.T).fill_diagonal_(-1.0)
         nearest = float(likeness.max())
@@ -90,8 +90,9 @@ def grown_keys(keys: Tensor, queries: Tensor, generator: torch.Generator) -> Ten
     return kinds.expand(len(keys), -1, -1)
 
 
-def _kinds_of(queries: Tensor, generator: torch.Generator) -> Tensor:
-    """Return one center ``[k, q]`` for each kind of query."""
+def kinds_of(queries: Tensor, generator: torch.Generator) -> Tensor:
+    """Return one center ``[k, q]`` for each kind of query ``[B, q]``: unit rows."""
+    queries = F.normalize(queries.float(), dim=-1)
     count = max(1, min(KEYS_OF_A_BATCH, len(queries) // QUERIES_PER_KEY))
     return k_means(queries, count, generator)
 

@@ -62,27 +62,38 @@ class Pupil:
     """The trainable part of a state: rows of one task (live tensors) and how they act beside the others.
 
     ``live`` holds the bank's ``down.<target>`` and ``up.<target>``, stacked over layers, and, from the second
-    task on, ``context`` ``[1, t]``, the task's logits towards earlier ones. With ``share`` the rows of other
+    task on and if all of the task's rows learn, ``context`` ``[1, t]``, its logits towards earlier ones.
+    ``rows`` names a part of the task's rows that alone learns; None is all. With ``share`` the rows of other
     tasks that the batch uses are live, too, and questions select among all rows as in serving; without it
-    selection is masked to the task (eq. 2).
+    selection is masked to what learns (eq. 2).
     """
 
     def __init__(
-        self, state: AdapterState, task: str, queries: Tensor, device: torch.device, *, share: bool = False
+        self,
+        state: AdapterState,
+        task: str,
+        queries: Tensor,
+        device: torch.device,
+        *,
+        rows: Tensor | None = None,
+        share: bool = False,
     ) -> None:
         self.state = state
         self._task = task
         self._index = state.task_index(task)
-        self.intrinsic = intrinsic(state, queries, only_task=None if share else task).to(device)
-        own = state.task_of == self._index
-        a = self.intrinsic.cpu()
-        used = (a + contextual(state, a)).mean(dim=0) > NEGLIGIBLE
+        whole = state.rows_of(task)
+        rows = whole if rows is None else rows
+        a = intrinsic(state, queries, among=None if share else rows)
+        k = contextual(state, a)
+        self.intrinsic, self._contextual_before = a.to(device), k.to(device)
+        own = torch.zeros(state.rows, dtype=torch.bool).index_fill_(0, rows, value=True)
+        used = (a + k).mean(dim=0) > NEGLIGIBLE
         trained = own | used if share else own
         self.rows = trained.nonzero().flatten()
         self._held = (used & ~trained).nonzero().flatten()
         bank = Bank.from_state(state, self.rows, device=device, trainable=True)
         self.live: dict[str, Tensor] = bank.named_tensors()
-        if self._index > 0:
+        if self._index > 0 and len(rows) == len(whole):
             logits = state.context[self._index : self._index + 1, : self._index]
             self.live["context"] = logits.to(device, copy=True).requires_grad_()
         self._frozen = Bank.from_state(state, self._held, device=device) if len(self._held) else None
@@ -103,9 +114,9 @@ class Pupil:
         ``keep`` ``[B, R]`` scales the R live rank components in each row (dropout).
         """
         held = self.live if tensors is None else tensors
-        c = self.intrinsic
-        if "context" in held:
-            c = c + self._contextual(held["context"])
+        c = self.intrinsic + (
+            self._contextual(held["context"]) if "context" in held else self._contextual_before
+        )
         owner = batch.owner.to(c.device)
         gate = gate_of(c[:, self.rows.to(c.device)][owner], self.state.rank)
         if keep is not None:
@@ -143,6 +154,7 @@ def learn(
     lesson: Lesson,
     settings: Hyperparameters,
     *,
+    rows: Tensor | None = None,
     report: Callable[[Step], None] = lambda _step: None,
     check: Callable[[], None] = lambda: None,
 ) -> Learned:
@@ -154,14 +166,17 @@ def learn(
         task: whose rows and contextual logits learn.
         lesson: training and validation samples; validation only decides when to stop.
         settings: learning rate, budget, EMA mode.
+        rows: those of the task's rows that learn; None is all.
         report: called after every step.
         check: called during the survey and before every step; may raise to interrupt (nothing is lost but
             the steps).
     """
     _assert_frozen(replicas.language)
     looks = _survey(replicas, state, lesson, settings, check)
-    state = _aimed(state, task, looks, settings, check) if settings.aimed else state
-    pupil = Pupil(state, task, lesson.encoded.queries, replicas.language.device, share=settings.share)
+    if settings.aimed:
+        state = _aimed(state, state.rows_of(task) if rows is None else rows, looks, settings, check)
+    queries, device = lesson.encoded.queries, replicas.language.device
+    pupil = Pupil(state, task, queries, device, rows=rows, share=settings.share)
     optimizer = _optimizer(pupil, looks, settings)
     ema = BalancedEma(pupil.live, pupil.tensors(), mode=settings.ema_mode)
     course = Course(settings, rows_per_epoch(lesson, pupil, settings))
@@ -337,13 +352,12 @@ def _survey(
 
 def _aimed(
     state: AdapterState,
-    task: str,
+    rows: Tensor,
     looks: Mapping[str, Look],
     settings: Hyperparameters,
     check: Callable[[], None],
 ) -> AdapterState:
     """Let new rows (up projections zero) look where the survey found the answers; old rows stay."""
-    rows = state.rows_of(task)
     if any(bool(state.up[target][:, rows].any()) for target in state.targets):
         return state
     generator = torch.Generator().manual_seed(settings.seed + 1)

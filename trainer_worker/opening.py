@@ -98,6 +98,7 @@ def method_of(settings: WorkerSettings) -> Method:
         routing=RoutingSettings(settings.routing, settings.top_m, settings.tau or 0.0),
         theta=settings.theta or None,
         contextual=settings.contextual,
+        branch=settings.branch,
         calibrate_tau=settings.tau is None,
     )
 

@@ -30,7 +30,7 @@ from trainer_worker.importing import lora_of, take_over, take_over_note
 from trainer_worker.learn import Learned, Lesson, learn, split_validation
 from trainer_worker.measuring import Findings, HeldOutSet, OwnQuestions, Parent, encode_held_out, measure
 from trainer_worker.memory import available_bytes
-from trainer_worker.placing import place
+from trainer_worker.placing import Placed, place
 from trainer_worker.prefixes import PrefixStore
 from trainer_worker.progress import Progress
 from trainer_worker.publish import STABLE, promote, publish
@@ -108,12 +108,13 @@ class _Run:
             split = self.shop.held_out.split(verdict.task, dataset, earlier.dataset_id if earlier else None)
             train = self._training_samples(encoded, split)
         with self.progress.phase("keys"):
-            state = place(
+            placed = place(
                 self.shop,
                 parent.state,
                 verdict,
                 encoded.queries[torch.tensor(train)],
                 settings,
+                known=earlier.encoded.queries if earlier else None,
                 imported=lora is not None,
                 say=lambda text, data: self.progress.message(text, data=data),
                 check=self.check,
@@ -121,11 +122,11 @@ class _Run:
         with self.progress.phase("train"):
             pictures = sum(len(held.encoded.prefixes) for held in known.values()) + split.held_out_pictures
             if lora is not None:
-                learned = take_over(self.shop, state, verdict.task, lora)
-                level = "warn" if state.span == "after_image" else "info"
-                self.progress.message(take_over_note(state, lora), level=level)
+                learned = take_over(self.shop, placed.state, verdict.task, lora)
+                level = "warn" if placed.state.span == "after_image" else "info"
+                self.progress.message(take_over_note(placed.state, lora), level=level)
             else:
-                learned = self._train(state, verdict.task, encoded, train, settings, to_measure=pictures)
+                learned = self._train(placed, verdict.task, encoded, train, settings, to_measure=pictures)
         with self.progress.phase("evaluate"):
             own = OwnQuestions.of(encoded, train)
             findings = self._measure(learned.state, parent, verdict, known, split, own)
@@ -206,7 +207,7 @@ class _Run:
 
     def _train(
         self,
-        state: AdapterState,
+        placed: Placed,
         task: str,
         encoded: Encoded,
         train: list[int],
@@ -214,7 +215,7 @@ class _Run:
         to_measure: int,
     ) -> Learned:
         store = PrefixStore(encoded.prefixes, encoded.pictures, budget_bytes=self.shop.prefix_cache_bytes)
-        if state.span == "after_image":
+        if placed.state.span == "after_image":
             began = time.monotonic()
             prefixes = {encoded.samples[i].prefix for i in train}
             warm(
@@ -232,10 +233,11 @@ class _Run:
         lesson = Lesson(encoded, store, tuple(train[i] for i in inside), tuple(train[i] for i in validation))
         learned = learn(
             self.shop.replicas,
-            state,
+            placed.state,
             task,
             lesson,
             settings,
+            rows=placed.rows,
             report=self._report,
             check=self.check,
         )

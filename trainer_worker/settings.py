@@ -55,6 +55,9 @@ class WorkerSettings(SharedSettings):
         description="least cosine for increments to answer (eq. 5); unset: calibrated",
     )
     contextual: bool = Field(default=True, description="new tasks may use what earlier ones learned (eq. 4)")
+    branch: bool = Field(
+        default=True, description="a known task met in another shape learns it in copies of its increments"
+    )
     ema_mode: EmaMode = Field(
         default="normalised", description="weight of the EMA-balanced update (eqs. 8-10)"
     )

@@ -28,6 +28,7 @@ class Method:
     routing: RoutingSettings = RoutingSettings()  # noqa: RUF009  (frozen)
     theta: float | None = None
     contextual: bool = True
+    branch: bool = True
     calibrate_tau: bool = True
 
     def ignored_for(self, state: AdapterState) -> dict[str, str]:

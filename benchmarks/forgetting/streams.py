@@ -4,8 +4,8 @@
 * ``capability``: the same pictures, another skill each time.
 * ``dataset``: another world each time, with questions and a style of answers of its own.
 * ``revisit``: one task that comes back shifted, in batches of 32: digits of one world, then of another.
-* ``few-16``, ``few-64``, ``few-256``: three worlds are known, then a fourth comes with that many examples; it
-  asks for what one of them taught.
+* ``few-16``, ``few-64``, ``few-256``: three worlds are known, then digits are asked for in words, that many
+  of them.
 
 Test pictures come from groups (a writer's sheet, a design, a view) that no training picture comes from.
 """
@@ -64,7 +64,6 @@ DATASETS: Final = {
     "arrows": Manner(("Which way does the arrow point?", "Where does the arrow lead?"), str),
 }
 FEW: Final = {f"few-{count}": count for count in (16, 64, 256)}
-KNOWN_BEFORE_FEW: Final = ("animals", "digits", "flags")
 SMALL_BATCHES: Final = ("revisit", *FEW)
 """Streams with batches so small that the service plans its own number of passes over them."""
 STREAMS: Final = ("domain", "capability", "dataset", "revisit", *FEW)
@@ -221,11 +220,19 @@ def _revisit(store: DatasetStore, train: int, test: int, seed: int) -> list[Stre
 
 
 def _few(count: int, train: int, test: int, seed: int) -> dict[str, tuple[list[Asked], list[Asked]]]:
-    """Teach three worlds in full, then ``count`` digits by other hands, under a question of their own."""
-    tasks = {world: _of_world(world, DATASETS[world], train, test, seed) for world in KNOWN_BEFORE_FEW}
-    manner = Manner(("Which number did the pen leave?",), str)
-    learned, scored = _of_world("mnist", manner, max(train, count), test, seed)
-    return {**tasks, "pen": (learned[:count], scored)}
+    """Teach three worlds in full, then ask one of them for other answers: ``count`` new digits, in words."""
+    tasks = {world: _of_world(world, DATASETS[world], train, test, seed) for world in ("animals", "flags")}
+    learned, scored = divide(load_world("digits"), train + count, 2 * test, random.Random(f"{seed} few"))
+    return {
+        **tasks,
+        "digits": (_asked(learned[:train], "digits"), _asked(scored[:test], "digits")),
+        "words": (_asked(learned[train:], "mnist"), _asked(scored[test:], "mnist")),
+    }
+
+
+def _asked(items: Sequence[Item], manner: str) -> list[Asked]:
+    question, phrase = DATASETS[manner].questions[0], DATASETS[manner].phrase
+    return [Asked(item.picture, question, phrase(item.answer)) for item in items]
 
 
 def _capability(train: int, test: int, seed: int) -> dict[str, tuple[list[Asked], list[Asked]]]:

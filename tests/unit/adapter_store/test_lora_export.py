@@ -48,7 +48,7 @@ def make_state(base: Base, increments: Increments, span: Span, rows: int = 3, to
         }
         keys = state.keys[own[:1], 0].expand(rows, -1) if rows == top_m else state.keys[own, 0]
         state = state.with_rows(own, keys=keys, up=up)
-        usage = intrinsic(state, state.keys[own, 0], only_task=task).mean(dim=0)
+        usage = intrinsic(state, state.keys[own, 0], among=own).mean(dim=0)
         state = state.with_usage(task, usage)
     return state
 
@@ -164,7 +164,7 @@ def test_a_task_is_exact_where_all_its_increments_answer_each_question(
     exact = make_state(loaded_tiny_base, on_o_proj, "all", rows=2, top_m=2)
     c, same = task_coefficients(exact, "digits")
     assert same
-    torch.testing.assert_close(c, coefficients(exact, exact.keys[:1, 0], only_task="digits")[0])
+    torch.testing.assert_close(c, coefficients(exact, exact.keys[:1, 0], among=exact.rows_of("digits"))[0])
     mean = make_state(loaded_tiny_base, on_o_proj, "all", rows=3, top_m=2)
     c, same = task_coefficients(mean, "digits")
     assert not same

@@ -48,7 +48,9 @@ def known_state(base: Base, increments: Increments, *, rank: int = 4, top_m: int
     state = state.expand("digits", 2, generator)
     up = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in state.up.items()}
     state = state.with_rows([0, 1], up=up)
-    return state.with_usage("digits", intrinsic(state, state.keys[:2, 0], only_task="digits").mean(dim=0))
+    return state.with_usage(
+        "digits", intrinsic(state, state.keys[:2, 0], among=state.rows_of("digits")).mean(dim=0)
+    )
 
 
 def expanded(state: AdapterState, key: Tensor) -> AdapterState:
@@ -57,7 +59,7 @@ def expanded(state: AdapterState, key: Tensor) -> AdapterState:
     state = state.expand("birds", m, torch.Generator().manual_seed(6), context_logit=-30.0)
     rows = state.rows_of("birds")
     state = state.with_rows(rows, keys=torch.nn.functional.normalize(key, dim=-1).expand(m, -1))
-    return state.with_usage("birds", intrinsic(state, state.keys[rows, 0], only_task="birds").mean(dim=0))
+    return state.with_usage("birds", intrinsic(state, state.keys[rows, 0], among=rows).mean(dim=0))
 
 
 def served_logits(base: Base, increments: Increments, state: AdapterState, query: Tensor) -> Tensor:

@@ -61,8 +61,9 @@ def by_hand(state: AdapterState, query: torch.Tensor, only_task: str | None = No
 def test_equations_2_to_5_against_plain_loops(only_task: str | None, top_m: int) -> None:
     state = make_state(top_m=top_m)
     queries = torch.randn(7, WIDTH, generator=torch.Generator().manual_seed(5))
-    a = intrinsic(state, queries, only_task)
-    c = coefficients(state, queries, only_task)
+    among = None if only_task is None else state.rows_of(only_task)
+    a = intrinsic(state, queries, among)
+    c = coefficients(state, queries, among)
     for index, query in enumerate(queries):
         wanted_a, wanted_k = by_hand(state, query, only_task)
         torch.testing.assert_close(a[index], torch.tensor(wanted_a), atol=1e-6, rtol=1e-5)
@@ -114,7 +115,7 @@ def test_tau_hands_strangers_to_the_base_but_never_a_training_example() -> None:
     c = coefficients(state, torch.stack([near, far]))
     assert c[0].sum() == pytest.approx(1.0)
     assert not c[1].any()
-    assert coefficients(state, far[None], only_task="t0").sum() == pytest.approx(1.0)
+    assert coefficients(state, far[None], among=state.rows_of("t0")).sum() == pytest.approx(1.0)
 
 
 def test_a_state_without_increments_gives_empty_coefficients() -> None:
@@ -131,17 +132,17 @@ def test_equal_cosines_are_taken_in_row_order() -> None:
 
 def test_only_task_masks_and_unknown_tasks_are_named() -> None:
     state = make_state()
-    a = intrinsic(state, torch.randn(4, WIDTH), only_task="t2")
+    a = intrinsic(state, torch.randn(4, WIDTH), among=state.rows_of("t2"))
     assert not a[:, state.task_of != 2].any()
     with pytest.raises(NotFoundError, match="t0, t1, t2"):
-        intrinsic(state, torch.randn(1, WIDTH), only_task="zebra")
+        intrinsic(state, torch.randn(1, WIDTH), among=state.rows_of("zebra"))
     with pytest.raises(StateInvalid, match=r"\[B, 6\]"):
         intrinsic(state, torch.randn(1, WIDTH + 1))
 
 
 def test_contextual_is_differentiable_in_the_logits_of_earlier_tasks_only() -> None:
     state = make_state()
-    a = intrinsic(state, torch.randn(4, WIDTH), only_task="t2")
+    a = intrinsic(state, torch.randn(4, WIDTH), among=state.rows_of("t2"))
     logits = state.context.clone().requires_grad_()
     contextual(state, a, logits).sum().backward()
     assert logits.grad is not None

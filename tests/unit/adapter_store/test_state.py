@@ -82,6 +82,25 @@ def test_more_keys_of_one_task_leave_the_first_ones_of_all_others_as_they_were()
     assert child.expand("later", 2).keys.shape == (parent.rows + 2, 3, parent.query_width)
 
 
+def test_a_branch_copies_increments_and_changes_nothing_that_is_there() -> None:
+    parent = make_state()
+    rows = parent.rows_of("task1")
+    keys = torch.nn.functional.normalize(torch.randn(len(rows), 2, parent.query_width), dim=-1)
+    child = parent.branch("task1", rows, keys)
+    n = parent.rows
+    assert child.tasks == parent.tasks
+    assert child.rows_of("task1").tolist() == [*rows.tolist(), *range(n, n + len(rows))]
+    assert bytes_of(child.keys[:n, :1]) == bytes_of(parent.keys)
+    assert torch.equal(child.keys[n:], keys)
+    assert bytes_of(child.usage[:, :n]) == bytes_of(parent.usage)
+    assert not child.usage[:, n:].any()
+    assert bytes_of(child.context) == bytes_of(parent.context)
+    for name in SHAPES:
+        for part, was in ((child.down[name], parent.down[name]), (child.up[name], parent.up[name])):
+            assert bytes_of(part[:, :n]) == bytes_of(was)
+            assert bytes_of(part[:, n:]) == bytes_of(was[:, rows])
+
+
 def test_with_rows_touches_only_the_named_rows() -> None:
     parent = make_state()
     own = parent.rows_of("task1")

@@ -72,7 +72,7 @@ class Parts:
                 for name, tensor in state.up.items()
             }
         state = state.with_rows(rows, keys=aligned.keys, up=up)
-        return state.with_usage(task, intrinsic(state, encoded.queries, only_task=task).mean(dim=0))
+        return state.with_usage(task, intrinsic(state, encoded.queries, among=rows).mean(dim=0))
 
 
 @pytest.fixture(scope="session")

@@ -55,6 +55,23 @@ def test_earlier_rows_stay_byte_identical_and_the_context_learns(parts: Parts):
     assert leak_ratio(learned, first.queries, "a") < 0.5
 
 
+def test_a_branch_learns_alone_under_the_context_that_its_task_has(parts: Parts):
+    first, second = parts.encode("Which color?"), parts.encode("What do you see here in this picture?")
+    state = parts.taught(parts.untaught(), "a", first, random_up=True)
+    state = parts.taught(state, "b", second, random_up=True)
+    old = state.rows_of("b")
+    state = state.branch("b", old[:2], second.queries[:2, None])
+    rows = torch.tensor([state.rows - 2, state.rows - 1])
+    lesson = Lesson(second, parts.store(second), tuple(range(len(second))), ())
+    few = FAST.model_copy(update={"max_steps": 3, "ema_mode": "off"})
+    learned = learn(parts.replicas, state, "b", lesson, few, rows=rows).state
+    for target in state.targets:
+        assert torch.equal(learned.up[target][:, : state.rows - 2], state.up[target][:, : state.rows - 2])
+        assert torch.equal(learned.down[target][:, : state.rows - 2], state.down[target][:, : state.rows - 2])
+        assert (learned.up[target][:, rows] != state.up[target][:, rows]).any()
+    assert torch.equal(learned.context, state.context)
+
+
 @pytest.mark.parametrize("mode", ["off", "fixed"])
 def test_sharing_moves_other_tasks_rows_that_the_batch_uses_and_only_those(parts: Parts, mode: str):
     first, second = parts.encode("Which color?"), parts.encode("What do you see here in this picture?")
