@@ -11,8 +11,8 @@ from adapter_store.jobs.hyperparameters import Hyperparameters
 
 LEAST_IMPROVEMENT = 0.02
 """A validation loss that falls by less than this share counts as a plateau."""
-LEAST_EPOCHS, LEAST_STEPS = 4, 160
-"""What is planned when nobody says: a small batch is walked over more often."""
+LEAST_EPOCHS, LEAST_STEPS, LEAST_STEPS_AGAIN = 4, 160, 20
+"""What is planned when nobody says: small batches are walked over more often, unless the task is known."""
 DECAY_SHARE = 0.35
 """Part of the run in which the rate falls to 0: live tensors come to rest and theta* catches up."""
 
@@ -34,12 +34,14 @@ class Step:
 class Course:
     """Plan a run: how long, how fast (warm-up, constant, decay), and when to stop early.
 
-    A plateau of the validation score starts the decay at once instead of ending the run abruptly.
+    A plateau of the validation score starts the decay at once instead of ending the run abruptly. ``again``
+    says that the increments have learned before.
     """
 
-    def __init__(self, settings: Hyperparameters, steps_per_epoch: int) -> None:
+    def __init__(self, settings: Hyperparameters, steps_per_epoch: int, *, again: bool = False) -> None:
         self._settings = settings
-        epochs = settings.epochs or max(LEAST_EPOCHS, LEAST_STEPS / max(steps_per_epoch, 1))
+        least = LEAST_STEPS_AGAIN if again else LEAST_STEPS
+        epochs = settings.epochs or max(LEAST_EPOCHS, least / max(steps_per_epoch, 1))
         planned = max(1, math.ceil(epochs * steps_per_epoch))
         self.total = min(planned, settings.max_steps) if settings.max_steps else planned
         self._warmup = max(1, round(settings.warmup_ratio * self.total))

@@ -173,13 +173,15 @@ def learn(
     """
     _assert_frozen(replicas.language)
     looks = _survey(replicas, state, lesson, settings, check)
-    if settings.aimed:
-        state = _aimed(state, state.rows_of(task) if rows is None else rows, looks, settings, check)
+    own = state.rows_of(task) if rows is None else rows
+    again = any(bool(state.up[target][:, own].any()) for target in state.targets)
+    if settings.aimed and not again:
+        state = _aimed(state, own, looks, settings, check)
     queries, device = lesson.encoded.queries, replicas.language.device
     pupil = Pupil(state, task, queries, device, rows=rows, share=settings.share)
     optimizer = _optimizer(pupil, looks, settings)
     ema = BalancedEma(pupil.live, pupil.tensors(), mode=settings.ema_mode)
-    course = Course(settings, rows_per_epoch(lesson, pupil, settings))
+    course = Course(settings, rows_per_epoch(lesson, pupil, settings), again=again)
     loss_value, samples = 0.0, 0
     dropout = Dropout(settings.dropout, len(pupil.rows) * state.rank, settings.seed)
     for group in _endless(lesson, pupil, settings):
@@ -357,9 +359,7 @@ def _aimed(
     settings: Hyperparameters,
     check: Callable[[], None],
 ) -> AdapterState:
-    """Let new rows (up projections zero) look where the survey found the answers; old rows stay."""
-    if any(bool(state.up[target][:, rows].any()) for target in state.targets):
-        return state
+    """Let new rows (up projections zero) look where the survey found the answers."""
     generator = torch.Generator().manual_seed(settings.seed + 1)
     down = {
         target: looks[target].down(len(rows), state.rank, generator, check=check) for target in state.targets

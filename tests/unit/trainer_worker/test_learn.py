@@ -7,6 +7,7 @@ import torch
 
 from adapter_store.jobs.hyperparameters import Hyperparameters
 from tests.unit.trainer_worker.conftest import Parts
+from trainer_worker.course import Course
 from trainer_worker.evaluate import Served, forward, leak_ratio, score_state
 from trainer_worker.learn import Learned, Lesson, Pupil, learn, split_validation
 from trainer_worker.progress import Interrupted
@@ -161,3 +162,9 @@ def test_validation_pictures_come_from_the_training_data_by_picture():
     assert len({groups[i] for i in validation}) == 5
     assert {groups[i] for i in train} & {groups[i] for i in validation} == set()
     assert split_validation([0, 1, 2], settings, seed=0) == ((0, 1, 2), ())
+
+
+@pytest.mark.parametrize(("per_epoch", "again", "steps"), [(2, False, 160), (2, True, 20), (100, False, 400)])
+def test_what_is_planned_when_nobody_says(per_epoch: int, again: bool, steps: int):
+    assert Course(Hyperparameters(epochs=0), per_epoch, again=again).total == steps
+    assert Course(Hyperparameters(epochs=3), per_epoch, again=again).total == 3 * per_epoch
