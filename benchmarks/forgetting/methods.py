@@ -38,6 +38,7 @@ class Method:
 
 
 _OFF: Final = {"ema_mode": "off"}
+_ONE: Final = {"branch": False}
 METHODS: Final = {
     method.name: method
     for method in (
@@ -65,6 +66,10 @@ METHODS: Final = {
         Method("ema-released", "strata", "EMA as released", hyperparameters={"ema_mode": "released"}),
         Method("ema-fixed", "strata", "EMA(0.99)", hyperparameters={"ema_mode": "fixed"}),
         Method("ema-off", "strata", "without EMA", hyperparameters=_OFF),
+        Method("no-branch", "strata", "a known task's own increments move", settings=_ONE),
+        Method("no-branch-released", "strata", "the same, EMA as released", _ONE, {"ema_mode": "released"}),
+        Method("no-branch-fixed", "strata", "the same, EMA(0.99)", _ONE, {"ema_mode": "fixed"}),
+        Method("no-branch-off", "strata", "the same, without EMA: plain retraining", _ONE, _OFF),
         Method("m1", "strata", "M = 1 of S = 4", settings={"top_m": 1}),
         Method("s8", "strata", "M = 4 of S = 8", hyperparameters={"rows_per_task": 8}),
         Method("r2", "strata", "rank 2", settings={"rank": 2}),
