@@ -68,22 +68,15 @@ def _draw_stages(target: Path, learned: dict[str, list[Record]]) -> None:
 
 
 def _draw_balance(target: Path, learned: dict[str, list[Record]]) -> None:
-    """Draw final average accuracy over forgetting, one point for each run, named by its method."""
+    """Draw final average accuracy over forgetting, one point for each run, colored by its method."""
     figure = _figure(6.5, 5.0)
     axes = figure.subplots()
     for method, runs in learned.items():
         x = [100 * run["measures"]["forgetting"] for run in runs]
         y = [100 * run["measures"]["average_accuracy"] for run in runs]
-        points = axes.scatter(x, y, s=18)
-        center = (statistics.mean(x), statistics.mean(y))
-        axes.annotate(
-            method,
-            center,
-            xytext=(5, 4),
-            textcoords="offset points",
-            fontsize=8,
-            color=points.get_facecolor()[0],
-        )
+        emphasis = {"s": 60, "marker": "*", "zorder": 3} if method == "strata" else {"s": 22}
+        axes.scatter(x, y, label=method, **emphasis)
+    axes.legend(fontsize=8)
     axes.set_xlabel("forgetting (points)")
     axes.set_ylabel("final average accuracy (%)")
     axes.grid(alpha=0.3)

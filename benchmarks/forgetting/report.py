@@ -32,6 +32,11 @@ def _mean_leak(record: Record) -> float | None:
     return statistics.mean(record["leak"].values()) if record["leak"] else None
 
 
+def _mean_served(record: Record) -> float | None:
+    """Return the mean time from submitting a job to its version being served."""
+    return statistics.mean(record["served_seconds"]) if record["served_seconds"] else None
+
+
 COLUMNS: Final = (
     Column("average accuracy", _measure("average_accuracy"), 100, 1),
     Column("mean over stages", _measure("mean_average_accuracy"), 100, 1),
@@ -42,6 +47,7 @@ COLUMNS: Final = (
     Column("retention", lambda record: record["retention"], 1, 3),
     Column("parameters, M", lambda record: record["trained_parameters"] / 1e6, 1, 2),
     Column("training s", lambda record: record["train_seconds"], 1, 0),
+    Column("job s", _mean_served, 1, 0),
     Column("peak GiB", lambda record: record["peak_bytes"] / 2**30, 1, 1),
 )
 
