@@ -37,13 +37,22 @@ class ImageCalibration:
 
     @classmethod
     def of(cls, pooled: Tensor) -> ImageCalibration:
-        """Return the calibration that ordinary pictures with pooled features ``[n, dv]`` give."""
+        """Return the calibration that ordinary pictures with pooled features ``[n, dv]`` give.
+
+        Raises:
+            BaseModelError: they do not differ.
+        """
         pooled = pooled.double()
         mean = pooled.mean(dim=0)
         centered = pooled - mean
         covariance = centered.T @ centered / max(len(pooled) - 1, 1)
         variances, directions = torch.linalg.eigh(covariance)
-        floor = SHRINKAGE * variances.mean().clamp_min(torch.finfo(torch.float32).tiny)
+        if not float(variances.mean()) > 1e-12 * float(mean.square().mean()):
+            raise BaseModelError(
+                f"the features of {len(pooled)} pictures do not differ, so nothing can be calibrated by them:"
+                " give more, and different ones"
+            )
+        floor = SHRINKAGE * variances.mean()
         scales = (variances.clamp_min(0.0) + floor).rsqrt()
         return cls(mean.float(), (directions * scales @ directions.T).float())
 
@@ -64,6 +73,8 @@ class ImageCalibration:
         if mean.ndim != 1 or whitening.shape != (len(mean), len(mean)):
             found = f"mean {list(mean.shape)}, whitening {list(whitening.shape)}"
             raise BaseModelError(f"{path} holds {found}: expected [dv] and [dv, dv]")
+        if not bool(mean.isfinite().all()) or not bool(whitening.isfinite().all()):
+            raise BaseModelError(f"{path} holds NaN or infinite values: calibrate the base anew")
         return cls(mean, whitening)
 
     def save(self, path: Path) -> None:

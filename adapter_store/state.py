@@ -5,6 +5,7 @@ field                   shape                  meaning
 ======================  =====================  ==========================================================
 ``keys``                ``[N, k, q]`` float32  unit rows: the k directions that an increment answers to
 ``task_of``             ``[N]`` int64          the task an increment was created for
+``branch_of``           ``[N]`` int64          its branch of that task; 0 is what the task began with
 ``down[target]``        ``[L, N, r, d_in]``    A, down projections of every layer
 ``up[target]``          ``[L, N, d_out, r]``   B, up projections of every layer; zero in a new increment
 ``usage``               ``[T, N]`` float32     mean intrinsic coefficient of each increment over a task
@@ -81,6 +82,7 @@ class AdapterState:
     tasks: tuple[str, ...]
     keys: Tensor
     task_of: Tensor
+    branch_of: Tensor
     usage: Tensor
     context: Tensor
     down: Mapping[str, Tensor]
@@ -117,6 +119,7 @@ class AdapterState:
             tasks=(),
             keys=torch.zeros(0, 1, query_width),
             task_of=torch.zeros(0, dtype=torch.int64),
+            branch_of=torch.zeros(0, dtype=torch.int64),
             usage=torch.zeros(0, 0),
             context=torch.zeros(0, 0),
             down={name: torch.zeros(layers, 0, rank, d_in) for name, (layers, d_in, _) in shapes.items()},
@@ -164,6 +167,7 @@ class AdapterState:
         named = {
             "keys": self.keys,
             "task_of": self.task_of,
+            "branch_of": self.branch_of,
             "usage": self.usage,
             "context": self.context,
             "centroids": self.centroids,
@@ -186,6 +190,10 @@ class AdapterState:
     def rows_of(self, task: str) -> Tensor:
         """Return the row indices ``[n]`` int64 of the increments created for ``task``."""
         return (self.task_of == self.task_index(task)).nonzero().flatten()
+
+    def branches(self, task: str) -> int:
+        """Return how many branches a known task has."""
+        return int(self.branch_of[self.rows_of(task)].max()) + 1
 
     def expand(
         self,
@@ -228,6 +236,7 @@ class AdapterState:
             tasks=(*self.tasks, task),
             keys=torch.cat([self.keys, _widened(fresh, self.keys_per_row)]),
             task_of=torch.cat([self.task_of, torch.full((rows,), known, dtype=torch.int64)]),
+            branch_of=torch.cat([self.branch_of, torch.zeros(rows, dtype=torch.int64)]),
             usage=usage,
             context=context,
             down=down,
@@ -237,7 +246,7 @@ class AdapterState:
     def branch(self, task: str, rows: Tensor, keys: Tensor) -> AdapterState:
         """Return a state in which a known task has copies of some increments, found by keys of their own.
 
-        Nothing that is there changes. No task's usage names the copies, so none draws on them as context.
+        No increment that is there changes. No task's usage names the copies: none draws on them as context.
 
         Args:
             task: a known task.
@@ -249,6 +258,7 @@ class AdapterState:
             self,
             keys=torch.cat([_widened(self.keys, wide), _widened(keys.to(self.keys), wide)]),
             task_of=torch.cat([self.task_of, torch.full((len(rows),), self.task_index(task))]),
+            branch_of=torch.cat([self.branch_of, torch.full((len(rows),), self.branches(task))]),
             usage=torch.nn.functional.pad(self.usage, (0, len(rows))),
             down={name: torch.cat([down, down[:, rows]], dim=1) for name, down in self.down.items()},
             up={name: torch.cat([up, up[:, rows]], dim=1) for name, up in self.up.items()},

@@ -122,6 +122,7 @@ def load_state(folder: Path, *, base_digest: str | None) -> AdapterState:
         tasks=record.tasks,
         keys=tensors["keys"],
         task_of=tensors["task_of"],
+        branch_of=tensors["branch_of"],
         usage=tensors["usage"],
         context=tensors["context"],
         down={name: tensors[f"down.{name}"] for name in targets},
@@ -171,7 +172,9 @@ def _name_faults(state: AdapterState) -> list[str]:
 
 def _expected_shapes(state: AdapterState) -> _Table:
     for name, tensor in state.tensors().items():
-        wanted = {"task_of": 1, "centroid_task": 1, "keys": 3}.get(name, 4 if "." in name else 2)
+        wanted = {"task_of": 1, "branch_of": 1, "centroid_task": 1, "keys": 3}.get(
+            name, 4 if "." in name else 2
+        )
         if tensor.ndim != wanted:
             raise StateInvalid(f"{_UNUSABLE}: {name} has {tensor.ndim} dimensions, not {wanted}")
     shapes = {name: (name, *sizes) for name, sizes in state.shapes.items()}
@@ -211,6 +214,7 @@ def _tensor_table(
     table: _Table = {
         "keys": (torch.float32, (rows, keys, width)),
         "task_of": (torch.int64, (rows,)),
+        "branch_of": (torch.int64, (rows,)),
         "usage": (torch.float32, (tasks, rows)),
         "context": (torch.float32, (tasks, tasks)),
         "centroids": (torch.float32, (centroids, width)),
@@ -229,6 +233,8 @@ def _value_faults(state: AdapterState) -> list[str]:
     for name, owner in (("task_of", state.task_of), ("centroid_task", state.centroid_task)):
         if owner.numel() and not 0 <= int(owner.min()) <= int(owner.max()) < len(state.tasks):
             faults.append(f"{name} points outside the {len(state.tasks)} tasks")
+    if bool((state.branch_of < 0).any()):
+        faults.append("branch_of holds negative values")
     if bool((state.usage < 0).any()):
         faults.append("usage holds negative values")
     if bool(state.context.triu().any()):

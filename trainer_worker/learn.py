@@ -88,7 +88,7 @@ class Pupil:
         self.intrinsic, self._contextual_before = a.to(device), k.to(device)
         own = torch.zeros(state.rows, dtype=torch.bool).index_fill_(0, rows, value=True)
         used = (a + k).mean(dim=0) > NEGLIGIBLE
-        trained = own | used if share else own
+        trained = own | (used & (state.task_of != self._index)) if share else own
         self.rows = trained.nonzero().flatten()
         self._held = (used & ~trained).nonzero().flatten()
         bank = Bank.from_state(state, self.rows, device=device, trainable=True)
@@ -155,6 +155,7 @@ def learn(
     settings: Hyperparameters,
     *,
     rows: Tensor | None = None,
+    again: bool | None = None,
     report: Callable[[Step], None] = lambda _step: None,
     check: Callable[[], None] = lambda: None,
 ) -> Learned:
@@ -167,6 +168,7 @@ def learn(
         lesson: training and validation samples; validation only decides when to stop.
         settings: learning rate, budget, EMA mode.
         rows: those of the task's rows that learn; None is all.
+        again: whether they have learned this task before (fewer steps are planned); None: as they look.
         report: called after every step.
         check: called during the survey and before every step; may raise to interrupt (nothing is lost but
             the steps).
@@ -174,14 +176,16 @@ def learn(
     _assert_frozen(replicas.language)
     looks = _survey(replicas, state, lesson, settings, check)
     own = state.rows_of(task) if rows is None else rows
-    again = any(bool(state.up[target][:, own].any()) for target in state.targets)
-    if settings.aimed and not again:
+    begun = any(bool(state.up[target][:, own].any()) for target in state.targets)
+    if settings.aimed and not begun:
         state = _aimed(state, own, looks, settings, check)
     queries, device = lesson.encoded.queries, replicas.language.device
     pupil = Pupil(state, task, queries, device, rows=rows, share=settings.share)
     optimizer = _optimizer(pupil, looks, settings)
     ema = BalancedEma(pupil.live, pupil.tensors(), mode=settings.ema_mode)
-    course = Course(settings, rows_per_epoch(lesson, pupil, settings), again=again)
+    course = Course(
+        settings, rows_per_epoch(lesson, pupil, settings), again=begun if again is None else again
+    )
     loss_value, samples = 0.0, 0
     dropout = Dropout(settings.dropout, len(pupil.rows) * state.rank, settings.seed)
     for group in _endless(lesson, pupil, settings):

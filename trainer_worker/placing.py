@@ -21,7 +21,11 @@ NO_CONTEXT_LOGIT = -30.0
 """Its sigmoid is 1e-13: earlier tasks have no part in a new one."""
 FAR_QUANTILE = 0.05
 """A batch is far from a task's questions if half of it lies beyond this share of them."""
+LEAST_KNOWN = 8
+"""So few held-out questions give no such share."""
 MOST_BRANCHES = 16
+SMALL_SHARE = 0.1
+"""A branch that less of a batch selects does not learn from it."""
 Say = Callable[[str, dict[str, Any]], None]
 
 
@@ -61,59 +65,84 @@ def place(
     generator = torch.Generator().manual_seed(settings.seed)
     state, task = shop.method.with_fixed_tau(state), verdict.task
     if verdict.decision == "retrain":
-        state, rows = _found_again(shop, state, task, queries, known, generator, say)
+        met = meet_again(state, task, queries, known, generator, branch=shop.method.branch, say=say)
+        moved, state, rows = met.state is not state, met.state, met.rows
         earlier = state.centroids[state.centroid_task == state.task_index(task)]
         centroids = centroids_of(torch.cat([earlier, queries]), CENTROIDS_PER_TASK, generator)
     else:
         logit = 0.0 if shop.method.contextual and not imported else NO_CONTEXT_LOGIT
         state = state.expand(task, settings.rows_per_task, generator, context_logit=logit)
         aligned = align_keys(queries, settings.rows_per_task, state.routing.top_m, generator)
-        rows = state.rows_of(task)
+        rows, moved = state.rows_of(task), True
         state = state.with_rows(rows, keys=aligned.keys)
         state = state.with_usage(task, intrinsic(state, queries, among=rows).mean(dim=0))
         centroids = centroids_of(queries, CENTROIDS_PER_TASK, generator)
         picks = [round(share, 3) for share in aligned.picks.tolist()]
         text = f"{settings.rows_per_task} increments placed, mean cosine {aligned.mean_cosine:.3f}"
         say(text, {"keys": aligned.keys.shape[1], "picks": picks})
-    if shop.method.calibrate_tau:
-        state = _turn_strangers_away(shop, state, task, queries, say, check)
+    if shop.method.calibrate_tau and moved:
+        asked = queries if known is None else torch.cat([queries, known])
+        first = verdict.decision == "expand" and len(state.tasks) == 1
+        state = _turn_strangers_away(shop, state, task, asked, first, say, check)
     return Placed(state.with_centroids(task, centroids), rows)
 
 
-def _found_again(
-    shop: Workshop,
+def meet_again(
     state: AdapterState,
     task: str,
     queries: Tensor,
     known: Tensor | None,
     generator: torch.Generator,
+    *,
+    branch: bool,
     say: Say,
-) -> tuple[AdapterState, Tensor]:
-    """Let a known task be found by what it is asked now; return the rows that learn it.
+) -> Placed:
+    """Let a known task be found by what it is asked now, and say which of its rows learn it.
 
-    These are the rows that most of the batch selects. Where the batch lies far from what the task was asked
-    before, they stay as they are, and copies of them learn: yesterday's answers cannot change. Rows that do
-    not all answer together (S > M) learn as a whole, with the keys that they have.
+    A batch like before goes to the branches that its queries select, each found by its own share of them from
+    now on. A batch that lies far from what the task was asked before branches: copies of the rows that it
+    selects learn it, found by keys of their own, and no increment that is there changes. Rows that do not all
+    answer together (S > M) learn as a whole, with the keys that they have.
+
+    Args:
+        state: knows the task.
+        task: its name.
+        queries: ``[B, q]`` of the batch.
+        known: ``[n, q]`` held-out queries from before; fewer than ``LEAST_KNOWN`` say nothing of distance.
+        generator: for the centers of new keys.
+        branch: whether branching is allowed.
+        say: hears what was decided.
     """
-    whole = state.rows_of(task)
+    whole, m = state.rows_of(task), state.routing.top_m
+    if int((state.branch_of[whole] == 0).sum()) > m:
+        return Placed(state, whole)
     cosine = cosines(state, queries)[:, whole]
-    _, branch_of = torch.unique(state.keys[whole].flatten(1), dim=0, return_inverse=True)
-    rows = whole[branch_of == branch_of[cosine.argmax(dim=1)].mode().values]
-    if len(rows) == 1 < len(whole):  # S > M: every row has a key of its own
-        return state, whole
-    if not shop.method.branch or known is None or int(branch_of.max()) + 1 >= MOST_BRANCHES:
-        far = False
-    else:
-        usual = cosines(state, known)[:, whole].amax(dim=1).quantile(FAR_QUANTILE)
-        met = cosine.amax(dim=1).median()
-        far = bool(met < usual)
-        text = f"{'far from' if far else 'like'} what {task} was asked before"
-        say(f"{text}: median cosine {met:.3f}, usual at least {usual:.3f}", {"branch": far})
-    if not far:
-        return state.with_rows(rows, keys=grown_keys(state.keys[rows], queries, generator)), rows
-    keys = kinds_of(queries, generator).expand(len(rows), -1, -1)
-    state = state.branch(task, rows, keys)
-    return state, torch.arange(state.rows - len(rows), state.rows)
+    selected = state.branch_of[whole][cosine.argmax(dim=1)]
+    best = cosine.amax(dim=1)
+    usual = _least_usual(state, whole, known)
+    away = best < usual
+    far = bool(away.float().mean() > 0.5)
+    text = f"{'far from' if far else 'taken as'} what {task} was asked before"
+    say(f"{text}: median cosine {best.median():.3f}, least usual {usual:.3f}", {"far": far})
+    may = branch and int((state.branch_of[whole] == 0).sum()) == m and state.branches(task) < MOST_BRANCHES
+    if far and may:
+        rows = whole[state.branch_of[whole] == selected[away].mode().values]
+        keys = kinds_of(queries[away], generator).expand(len(rows), -1, -1)
+        copies = torch.arange(state.rows, state.rows + len(rows))
+        return Placed(state.branch(task, rows, keys), copies)
+    counts = torch.bincount(selected, minlength=state.branches(task))
+    chosen = (counts >= max(1.0, SMALL_SHARE * len(queries))).nonzero().flatten()
+    for one in chosen.tolist():
+        rows = whole[state.branch_of[whole] == one]
+        state = state.with_rows(rows, keys=grown_keys(state.keys[rows], queries[selected == one], generator))
+    return Placed(state, whole[torch.isin(state.branch_of[whole], chosen)])
+
+
+def _least_usual(state: AdapterState, rows: Tensor, known: Tensor | None) -> float:
+    """Return the best cosine with ``rows`` that nearly all known questions have; -1 with too few of them."""
+    if known is None or len(known) < LEAST_KNOWN:
+        return -1.0
+    return float(cosines(state, known)[:, rows].amax(dim=1).quantile(FAR_QUANTILE))
 
 
 def _turn_strangers_away(
@@ -121,6 +150,7 @@ def _turn_strangers_away(
     state: AdapterState,
     task: str,
     queries: Tensor,
+    first: bool,
     say: Say,
     check: Callable[[], None],
 ) -> AdapterState:
@@ -129,7 +159,6 @@ def _turn_strangers_away(
     rows = state.rows_of(task)
     own, others = (cosines(state, asked)[:, rows].amax(dim=1) for asked in (queries, strangers))
     bar = stranger_bar(own, others)
-    first = len(state.tasks) == 1 and state.routing.tau == 0.0
     tau = bar if first else min(bar, state.routing.tau)
     say(f"questions with a best cosine under {tau:.3f} go to the base", {"tau": tau})
     return state.with_routing(tau=tau)

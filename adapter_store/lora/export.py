@@ -63,13 +63,19 @@ def task_coefficients(state: AdapterState, task: str) -> tuple[Tensor, bool]:
     """Return a task's coefficients ``[N]`` and whether each of its questions has just these.
 
     ``a`` is the task's recorded usage, ``c = a + k`` with its contextual part (eq. 4). It is exact where the
-    task has as many increments as answer (M = S), so that all of them share one key; else it is the mean.
+    task has as many increments as answer (M = S), so that all of them share their keys; else it is the mean.
 
     Raises:
         NotFoundError: the state does not know the task.
-        InputError: no usage is recorded for it.
+        InputError: no usage is recorded for it, or it has branches, which one LoRA cannot hold.
     """
     rows = state.rows_of(task)
+    if state.branches(task) > 1:
+        raise InputError(
+            f"task {task!r} was learned in {state.branches(task)} shapes, each with increments of its own;"
+            " one LoRA holds one of them: export one of the task's questions",
+            param="task",
+        )
     a = state.usage[state.task_index(task)][None]
     if not bool(a.any()):
         raise InputError(

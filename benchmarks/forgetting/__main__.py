@@ -1,7 +1,7 @@
 """Measure forgetting on a stream of tasks, for Strata and every baseline.
 
     python -m benchmarks.forgetting --stream domain|capability|dataset [--scale small|full] [--seeds 3]
-                                    [--method strata sequential ... | baselines | ablations | all]
+                                    [--method NAME ... | baselines | ablations | coming-back | all]
     python -m benchmarks.forgetting --data FOLDER      # a stream of your own, in LLaVA format
 
 Every run of a method with a seed leaves a file under ``OUT/<stream>-<scale>/runs``; runs that are there are
@@ -37,7 +37,7 @@ from rich.progress import (  # noqa: E402
 )
 
 from adapter_store.errors import StrataError  # noqa: E402
-from benchmarks.forgetting.methods import ABLATIONS, BASELINES, METHODS  # noqa: E402
+from benchmarks.forgetting.methods import ABLATIONS, BASELINES, COMING_BACK, METHODS  # noqa: E402
 from benchmarks.forgetting.report import write_report  # noqa: E402
 from benchmarks.forgetting.running import Plan, run  # noqa: E402
 from benchmarks.forgetting.scoring import Scorer  # noqa: E402
@@ -62,7 +62,12 @@ class Scale:
 
 
 SCALES = {"small": Scale(200, 80, 10), "full": Scale(1000, 200, 6)}
-GROUPS = {"baselines": BASELINES, "ablations": ABLATIONS, "all": tuple(METHODS)}
+GROUPS = {
+    "baselines": BASELINES,
+    "ablations": ABLATIONS,
+    "coming-back": COMING_BACK,
+    "all": (*BASELINES, *ABLATIONS),
+}
 console = Console(stderr=True)
 
 

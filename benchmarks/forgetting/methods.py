@@ -81,4 +81,6 @@ BASELINES: Final = (
     *("strata", "zero-shot", "sequential", "sequential-ema", "sequential-released"),
     *("replay", "oracle", "joint"),
 )
-ABLATIONS: Final = tuple(name for name, method in METHODS.items() if name not in BASELINES)
+COMING_BACK: Final = ("strata", "no-branch", "no-branch-released", "no-branch-fixed", "no-branch-off")
+"""What the revisiting stream compares; without a task that comes back they are all the same."""
+ABLATIONS: Final = tuple(name for name in METHODS if name not in (*BASELINES, *COMING_BACK))

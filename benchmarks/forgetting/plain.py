@@ -49,15 +49,18 @@ def train(
     state: AdapterState,
     parts: Sequence[Part],
     settings: Hyperparameters,
+    *,
+    again: bool = False,
 ) -> AdapterState:
-    """Return a LoRA trained on examples of one or several data sets."""
+    """Return a LoRA trained on examples of one or several data sets; ``again``: of a task it knows."""
     encoded, groups = _encoded(shop, parts)
     store = PrefixStore(encoded.prefixes, encoded.pictures, budget_bytes=shop.prefix_cache_bytes)
     order = list(range(len(encoded)))
     if state.span == "after_image":
         warm(shop.replicas, encoded.samples, store, order)
     inside, validation = split_validation(groups, settings, settings.seed)
-    return learn(shop.replicas, state, NAME, Lesson(encoded, store, inside, validation), settings).state
+    lesson = Lesson(encoded, store, inside, validation)
+    return learn(shop.replicas, state, NAME, lesson, settings, again=again).state
 
 
 def _encoded(shop: Workshop, parts: Sequence[Part]) -> tuple[Encoded, list[str]]:

@@ -52,9 +52,6 @@ COLUMNS: Final = (
 )
 
 
-_SCORE: Final = Column("accuracy", lambda _record: None, 100, 1)
-
-
 def read_records(folder: Path) -> list[Record]:
     """Return all complete runs under a folder, in the methods' order, then by seed."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("runs/*.json"))]
@@ -77,7 +74,7 @@ def as_markdown(records: Sequence[Record]) -> str:
         "|---|" + "---:|" * (len(COLUMNS) + 1),
     ]
     for method, runs in by_method(records).items():
-        cells = [_cell([column.read(run) for run in runs], column) for column in COLUMNS]
+        cells = [_cell([column.read(run) for run in runs], column.scale, column.digits) for column in COLUMNS]
         lines.append(f"| {method} | {' | '.join(cells)} | {len(runs)} |")
     return "\n".join(lines)
 
@@ -88,7 +85,7 @@ def final_scores(records: Sequence[Record]) -> str:
     lines = ["| method | " + " | ".join(tasks) + " |", "|---|" + "---:|" * len(tasks)]
     for method, runs in by_method(records).items():
         ends = [run["rows"][-1] if run["rows"] else run["base"] for run in runs]
-        cells = [_cell([end.get(task) for end in ends], _SCORE) for task in tasks]
+        cells = [_cell([end.get(task) for end in ends], 100, 1) for task in tasks]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -105,12 +102,12 @@ def summary(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
     return table
 
 
-def _cell(values: Sequence[float | None], column: Column) -> str:
-    known = [column.scale * value for value in values if value is not None]
+def _cell(values: Sequence[float | None], scale: float, digits: int) -> str:
+    known = [scale * value for value in values if value is not None]
     if not known:
         return "–"
-    text = f"{statistics.mean(known):.{column.digits}f}"
-    return text if len(known) < 2 else f"{text} ± {statistics.stdev(known):.{column.digits}f}"
+    text = f"{statistics.mean(known):.{digits}f}"
+    return text if len(known) < 2 else f"{text} ± {statistics.stdev(known):.{digits}f}"
 
 
 def write_report(folder: Path, title: str) -> str:

@@ -116,8 +116,7 @@ class _Run:
         measured.rows.append(self.scorer.score(Served.of(state, shop.replicas.increments)))
         measured.leak = self.scorer.leak(state)
         measured.retention = manifest.zero_shot_retention
-        if manifest.decision == "expand":
-            measured.trained_parameters += parameters(state, len(state.rows_of(task)))
+        measured.trained_parameters = parameters(state, state.rows)
         last = len(manifest.accuracy.rows) - 1
         measured.validation = {name: manifest.accuracy.score(last, name) for name in manifest.accuracy.tasks}
         if manifest.gate is not None and not manifest.gate.passed:
@@ -131,12 +130,15 @@ class _Run:
         """Train one LoRA on task after task."""
         state = self._untrained(self.rows * len({task.teaches for task in self.plan.tasks}))
         earlier: list[plain.Part] = []
+        taught: set[str] = set()
         for task in self.plan.tasks:
             self.plan.told(task.name)
             part = self._part(task)
             again = [(data, _some(examples, self.method.replayed_share)) for data, examples in earlier]
-            state = self._train(state, [part, *(old for old in again if old[1])])
+            parts = [part, *(old for old in again if old[1])]
+            state = self._train(state, parts, again=task.teaches in taught)
             earlier.append(part)
+            taught.add(task.teaches)
             self.measured.rows.append(self.scorer.score(self._served(state)))
         self._measure_retention(state)
 
@@ -167,9 +169,11 @@ class _Run:
         """Return what a baseline learns of a task: exactly what Strata learns."""
         return task.train, self.shop.held_out.split(task.teaches, task.train).train
 
-    def _train(self, state: AdapterState, parts: Sequence[plain.Part]) -> AdapterState:
+    def _train(
+        self, state: AdapterState, parts: Sequence[plain.Part], *, again: bool = False
+    ) -> AdapterState:
         began = time.monotonic()
-        state = plain.train(self.shop, state, parts, self.settings)
+        state = plain.train(self.shop, state, parts, self.settings, again=again)
         self.measured.train_seconds += time.monotonic() - began
         return state
 

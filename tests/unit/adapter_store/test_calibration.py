@@ -27,9 +27,10 @@ def test_directions_count_alike_after_whitening() -> None:
     assert float(spread[1:].max()) < 0.2
 
 
-def test_a_few_alike_pictures_still_give_finite_values() -> None:
-    calibration = ImageCalibration.of(torch.ones(2, 8))
-    assert bool(torch.isfinite(calibration.apply(_features(3))).all())
+@pytest.mark.parametrize("pooled", [torch.ones(2, 8), torch.zeros(5, 8), torch.randn(1, 8)])
+def test_pictures_that_do_not_differ_calibrate_nothing(pooled: torch.Tensor) -> None:
+    with pytest.raises(BaseModelError, match="do not differ"):
+        ImageCalibration.of(pooled)
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -44,8 +45,12 @@ def test_round_trip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "tensors",
-    [{"mean": torch.zeros(3)}, {"mean": torch.zeros(3), "whitening": torch.zeros(2, 3)}],
-    ids=["lacking", "misshapen"],
+    [
+        {"mean": torch.zeros(3)},
+        {"mean": torch.zeros(3), "whitening": torch.zeros(2, 3)},
+        {"mean": torch.zeros(3), "whitening": torch.full((3, 3), torch.nan)},
+    ],
+    ids=["lacking", "misshapen", "not finite"],
 )
 def test_another_file_is_refused(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     save_file(tensors, tmp_path / "c.safetensors")

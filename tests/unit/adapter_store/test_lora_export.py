@@ -180,3 +180,13 @@ def test_a_pattern_names_exactly_its_paths():
     for other in (paths[0].replace(".2.", ".1."), "x." + paths[0], paths[1] + ".x", "lmxhead"):
         assert not re.fullmatch(pattern, other)
     assert described(paths).startswith("model.language_model.layers.*.self_attn.o_proj (layers 2); ")
+
+
+def test_a_task_with_branches_is_exported_question_by_question(
+    loaded_tiny_base: Base, increments: Increments
+) -> None:
+    state = make_state(loaded_tiny_base, increments, "all")
+    rows = state.rows_of("digits")
+    branched = state.branch("digits", rows, state.keys[rows].flip(-1))
+    with pytest.raises(InputError, match="learned in 2 shapes"):
+        task_coefficients(branched, "digits")
