@@ -7,15 +7,16 @@ apart counts as much as what all share. The calibration is part of the base and 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
+from adapter_store.durable import write_durably
 from adapter_store.errors import BaseModelError, StateInvalid
 
 CALIBRATION_FILE = "calibration.safetensors"
@@ -79,10 +80,8 @@ class ImageCalibration:
 
     def save(self, path: Path) -> None:
         """Write ``path``; it gets its name only when complete."""
-        partial = path.with_name(path.name + ".partial")
-        save_file({"mean": self.mean.contiguous(), "whitening": self.whitening.contiguous()}, partial)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
+        tensors = {"mean": self.mean.contiguous(), "whitening": self.whitening.contiguous()}
+        write_durably(path, dump_tensors(tensors))
 
     def apply(self, pooled: Tensor) -> Tensor:
         """Return centered and whitened features of ``[B, dv]`` float32 pooled ones."""

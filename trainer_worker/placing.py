@@ -113,29 +113,30 @@ def meet_again(
         branch: whether branching is allowed.
         say: hears what was decided.
     """
-    whole, m = state.rows_of(task), state.routing.top_m
-    if int((state.branch_of[whole] == 0).sum()) > m:
+    whole, m, branches = state.rows_of(task), state.routing.top_m, state.branches(task)
+    branch_of = state.branch_of[whole]
+    rows_each = len(whole) // branches
+    if rows_each > m:
         return Placed(state, whole)
     cosine = cosines(state, queries)[:, whole]
-    selected = state.branch_of[whole][cosine.argmax(dim=1)]
+    selected = branch_of[cosine.argmax(dim=1)]
     best = cosine.amax(dim=1)
     usual = _least_usual(state, whole, known)
     away = best < usual
     far = bool(away.float().mean() > 0.5)
     text = f"{'far from' if far else 'taken as'} what {task} was asked before"
     say(f"{text}: median cosine {best.median():.3f}, least usual {usual:.3f}", {"far": far})
-    may = branch and int((state.branch_of[whole] == 0).sum()) == m and state.branches(task) < MOST_BRANCHES
-    if far and may:
-        rows = whole[state.branch_of[whole] == selected[away].mode().values]
+    if far and branch and rows_each == m and branches < MOST_BRANCHES:
+        rows = whole[branch_of == selected[away].mode().values]
         keys = kinds_of(queries[away], generator).expand(len(rows), -1, -1)
         copies = torch.arange(state.rows, state.rows + len(rows))
         return Placed(state.branch(task, rows, keys), copies)
-    counts = torch.bincount(selected, minlength=state.branches(task))
+    counts = torch.bincount(selected, minlength=branches)
     chosen = (counts >= max(1.0, SMALL_SHARE * len(queries))).nonzero().flatten()
     for one in chosen.tolist():
-        rows = whole[state.branch_of[whole] == one]
+        rows = whole[branch_of == one]
         state = state.with_rows(rows, keys=grown_keys(state.keys[rows], queries[selected == one], generator))
-    return Placed(state, whole[torch.isin(state.branch_of[whole], chosen)])
+    return Placed(state, whole[torch.isin(branch_of, chosen)])
 
 
 def _least_usual(state: AdapterState, rows: Tensor, known: Tensor | None) -> float:

@@ -8,17 +8,18 @@ query, key and value stacked, `gate_up` is gate and up stacked.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from adapter_store.base.download import file_sha256
 from adapter_store.calibration import CALIBRATION_FILE, ImageCalibration
+from adapter_store.durable import write_durably
 
 TRAINED_FILE = "trained.safetensors"
 FUSED_LINEARS: dict[str, tuple[str, ...]] = {
@@ -79,10 +80,7 @@ def save_trained_part(
     """
     tensors = {name: value.half().contiguous() for name, value in low_rank.items()}
     tensors |= {f"projector.{name}": value.float().contiguous() for name, value in projector.items()}
-    partial = folder / f"{TRAINED_FILE}.partial"
-    save_file(tensors, partial)
-    os.chmod(partial, 0o644)
-    os.replace(partial, folder / TRAINED_FILE)
+    write_durably(folder / TRAINED_FILE, dump_tensors(tensors))
     calibration.save(folder / CALIBRATION_FILE)
 
 

@@ -199,11 +199,11 @@ def _of_world(
 ) -> tuple[list[Asked], list[Asked]]:
     rng = random.Random(f"{seed} {world}")
     parts = divide(load_world(world), train, test, rng)
-    learned, scored = (
-        [Asked(item.picture, rng.choice(manner.questions), manner.phrase(item.answer)) for item in part]
-        for part in parts
-    )
-    return learned, scored
+    return _asked(parts[0], manner, rng), _asked(parts[1], manner, rng)
+
+
+def _asked(items: Sequence[Item], manner: Manner, rng: random.Random) -> list[Asked]:
+    return [Asked(item.picture, rng.choice(manner.questions), manner.phrase(item.answer)) for item in items]
 
 
 def _revisit(store: DatasetStore, train: int, test: int, seed: int) -> list[StreamTask]:
@@ -222,17 +222,16 @@ def _revisit(store: DatasetStore, train: int, test: int, seed: int) -> list[Stre
 def _few(count: int, train: int, test: int, seed: int) -> dict[str, tuple[list[Asked], list[Asked]]]:
     """Teach three worlds in full, then ask one of them for other answers: ``count`` new digits, in words."""
     tasks = {world: _of_world(world, DATASETS[world], train, test, seed) for world in ("animals", "flags")}
-    learned, scored = divide(load_world("digits"), train + count, 2 * test, random.Random(f"{seed} few"))
+    rng = random.Random(f"{seed} few")
+    learned, scored = divide(load_world("digits"), train + count, 2 * test, rng)
+    digits, words = (
+        Manner(DATASETS[name].questions[:1], DATASETS[name].phrase) for name in ("digits", "mnist")
+    )
     return {
         **tasks,
-        "digits": (_asked(learned[:train], "digits"), _asked(scored[:test], "digits")),
-        "words": (_asked(learned[train:], "mnist"), _asked(scored[test:], "mnist")),
+        "digits": (_asked(learned[:train], digits, rng), _asked(scored[:test], digits, rng)),
+        "words": (_asked(learned[train:], words, rng), _asked(scored[test:], words, rng)),
     }
-
-
-def _asked(items: Sequence[Item], manner: str) -> list[Asked]:
-    question, phrase = DATASETS[manner].questions[0], DATASETS[manner].phrase
-    return [Asked(item.picture, question, phrase(item.answer)) for item in items]
 
 
 def _capability(train: int, test: int, seed: int) -> dict[str, tuple[list[Asked], list[Asked]]]:
