@@ -83,7 +83,8 @@ class PrefixStore:
         keys_values = torch.stack(parts, dim=2).to(language.device)
         if not names:
             return keys_values, None
-        entering = torch.zeros(*batch.ids.shape, self._questions[names[0]].shape[-1], dtype=language.dtype)
+        first = self._questions[names[0]]
+        entering = torch.zeros(*batch.ids.shape, first.shape[-1], dtype=language.dtype, device=first.device)
         for name, (row, a, b) in zip(names, batch.pieces, strict=True):
             entering[row, a:b] = self._questions[name]
         return keys_values, entering.to(language.device)

@@ -5,9 +5,10 @@
     python -m benchmarks.forgetting --data FOLDER      # a stream of your own, in LLaVA format
 
 Every run of a method with a seed leaves a file under ``OUT/<stream>-<scale>/runs``; runs that are there are
-not repeated, so an interrupted benchmark goes on where it was. Tables, JSON and plots are written anew after
-every run. Strata's runs go through queue, worker and gate like any job; what the gate says is recorded, and
-the stream goes on.
+not repeated, so an interrupted benchmark goes on where it was. The same command may be started several times
+beside itself, which fills a GPU or many cores: each takes runs that no other works on. Tables are written
+anew after every run, plots at the end. Strata's runs go through queue, worker and gate like any job; what the
+gate says is recorded, and the stream goes on.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ tune_allocator()
 import argparse  # noqa: E402
 import json  # noqa: E402
 import logging  # noqa: E402
-import shutil  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable, Iterator, Sequence  # noqa: E402
 from contextlib import contextmanager  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
+from tempfile import TemporaryDirectory  # noqa: E402
 
+from filelock import FileLock, Timeout  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import (  # noqa: E402
     BarColumn,
@@ -36,9 +38,11 @@ from rich.progress import (  # noqa: E402
     TimeRemainingColumn,
 )
 
+from adapter_store.durable import write_durably  # noqa: E402
 from adapter_store.errors import StrataError  # noqa: E402
 from benchmarks.forgetting.methods import ABLATIONS, BASELINES, COMING_BACK, METHODS  # noqa: E402
-from benchmarks.forgetting.report import write_report  # noqa: E402
+from benchmarks.forgetting.plots import draw_all  # noqa: E402
+from benchmarks.forgetting.report import read_records, write_report  # noqa: E402
 from benchmarks.forgetting.running import Plan, run  # noqa: E402
 from benchmarks.forgetting.scoring import Scorer  # noqa: E402
 from benchmarks.forgetting.site import Site  # noqa: E402
@@ -85,6 +89,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--method", nargs="+", choices=names, default=["baselines"], metavar="NAME",
                         help=f"any of: {', '.join(names)}")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=3, help="runs of each method, with seeds 0, 1, ...")
+    parser.add_argument(
+        "--seed", type=int, action="append", metavar="N", help="only this seed (may be repeated)"
+    )
     parser.add_argument("--scale", choices=SCALES, default="small", help="small: two cores; full: one GPU")
     parser.add_argument(
         "--epochs", type=float, help="passes over each task's examples; 0: as many as the service plans"
@@ -111,7 +118,8 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("interrupted; finished runs are kept, the same command goes on")
         return 130
-    table = write_report(folder, f"Stream {title}, scale {arguments.scale}")
+    table = write_report(folder)
+    draw_all(folder, read_records(folder))
     print((folder / "report.json").read_text() if arguments.json else table)
     return 0
 
@@ -123,29 +131,57 @@ def chosen_methods(names: Sequence[str]) -> list[str]:
 
 
 def _run_missing(arguments: argparse.Namespace, folder: Path) -> None:
-    scale = SCALES[arguments.scale]
-    runs = [(seed, name) for seed in range(arguments.seeds) for name in chosen_methods(arguments.method)]
+    seeds = arguments.seed or range(arguments.seeds)
+    runs = [(seed, name) for seed in seeds for name in chosen_methods(arguments.method)]
     runs = [(seed, name) for seed, name in runs if not _record(folder, name, seed).exists()]
     if not runs:
         return
-    home = folder / "home"
     settings = {"base": arguments.base, "device": arguments.device, "nice": 0}
-    with Site.open(home, settings) as site, _progress(len(runs)) as told:
-        for seed in sorted({seed for seed, _ in runs}):
-            tasks = _tasks(arguments, site, scale, seed)
-            scorer = _scorers(tasks)
-            for name in [name for which, name in runs if which == seed]:
-                lineage = f"{name}-{seed}"
-                for kind in ("versions", "heldout"):  # of a run that was interrupted
-                    shutil.rmtree(home / kind / lineage, ignore_errors=True)
-                hyper = {"epochs": _epochs(arguments, scale)}
-                step = told(f"{name}, seed {seed}")
-                plan = Plan(site, tasks, scorer, hyper, seed, step)
-                measured = run(plan, METHODS[name], lineage)
-                record = json.dumps(measured.to_dict(), indent=1)
-                _record(folder, name, seed).write_text(record + "\n", encoding="utf-8")
-                write_report(folder, f"{folder.name}")
-    shutil.rmtree(home, ignore_errors=True)
+    with TemporaryDirectory(prefix="home-", dir=folder) as home, Site.open(Path(home), settings) as site:
+        bench = _Bench(arguments, folder, site)
+        with _progress(len(runs)) as told:
+            for seed, name in runs:
+                with claimed(_record(folder, name, seed)) as free:
+                    if free:
+                        bench.run(seed, name, told(f"{name}, seed {seed}"))
+
+
+class _Bench:
+    """Hold a seed's tasks, and their encoded questions, for all methods that run with it."""
+
+    def __init__(self, arguments: argparse.Namespace, folder: Path, site: Site) -> None:
+        self._arguments, self._folder, self._site = arguments, folder, site
+        self._seed: int | None = None
+
+    def run(self, seed: int, name: str, told: Callable[[str], None]) -> None:
+        """Run one method with one seed, and write its record."""
+        arguments, scale = self._arguments, SCALES[self._arguments.scale]
+        if seed != self._seed:
+            self._tasks = _tasks(arguments, self._site, scale, seed)
+            self._scorer = _scorers(self._tasks)
+            self._seed = seed
+        hyper = {"epochs": _epochs(arguments, scale)}
+        plan = Plan(self._site, self._tasks, self._scorer, hyper, seed, told)
+        measured = run(plan, METHODS[name], f"{name}-{seed}")
+        record = json.dumps(measured.to_dict(), indent=1) + "\n"
+        write_durably(_record(self._folder, name, seed), record.encode())
+        write_report(self._folder)
+
+
+@contextmanager
+def claimed(record: Path) -> Iterator[bool]:
+    """Tell whether a run is still to be done and nobody else is at it; it is ours inside the block."""
+    lock = FileLock(record.with_suffix(".lock"), blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield not record.exists()
+    finally:
+        record.with_suffix(".lock").unlink(missing_ok=True)
+        lock.release()
 
 
 def _tasks(arguments: argparse.Namespace, site: Site, scale: Scale, seed: int) -> list[StreamTask]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from adapter_store.durable import write_durably
 from benchmarks.forgetting.methods import METHODS
 
 Record = dict[str, Any]
@@ -110,18 +111,18 @@ def _cell(values: Sequence[float | None], scale: float, digits: int) -> str:
     return text if len(known) < 2 else f"{text} ± {statistics.stdev(known):.{digits}f}"
 
 
-def write_report(folder: Path, title: str) -> str:
-    """Write ``report.json``, ``report.md`` and the plots of all runs under a folder; return the table."""
-    from benchmarks.forgetting.plots import draw_all
-
+def write_report(folder: Path) -> str:
+    """Write ``report.json`` and ``report.md`` of all runs under a folder; return the tables."""
     records = read_records(folder)
     table = (
         f"{as_markdown(records)}\n\nAccuracy of each task at the end, in percent:\n\n{final_scores(records)}"
     )
+    machines = ", ".join(sorted({record["machine"] for record in records}))
     held_back = [f"- {r['method']}, seed {r['seed']}: {why}" for r in records for why in r["held_back"]]
     notes = "\n\nThe gate would have held back:\n" + "\n".join(held_back) if held_back else ""
-    (folder / "report.md").write_text(f"# {title}\n\n{table}{notes}\n", encoding="utf-8")
-    content = {"title": title, "summary": summary(records), "runs": records}
-    (folder / "report.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    draw_all(folder, records)
+    title = f"Stream and scale: {folder.name}"
+    text = f"# {title}\n\nMeasured on: {machines}.\n\n{table}{notes}\n"
+    write_durably(folder / "report.md", text.encode())
+    content = {"title": title, "machines": machines, "summary": summary(records), "runs": records}
+    write_durably(folder / "report.json", (json.dumps(content, indent=2) + "\n").encode())
     return table

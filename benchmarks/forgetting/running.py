@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from adapter_store.jobs.hyperparameters import Hyperparameters
 from adapter_store.matrix import AccuracyMatrix
@@ -27,7 +31,7 @@ Told = Callable[[str], None]
 class Measured:
     """What one run of one method left behind; ``rows[i]`` are the scores of all tasks after stage i.
 
-    ``stages`` names the task of each stage.
+    ``stages`` names the task of each stage; ``machine`` is what it ran on.
     ``validation`` are the scores on pictures that the worker kept back: settings may be chosen by them.
     """
 
@@ -35,6 +39,7 @@ class Measured:
     seed: int
     stages: tuple[str, ...]
     base: dict[str, float]
+    machine: str
     rows: list[dict[str, float]] = field(default_factory=list)
     validation: dict[str, float | None] = field(default_factory=dict)
     leak: dict[str, float] = field(default_factory=dict)
@@ -79,6 +84,7 @@ def run(plan: Plan, method: Method, lineage: str) -> Measured:
     shop = plan.site.shop(lineage, method.settings)
     one = _Run(plan, method, shop, plan.scorer(shop), lineage)
     reset_peak()
+    device = shop.replicas.language.device
     {
         "strata": one.strata,
         "base": one.base,
@@ -86,7 +92,7 @@ def run(plan: Plan, method: Method, lineage: str) -> Measured:
         "oracle": one.oracle,
         "joint": one.joint,
     }[method.kind]()
-    one.measured.peak_bytes = peak_bytes()
+    one.measured.peak_bytes = peak_bytes(device)
     return one.measured
 
 
@@ -97,7 +103,9 @@ class _Run:
         self.settings = Hyperparameters.of_job(shop.defaults, self.given)
         self.rows = self.settings.rows_per_task
         names = tuple(task.name for task in plan.tasks)
-        self.measured = Measured(method.name, plan.seed, names, scorer.base())
+        self.measured = Measured(
+            method.name, plan.seed, names, scorer.base(), machine_of(shop.replicas.language.device)
+        )
 
     def strata(self) -> None:
         """Send every task as a job through queue, worker and gate."""
@@ -199,16 +207,27 @@ def parameters(state: AdapterState, rows: int) -> int:
     return sum(layers * rows * state.rank * (d_in + d_out) for layers, d_in, d_out in state.shapes.values())
 
 
+def machine_of(device: torch.device) -> str:
+    """Return what a run computes on, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{len(os.sched_getaffinity(0))} cores of {platform.machine()}"
+
+
 def reset_peak() -> None:
     """Forget the largest memory so far, where the system can."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return
 
 
-def peak_bytes() -> int:
-    """Return the largest resident memory of this process since ``reset_peak``."""
+def peak_bytes(device: torch.device) -> int:
+    """Return the largest memory since ``reset_peak``: the GPU's if one computes, else the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return 1024 * int(line.split()[1])

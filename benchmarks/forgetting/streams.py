@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +24,15 @@ from PIL import Image
 
 from adapter_store.datasets import Dataset, DatasetStore, Example, Turn
 from adapter_store.errors import InputError
-from benchmarks.forgetting.worlds import Item, load_world, placed_icons
+from benchmarks.forgetting.placed import placed_icons
+from benchmarks.forgetting.worlds import Item, load_world
 
 ONE_QUESTION: Final = "What is shown?"
-DOMAINS: Final = ("digits", "animals", "flags", "icons", "clocks")
+DOMAINS: Final = ("digits", "animals", "flags", "icons", "patterns")
 SKILLS: Final = {
     "corner": "In which corner is it?",
-    "kind": "What kind of thing is it?",
-    "turn": "Which way is it turned?",
+    "ground": "What is the ground like?",
+    "tone": "Is it lighter or darker than the ground?",
     "style": "Is it filled or only an outline?",
     "size": "Is it small or large?",
 }
@@ -172,9 +173,7 @@ def divide(items: Sequence[Item], train: int, test: int, rng: random.Random) -> 
         InputError: an answer has too few pictures.
     """
     answers = sorted({item.answer for item in items})
-    groups = sorted({item.group for item in items})
-    rng.shuffle(groups)
-    scored = set(groups[: round(len(groups) * test / (train + test))])
+    scored = _held_groups(items, share=test / (train + test), least=-(-test // len(answers)), rng=rng)
     parts = []
     for wanted, inside in ((train, False), (test, True)):
         by_answer: dict[str, list[Item]] = defaultdict(list)
@@ -192,6 +191,25 @@ def divide(items: Sequence[Item], train: int, test: int, rng: random.Random) -> 
         rng.shuffle(chosen)
         parts.append(chosen)
     return parts[0], parts[1]
+
+
+def _held_groups(items: Sequence[Item], *, share: float, least: int, rng: random.Random) -> set[str]:
+    """Choose groups to test on: of every answer a share of its groups, and at least so many pictures."""
+    answers_of: dict[str, Counter[str]] = defaultdict(Counter)
+    for item in items:
+        answers_of[item.group][item.answer] += 1
+    groups = sorted(answers_of)
+    rng.shuffle(groups)
+    lacking = Counter(answer for group in groups for answer in answers_of[group])
+    lacking = Counter({answer: round(share * count) for answer, count in lacking.items()})
+    pictures: Counter[str] = Counter()
+    held = set()
+    for group in groups:
+        if any(lacking[answer] > 0 or pictures[answer] < least for answer in answers_of[group]):
+            held.add(group)
+            pictures.update(answers_of[group])
+            lacking.subtract(set(answers_of[group]))
+    return held
 
 
 def _of_world(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from adapter_store.base.download import default_cache_dir, fetch, read_member
 from adapter_store.base.packages import Package
+from benchmarks.forgetting.patterns import PATTERNS, paint
 from server.demo.pictures import read_animals, read_digits, unpickle_array
 
 SIDE: Final = 84
@@ -71,10 +71,10 @@ ICON_KINDS: Final = {
     "printer": "printer",
 }
 DIRECTIONS: Final = {"up": "up", "down": "down", "left": "left", "right": "right"}
-CLOCKS: Final = 1600
-VIEWS_OF_A_FLAG: Final = 120
-VIEWS_OF_AN_ICON: Final = 3
-VIEWS_OF_AN_ARROW: Final = 12
+VIEWS_OF_A_FLAG: Final = 180
+VIEWS_OF_AN_ICON: Final = 6
+VIEWS_OF_AN_ARROW: Final = 24
+VIEWS_OF_A_PATTERN: Final = 250
 _VARIANT: Final = re.compile(r"-(outline|off|bold|thick|thin|variant|multiple)\b")
 _FONT: Final = "qtawesome/fonts/materialdesignicons6-webfont-6.9.96.ttf"
 _CHARMAP: Final = "qtawesome/fonts/materialdesignicons6-webfont-charmap-6.9.96.json"
@@ -123,7 +123,7 @@ def flags(rng: np.random.Generator, cache: Path) -> list[Item]:
 
 def icons(rng: np.random.Generator, cache: Path) -> list[Item]:
     """Return icons of ten kinds of things; each is one design, its variants are in its group."""
-    font, glyphs = _icon_font(cache)
+    font, glyphs = icon_font(cache)
     items = []
     for name, glyph in glyphs.items():
         kind = name.partition("-")[0]
@@ -136,7 +136,7 @@ def icons(rng: np.random.Generator, cache: Path) -> list[Item]:
 
 def arrows(rng: np.random.Generator, cache: Path) -> list[Item]:
     """Return arrows of many designs that point up, down, left or right."""
-    font, glyphs = _icon_font(cache)
+    font, glyphs = icon_font(cache)
     pattern = re.compile(r"arrow-(up|down|left|right)(-(bold|box|circle|thick|thin|drop|hexagon|outline))*$")
     items = []
     for name, glyph in glyphs.items():
@@ -148,12 +148,13 @@ def arrows(rng: np.random.Generator, cache: Path) -> list[Item]:
     return items
 
 
-def clocks(rng: np.random.Generator, _cache: Path) -> list[Item]:
-    """Return drawn dials of many looks at full hours, three hours apart."""
+def patterns(rng: np.random.Generator, _cache: Path) -> list[Item]:
+    """Return drawn patterns in colors of all kinds, at many scales and angles."""
     items = []
-    for view in range(CLOCKS):
-        hour = (3, 6, 9, 12)[view % 4]
-        items.append(Item(_dial(hour, rng), f"{hour} o'clock", str(view)))
+    for view in range(VIEWS_OF_A_PATTERN * len(PATTERNS)):
+        name = PATTERNS[view % len(PATTERNS)]
+        ink, ground = colors(rng)
+        items.append(Item(paint(name, SIDE, ink, ground, rng), name, str(view)))
     return items
 
 
@@ -164,7 +165,7 @@ WORLDS: Final[dict[str, Callable[[np.random.Generator, Path], list[Item]]]] = {
     "flags": flags,
     "icons": icons,
     "arrows": arrows,
-    "clocks": clocks,
+    "patterns": patterns,
 }
 
 
@@ -177,72 +178,18 @@ def load_world(name: str, cache: Path | None = None) -> list[Item]:
     return WORLDS[name](np.random.default_rng([7, len(name)]), cache or default_cache_dir())
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """An icon on a plain ground, and everything that can be asked about it."""
-
-    picture: Image.Image
-    kind: str
-    corner: str
-    style: str
-    turn: str
-    size: str
-    group: str
-
-
-def placed_icons(count: int, seed: int, cache: Path | None = None) -> list[Placed]:
-    """Draw ``count`` pictures of one icon each, in a corner, large or small, turned, filled or as an outline.
-
-    Only designs that exist filled and as an outline are used; all their pictures are of one group.
-    """
-    font, glyphs = _icon_font(cache or default_cache_dir())
-    rng = np.random.default_rng([11, seed])
-    designs = [
-        name
-        for name in glyphs
-        if f"{name}-outline" in glyphs and name.partition("-")[0] in ICON_KINDS and "off" not in name
-    ]
-    found = []
-    for _ in range(count):
-        name = designs[rng.integers(len(designs))]
-        style = ("filled", "outline")[rng.integers(2)]
-        glyph = glyphs[name if style == "filled" else f"{name}-outline"]
-        corner = ("top left", "top right", "bottom left", "bottom right")[rng.integers(4)]
-        turn = ("upright", "left", "upside down", "right")[rng.integers(4)]
-        size = ("small", "large")[rng.integers(2)]
-        picture = _placed(font, glyph, corner, turn, size, rng)
-        found.append(Placed(picture, ICON_KINDS[name.partition("-")[0]], corner, style, turn, size, name))
-    return found
-
-
 def draw_glyph(font: bytes, glyph: str, rng: np.random.Generator) -> Image.Image:
     """Draw one glyph in some color on some ground, about in the middle, slightly turned."""
-    ink, ground = _colors(rng)
+    ink, ground = colors(rng)
     size = int(rng.integers(50, 70))
-    mask = _mask(font, glyph, size).rotate(float(rng.uniform(-8, 8)), Image.Resampling.BICUBIC)
+    mask = mask_of(font, glyph, size).rotate(float(rng.uniform(-8, 8)), Image.Resampling.BICUBIC)
     picture = Image.new("RGB", (SIDE, SIDE), ground)
     at = [int((SIDE - side) / 2 + rng.integers(-5, 6)) for side in mask.size]
     picture.paste(ink, (at[0], at[1]), mask)
     return picture
 
 
-def _placed(
-    font: bytes, glyph: str, corner: str, turn: str, size: str, rng: np.random.Generator
-) -> Image.Image:
-    ink, ground = _colors(rng)
-    mask = _mask(font, glyph, {"small": 22, "large": 38}[size])
-    mask = mask.rotate({"upright": 0, "left": 90, "upside down": 180, "right": 270}[turn], expand=True)
-    picture = Image.new("RGB", (SIDE, SIDE), ground)
-    x = 21 if corner.endswith("left") else 63
-    y = 21 if corner.startswith("top") else 63
-    at = [
-        int(center - side / 2 + rng.integers(-2, 3)) for center, side in zip((x, y), mask.size, strict=True)
-    ]
-    picture.paste(ink, (at[0], at[1]), mask)
-    return picture
-
-
-def _mask(font: bytes, glyph: str, size: int) -> Image.Image:
+def mask_of(font: bytes, glyph: str, size: int) -> Image.Image:
     """Return a glyph as a gray mask, cut to what is drawn."""
     mask = Image.new("L", (2 * size, 2 * size), 0)
     drawn = ImageDraw.Draw(mask)
@@ -250,34 +197,11 @@ def _mask(font: bytes, glyph: str, size: int) -> Image.Image:
     return mask.crop(mask.getbbox() or (0, 0, size, size))
 
 
-def _colors(rng: np.random.Generator) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+def colors(rng: np.random.Generator) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Return ink and ground that differ well in lightness."""
     dark, light = rng.integers(0, 110, 3), rng.integers(175, 256, 3)
     first, second = (dark, light) if rng.random() < 0.5 else (light, dark)
     return (int(first[0]), int(first[1]), int(first[2])), (int(second[0]), int(second[1]), int(second[2]))
-
-
-def _dial(hour: int, rng: np.random.Generator) -> Image.Image:
-    """Draw a round dial at four times the size, then shrink it: smooth hands at any angle."""
-    ink, ground = _colors(rng)
-    face = tuple(int(value) for value in np.clip(np.array(ground) + rng.integers(-25, 26, 3), 0, 255))
-    big = 4 * SIDE
-    picture = Image.new("RGB", (big, big), ground)
-    drawn = ImageDraw.Draw(picture)
-    x, y = (big / 2 + rng.uniform(-16, 16) for _ in range(2))
-    radius = float(rng.uniform(110, 150))
-    drawn.ellipse((x - radius, y - radius, x + radius, y + radius), face, ink, width=int(rng.integers(6, 16)))
-    for tick in range(12):
-        turn = math.radians(30 * tick)
-        ends = [
-            (x + part * radius * math.sin(turn), y - part * radius * math.cos(turn)) for part in (0.8, 0.9)
-        ]
-        drawn.line(ends, ink, width=6)
-    for turn, length, width in ((30.0 * hour, 0.5, 18), (0.0, 0.75, 9)):
-        angle = math.radians(turn + float(rng.uniform(-4, 4)))
-        end = (x + length * radius * math.sin(angle), y - length * radius * math.cos(angle))
-        drawn.line(((x, y), end), ink, width=width)
-    return picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 
 def _seen_flag(flag: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -308,7 +232,7 @@ def _gray_items(pictures: np.ndarray, answers: Sequence[str]) -> list[Item]:
     return list(found.values())
 
 
-def _icon_font(cache: Path) -> tuple[bytes, dict[str, str]]:
+def icon_font(cache: Path) -> tuple[bytes, dict[str, str]]:
     """Return the icon font and the glyph of every name."""
     wheel = fetch(ICONS_PACKAGE, cache)
     codes = json.loads(read_member(wheel, _CHARMAP))

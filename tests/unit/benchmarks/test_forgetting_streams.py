@@ -8,11 +8,13 @@ import random
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from adapter_store.datasets import DatasetStore
 from adapter_store.errors import InputError
+from benchmarks.forgetting.patterns import PATTERNS, paint
 from benchmarks.forgetting.streams import divide, read_stream
 from benchmarks.forgetting.worlds import Item
 
@@ -68,3 +70,20 @@ def test_a_folder_of_llava_data_sets_is_a_stream(tmp_path: Path):
     (folder / "02-birds" / "test.zip").unlink()
     with pytest.raises(InputError, match=r"02-birds needs exactly one file called test\.\*"):
         read_stream(folder, store)
+
+
+def test_answers_with_few_groups_have_enough_test_pictures():
+    world = [*items("a", groups=60, of_each=2), *items("b", groups=12, of_each=10)]
+    for seed in range(20):
+        train, test = divide(world, 60, 30, random.Random(seed))
+        assert not {item.group for item in train} & {item.group for item in test}
+        assert sum(item.answer == "b" for item in test) == 15
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_a_pattern_shows_both_colors_and_differs_by_seed(name: str):
+    pictures = [paint(name, 60, (0, 0, 0), (255, 255, 255), np.random.default_rng(seed)) for seed in (0, 1)]
+    for picture in pictures:
+        assert picture.size == (60, 60)
+        assert 0.05 < np.asarray(picture).mean() / 255 < 0.95
+    assert np.asarray(pictures[0]).tobytes() != np.asarray(pictures[1]).tobytes()
