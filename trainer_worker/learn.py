@@ -21,7 +21,9 @@ from adapter_store.increments import Bank, Increments, Term, gate_of
 from adapter_store.jobs.hyperparameters import Hyperparameters
 from adapter_store.routing import contextual, intrinsic
 from adapter_store.state import AdapterState
+from trainer_worker.context import NO_CONTEXT_LOGIT, start_context
 from trainer_worker.course import Course, Step
+from trainer_worker.dropout import Dropout
 from trainer_worker.ema import AlphaStatistics, BalancedEma
 from trainer_worker.evaluate import Score, alike_rows, base_only, forward, score_samples
 from trainer_worker.features import Encoded
@@ -179,6 +181,9 @@ def learn(
     begun = any(bool(state.up[target][:, own].any()) for target in state.targets)
     if settings.aimed and not begun:
         state = _aimed(state, own, looks, settings, check)
+    if not begun and rows is None and _draws_on_others(state, task):
+        order = _shuffled(lesson, settings)
+        state = start_context(replicas, state, task, lesson.encoded, lesson.store, order, check)
     queries, device = lesson.encoded.queries, replicas.language.device
     pupil = Pupil(state, task, queries, device, rows=rows, share=settings.share)
     optimizer = _optimizer(pupil, looks, settings)
@@ -214,26 +219,6 @@ def learn(
         loss=loss_value,
         statistics=ema.statistics,
     )
-
-
-class Dropout:
-    """Draw which rank components act in each row of a batch; the same for every layer and token.
-
-    An increment's components then learn to answer without each other, which costs little on pictures of the
-    batch and helps on new ones. Nothing is dropped where an answer is measured or served.
-    """
-
-    def __init__(self, share: float, components: int, seed: int) -> None:
-        self._share = share
-        self._components = components
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def draw(self, rows: int) -> Tensor | None:
-        """Return ``[rows, components]``, 0 or ``1 / (1 - share)``; None without dropout."""
-        if not self._share:
-            return None
-        chance = torch.rand(rows, self._components, generator=self._generator)
-        return (chance >= self._share).float() / (1 - self._share)
 
 
 def split_validation(
@@ -334,9 +319,8 @@ def _survey(
     check: Callable[[], None],
 ) -> dict[str, Look]:
     """Survey the base on at most ``survey_samples`` of the training samples."""
-    order = list(lesson.train)
-    random.Random(settings.seed).shuffle(order)
-    rows = pack_rows(lesson.encoded.samples, order[: settings.survey_samples], pack=1, alike=None)
+    order = _shuffled(lesson, settings)[: settings.survey_samples]
+    rows = pack_rows(lesson.encoded.samples, order, pack=1, alike=None)
     groups = list(batches_of(rows, lesson.store.lengths(), batch_size=settings.batch_size, rng=None))
     first = replicas.increments.first_layer
 
@@ -354,6 +338,18 @@ def _survey(
 
     layers = len(replicas.language.backbone.layers) - first  # type: ignore[arg-type]
     return survey(replicas.map(look, groups, check=check), state.targets, layers)
+
+
+def _shuffled(lesson: Lesson, settings: Hyperparameters) -> list[int]:
+    order = list(lesson.train)
+    random.Random(settings.seed).shuffle(order)
+    return order
+
+
+def _draws_on_others(state: AdapterState, task: str) -> bool:
+    """Return whether a new task has earlier ones, and its lineage lets it draw on them."""
+    index = state.task_index(task)
+    return index > 0 and bool((state.context[index, :index] > NO_CONTEXT_LOGIT).all())
 
 
 def _aimed(

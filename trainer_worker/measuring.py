@@ -171,6 +171,7 @@ def measure(
         retention,
         kept=(anchor.best, anchor.last) if anchor is not None and task in parent.state.tasks else None,
         fresh=_fresh(shop, served, own, None if task in parent.state.tasks else scored.get(task), check),
+        asked={name: score.answers for name, score in scored.items()},
     )
     splits = next_splits(parent, {name: held.dataset_id for name, held in held_out.items()})
     anchors = dict(parent.anchors)

@@ -42,7 +42,7 @@ def test_training_and_test_share_no_group_and_are_balanced():
 
 
 def test_too_few_pictures_are_said():
-    with pytest.raises(InputError, match="has 3 pictures of the 30"):
+    with pytest.raises(InputError, match="pictures of the 30 that are wanted"):
         divide(items("ab", groups=4, of_each=1), 60, 30, random.Random(0))
 
 

@@ -32,6 +32,16 @@ def test_a_good_version_passes_and_bounds_are_inclusive():
     assert check(measured(after={"a": 0.93, "b": 0.9}), Policy()).passed
 
 
+def test_one_question_of_many_is_no_forgetting():
+    one_of_36 = {"before": {"a": 35 / 36, "b": 0.1}, "after": {"a": 34 / 36, "b": 0.9}, "asked": {"a": 36}}
+    assert check(measured(**one_of_36), Policy()).passed
+    assert not check(measured(**one_of_36), Policy(max_forgetting=0)).passed
+    two = {**one_of_36, "after": {"a": 33 / 36, "b": 0.9}}
+    assert not check(measured(**two), Policy()).passed
+    one_of_10 = {"before": {"a": 1.0, "b": 0.1}, "after": {"a": 0.9, "b": 0.9}, "asked": {"a": 10}}
+    assert not check(measured(**one_of_10), Policy()).passed
+
+
 def test_every_reason_is_named():
     bad = measured(after={"a": 0.9, "b": 0.1}, leak={"a": 0.2, "b": 0}, retention=0.5)
     gate = check(bad, Policy())
