@@ -181,7 +181,7 @@ def learn(
     begun = any(bool(state.up[target][:, own].any()) for target in state.targets)
     if settings.aimed and not begun:
         state = _aimed(state, own, looks, settings, check)
-    if not begun and rows is None and _draws_on_others(state, task):
+    if settings.chosen_context and not begun and rows is None and _draws_on_others(state, task):
         order = _shuffled(lesson, settings)
         state = start_context(replicas, state, task, lesson.encoded, lesson.store, order, check)
     queries, device = lesson.encoded.queries, replicas.language.device
