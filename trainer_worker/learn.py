@@ -181,7 +181,7 @@ def learn(
     begun = any(bool(state.up[target][:, own].any()) for target in state.targets)
     if settings.aimed and not begun:
         state = _aimed(state, own, looks, settings, check)
-    if settings.chosen_context and not begun and rows is None and _draws_on_others(state, task):
+    if settings.chosen_context and not begun and _draws_on_others(state, task, own):
         order = _shuffled(lesson, settings)
         state = start_context(replicas, state, task, lesson.encoded, lesson.store, order, check)
     queries, device = lesson.encoded.queries, replicas.language.device
@@ -346,10 +346,11 @@ def _shuffled(lesson: Lesson, settings: Hyperparameters) -> list[int]:
     return order
 
 
-def _draws_on_others(state: AdapterState, task: str) -> bool:
-    """Return whether a new task has earlier ones, and its lineage lets it draw on them."""
+def _draws_on_others(state: AdapterState, task: str, rows: Tensor) -> bool:
+    """Return whether a task whose ``rows`` all are new has earlier ones, and its lineage lets it use them."""
     index = state.task_index(task)
-    return index > 0 and bool((state.context[index, :index] > NO_CONTEXT_LOGIT).all())
+    allowed = bool((state.context[index, :index] > NO_CONTEXT_LOGIT).all())
+    return index > 0 and allowed and len(rows) == len(state.rows_of(task))
 
 
 def _aimed(
