@@ -21,7 +21,6 @@ from adapter_store.increments import Bank, Increments, Term, gate_of
 from adapter_store.jobs.hyperparameters import Hyperparameters
 from adapter_store.routing import contextual, intrinsic
 from adapter_store.state import AdapterState
-from trainer_worker.context import NO_CONTEXT_LOGIT, start_context
 from trainer_worker.course import Course, Step
 from trainer_worker.dropout import Dropout
 from trainer_worker.ema import AlphaStatistics, BalancedEma
@@ -181,9 +180,6 @@ def learn(
     begun = any(bool(state.up[target][:, own].any()) for target in state.targets)
     if settings.aimed and not begun:
         state = _aimed(state, own, looks, settings, check)
-    if settings.chosen_context and not begun and _draws_on_others(state, task, own):
-        order = _shuffled(lesson, settings)
-        state = start_context(replicas, state, task, lesson.encoded, lesson.store, order, check)
     queries, device = lesson.encoded.queries, replicas.language.device
     pupil = Pupil(state, task, queries, device, rows=rows, share=settings.share)
     optimizer = _optimizer(pupil, looks, settings)
@@ -319,8 +315,9 @@ def _survey(
     check: Callable[[], None],
 ) -> dict[str, Look]:
     """Survey the base on at most ``survey_samples`` of the training samples."""
-    order = _shuffled(lesson, settings)[: settings.survey_samples]
-    rows = pack_rows(lesson.encoded.samples, order, pack=1, alike=None)
+    order = list(lesson.train)
+    random.Random(settings.seed).shuffle(order)
+    rows = pack_rows(lesson.encoded.samples, order[: settings.survey_samples], pack=1, alike=None)
     groups = list(batches_of(rows, lesson.store.lengths(), batch_size=settings.batch_size, rng=None))
     first = replicas.increments.first_layer
 
@@ -338,19 +335,6 @@ def _survey(
 
     layers = len(replicas.language.backbone.layers) - first  # type: ignore[arg-type]
     return survey(replicas.map(look, groups, check=check), state.targets, layers)
-
-
-def _shuffled(lesson: Lesson, settings: Hyperparameters) -> list[int]:
-    order = list(lesson.train)
-    random.Random(settings.seed).shuffle(order)
-    return order
-
-
-def _draws_on_others(state: AdapterState, task: str, rows: Tensor) -> bool:
-    """Return whether a task whose ``rows`` all are new has earlier ones, and its lineage lets it use them."""
-    index = state.task_index(task)
-    allowed = bool((state.context[index, :index] > NO_CONTEXT_LOGIT).all())
-    return index > 0 and allowed and len(rows) == len(state.rows_of(task))
 
 
 def _aimed(

@@ -12,12 +12,13 @@ from torch import Tensor
 from adapter_store.jobs.hyperparameters import Hyperparameters
 from adapter_store.routing import cosines, intrinsic
 from adapter_store.state import AdapterState
-from trainer_worker.context import NO_CONTEXT_LOGIT
 from trainer_worker.decide import Verdict, centroids_of
 from trainer_worker.keys import align_keys, grown_keys, kinds_of, stranger_bar
 from trainer_worker.workshop import Workshop
 
 CENTROIDS_PER_TASK = 8
+NO_CONTEXT_LOGIT = -30.0
+"""Its sigmoid is 1e-13: earlier tasks have no part in a new one."""
 FAR_QUANTILE = 0.05
 """A batch is far from a task's questions if half of it lies beyond this share of them."""
 LEAST_KNOWN = 8

@@ -29,7 +29,6 @@ class Hyperparameters(BaseModel):
         aimed: New down projections look where a survey of the base finds the answers (else: at random).
         survey_samples: Training samples that the survey runs.
         learning_rate_multiplier: Factor on ``learning_rate``, as the OpenAI API names it.
-        chosen_context: A new task starts from the earlier ones that help it (else: from half of each).
         context_learning_rate: Rate of the contextual logits w.
         warmup_ratio: Share of the run in which the rate grows from 0.
         dropout: Share of an increment's rank components that each row of a batch trains without.
@@ -58,7 +57,6 @@ class Hyperparameters(BaseModel):
     aimed: bool = True
     survey_samples: int = Field(default=384, ge=1, le=4096)
     learning_rate_multiplier: float = Field(default=1, gt=0, le=1000)
-    chosen_context: bool = True
     context_learning_rate: float = Field(default=0.05, ge=0, le=10)
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
     dropout: float = Field(default=0, ge=0, le=0.9)

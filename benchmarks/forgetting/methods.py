@@ -62,9 +62,6 @@ METHODS: Final = {
         Method("oracle", "oracle", "a frozen LoRA for each task, told which", hyperparameters=_OFF),
         Method("joint", "joint", "one LoRA on all data at once", hyperparameters=_OFF),
         Method("no-context", "strata", "without contextual increments", settings={"contextual": False}),
-        Method(
-            "half-context", "strata", "contextual increments start at one half", {}, {"chosen_context": False}
-        ),
         Method("text-routing", "strata", "routed by the text alone", settings={"routing": "text"}),
         Method("ema-released", "strata", "EMA as released", hyperparameters={"ema_mode": "released"}),
         Method("ema-fixed", "strata", "EMA(0.99)", hyperparameters={"ema_mode": "fixed"}),

@@ -16,7 +16,6 @@ from adapter_store.state import AdapterState
 from adapter_store.versions import VersionStore
 from tests.integration.dying_worker import work_until_killed
 from tests.integration.working import Site
-from trainer_worker.context import HELPS
 from trainer_worker.heldout import HeldOut, picture_key
 
 
@@ -72,18 +71,6 @@ def test_a_second_task_builds_on_the_first_and_a_known_one_is_retrained(site: Si
     states = [AdapterState.load(site.versions.fetch(v), base_digest=None) for v in ("v1", "v2")]
     old = states[0].rows_of("colors")
     assert states[1].up["o_proj"][:, old].equal(states[0].up["o_proj"])
-
-
-def test_a_new_task_starts_from_the_one_that_knows_its_answers(site: Site):
-    site.finish(site.submit("colors"))
-    starts = []
-    for name, chosen in (("shades", True), ("hues", False)):
-        question = "Say what you see in this picture, please."
-        job = site.finish(site.submit(name, question, max_steps=1, chosen_context=chosen))
-        assert job.result_version is not None
-        state = AdapterState.load(site.versions.fetch(job.result_version), base_digest=None)
-        starts.append(float(state.context[state.task_index(name), 0]))
-    assert starts == pytest.approx([HELPS, 0.0], abs=0.1)
 
 
 def test_training_sees_neither_held_out_pictures_nor_earlier_data(
