@@ -38,6 +38,8 @@ Span = Literal["after_image", "all"]
 RoutingMode = Literal["text", "text+image"]
 Shape = tuple[int, int, int]
 ROWS_PER_TASK = 8
+CLOSED_CONTEXT = -30.0
+"""A contextual logit whose sigmoid is 1e-13: earlier tasks have no part in a new one."""
 
 
 @dataclass(frozen=True, slots=True)

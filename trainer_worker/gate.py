@@ -18,11 +18,11 @@ class Policy:
     """Bounds of the gate; ratios from 0 to 1 (0.02 = two points).
 
     ``max_forgetting``: largest drop of any earlier task's accuracy; unless it is 0, one question of at least
-    20 is no drop. ``max_leak``: largest share of selection mass outside a task's own rows. ``min_retention``:
-    least share of the base's zero-shot score. A new task must gain more than ``min_gain`` over the base; one
-    that is trained again may fall like any other, on all its held-out pictures and on those that it had
-    first. ``max_chance``: largest probability that somebody who always gives a batch's commonest answer does
-    as well on its held-out pictures (1: not asked).
+    20 is no drop, but of the task that is trained. ``max_leak``: largest share of selection mass outside a
+    task's own rows. ``min_retention``: least share of the base's zero-shot score. A new task must gain more
+    than ``min_gain`` over the base; one that is trained again may fall like any other, on all its held-out
+    pictures and on those that it had first. ``max_chance``: largest probability that somebody who always
+    gives a batch's commonest answer does as well on its held-out pictures (1: not asked).
     """
 
     max_forgetting: float = 0.02
@@ -123,7 +123,7 @@ def _gain(measured: Measured, policy: Policy) -> list[str]:
         return []
     gain = after - before
     if not measured.new_task:
-        return _kept(measured, policy) + _drop(task, before, after, policy, measured.asked.get(task))
+        return _kept(measured, policy) + _drop(task, before, after, policy)
     if gain > policy.min_gain + EPSILON or (before >= 1.0 - EPSILON and gain >= 0):
         return []
     return [f"{task} scores {after:.3f} beside {before:.3f} of the base: training gained nothing"]
@@ -139,10 +139,10 @@ def _kept(measured: Measured, policy: Policy) -> list[str]:
 
 def _drop(task: str, before: float, after: float, policy: Policy, asked: int | None = None) -> list[str]:
     one = 1 / asked if asked and asked >= FORGIVING and policy.max_forgetting else 0.0
-    if before - after <= max(policy.max_forgetting, one) + EPSILON:
+    most = max(policy.max_forgetting, one)
+    if before - after <= most + EPSILON:
         return []
-    most = 100 * policy.max_forgetting
-    return [f"{task} fell from {before:.3f} to {after:.3f}, more than {most:.1f} points"]
+    return [f"{task} fell from {before:.3f} to {after:.3f}, more than {100 * most:.1f} points"]
 
 
 def _chance(measured: Measured, policy: Policy) -> list[str]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from adapter_store.increments import Bank, Increments, Term, gate_of
 from adapter_store.jobs.hyperparameters import Hyperparameters
 from adapter_store.routing import contextual, intrinsic
-from adapter_store.state import AdapterState
+from adapter_store.state import CLOSED_CONTEXT, AdapterState
 from trainer_worker.course import Course, Step
 from trainer_worker.dropout import Dropout
 from trainer_worker.ema import AlphaStatistics, BalancedEma
@@ -63,7 +63,8 @@ class Pupil:
     """The trainable part of a state: rows of one task (live tensors) and how they act beside the others.
 
     ``live`` holds the bank's ``down.<target>`` and ``up.<target>``, stacked over layers, and, from the second
-    task on and if all of the task's rows learn, ``context`` ``[1, t]``, its logits towards earlier ones.
+    task on and if all of the task's rows learn, ``context`` ``[1, t]``, its logits towards earlier ones,
+    unless they are closed (decay would open them).
     ``rows`` names a part of the task's rows that alone learns; None is all. With ``share`` the rows of other
     tasks that the batch uses are live, too, and questions select among all rows as in serving; without it
     selection is masked to what learns (eq. 2).
@@ -94,8 +95,8 @@ class Pupil:
         self._held = (used & ~trained).nonzero().flatten()
         bank = Bank.from_state(state, self.rows, device=device, trainable=True)
         self.live: dict[str, Tensor] = bank.named_tensors()
-        if self._index > 0 and len(rows) == len(whole):
-            logits = state.context[self._index : self._index + 1, : self._index]
+        logits = state.context[self._index : self._index + 1, : self._index]
+        if len(rows) == len(whole) and bool((logits > CLOSED_CONTEXT).any()):
             self.live["context"] = logits.to(device, copy=True).requires_grad_()
         self._frozen = Bank.from_state(state, self._held, device=device) if len(self._held) else None
 

@@ -33,6 +33,7 @@ class Parent:
     matrix: AccuracyMatrix
     splits: Mapping[str, MeasuredOn]
     anchors: Mapping[str, Anchor] = field(default_factory=dict)
+    compared_since: int = 0
 
     @classmethod
     def of(cls, manifest: Manifest, state: AdapterState) -> Parent:
@@ -42,7 +43,8 @@ class Parent:
             task: anchor.model_copy(update={"best": anchor.last}) if accepted else anchor
             for task, anchor in manifest.anchors.items()
         }
-        return cls(manifest.version, state, manifest.accuracy, manifest.splits, anchors)
+        since = len(manifest.accuracy.rows) - 1 if accepted else manifest.compared_since
+        return cls(manifest.version, state, manifest.accuracy, manifest.splits, anchors, since)
 
     def split_of(self, task: str) -> str | None:
         """Return the held-out data set that the parent's score of a task comes from."""
@@ -137,7 +139,7 @@ def measure(
         held_out |= {task: fresh} if fresh is not None else {}
     served = Served.of(state, shop.replicas.increments)
     after: dict[str, float | None] = dict.fromkeys(state.tasks)
-    before = best_before(parent.matrix, parent.splits)
+    before = best_before(parent.matrix, parent.splits, parent.compared_since)
     base: dict[str, float | None] = {}
     scored: dict[str, Score] = {}
     probe = None
@@ -180,11 +182,16 @@ def measure(
     return Findings(stage_matrix(parent.matrix, task, after, base), splits, anchors, measured, probe)
 
 
-def best_before(matrix: AccuracyMatrix, splits: Mapping[str, MeasuredOn]) -> dict[str, float | None]:
-    """Return each task's best score since it was first trained, among stages with its present split."""
+def best_before(
+    matrix: AccuracyMatrix, splits: Mapping[str, MeasuredOn], since: int = 0
+) -> dict[str, float | None]:
+    """Return each task's best score since it was first trained, among stages with its present split.
+
+    ``since``: the first stage that counts, the last one that an operator promoted against the gate.
+    """
     best: dict[str, float | None] = {}
     for task in dict.fromkeys(matrix.trained):
-        first = matrix.trained.index(task)
+        first = max(matrix.trained.index(task), since)
         if task in splits:
             first = max(first, splits[task].since)
         scores = [matrix.score(stage, task) for stage in range(first, len(matrix.rows))]

@@ -336,6 +336,7 @@ class _Run:
             accuracy=findings.matrix,
             splits=dict(findings.splits),
             anchors=dict(findings.anchors),
+            compared_since=parent.compared_since,
             routing_leak=dict(findings.measured.leak),
             zero_shot_retention=findings.measured.retention,
             gate=gate,

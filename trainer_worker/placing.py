@@ -11,14 +11,12 @@ from torch import Tensor
 
 from adapter_store.jobs.hyperparameters import Hyperparameters
 from adapter_store.routing import cosines, intrinsic
-from adapter_store.state import AdapterState
+from adapter_store.state import CLOSED_CONTEXT, AdapterState
 from trainer_worker.decide import Verdict, centroids_of
 from trainer_worker.keys import align_keys, grown_keys, kinds_of, stranger_bar
 from trainer_worker.workshop import Workshop
 
 CENTROIDS_PER_TASK = 8
-NO_CONTEXT_LOGIT = -30.0
-"""Its sigmoid is 1e-13: earlier tasks have no part in a new one."""
 FAR_QUANTILE = 0.05
 """A batch is far from a task's questions if half of it lies beyond this share of them."""
 LEAST_KNOWN = 8
@@ -70,7 +68,7 @@ def place(
         earlier = state.centroids[state.centroid_task == state.task_index(task)]
         centroids = centroids_of(torch.cat([earlier, queries]), CENTROIDS_PER_TASK, generator)
     else:
-        logit = 0.0 if shop.method.contextual and not imported else NO_CONTEXT_LOGIT
+        logit = 0.0 if shop.method.contextual and not imported else CLOSED_CONTEXT
         state = state.expand(task, settings.rows_per_task, generator, context_logit=logit)
         aligned = align_keys(queries, settings.rows_per_task, state.routing.top_m, generator)
         rows, moved = state.rows_of(task), True
@@ -81,9 +79,8 @@ def place(
         text = f"{settings.rows_per_task} increments placed, mean cosine {aligned.mean_cosine:.3f}"
         say(text, {"keys": aligned.keys.shape[1], "picks": picks})
     if shop.method.calibrate_tau and moved:
-        asked = queries if known is None else torch.cat([queries, known])
         first = verdict.decision == "expand" and len(state.tasks) == 1
-        state = _turn_strangers_away(shop, state, task, asked, first, say, check)
+        state = _turn_strangers_away(shop, state, task, queries, first, say, check)
     return Placed(state.with_centroids(task, centroids), rows)
 
 
@@ -132,7 +129,7 @@ def meet_again(
         copies = torch.arange(state.rows, state.rows + len(rows))
         return Placed(state.branch(task, rows, keys), copies)
     counts = torch.bincount(selected, minlength=branches)
-    chosen = (counts >= max(1.0, SMALL_SHARE * len(queries))).nonzero().flatten()
+    chosen = (counts >= min(SMALL_SHARE * len(queries), int(counts.max()))).nonzero().flatten()
     for one in chosen.tolist():
         rows = whole[branch_of == one]
         state = state.with_rows(rows, keys=grown_keys(state.keys[rows], queries[selected == one], generator))

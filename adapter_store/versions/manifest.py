@@ -82,6 +82,7 @@ class ManifestDraft(BaseModel):
         accuracy: The whole accuracy matrix after this stage.
         splits: Per measured task, the held-out data set behind its score.
         anchors: Per measured task, the held-out set that all its trainings are compared on.
+        compared_since: The first stage that the gate compares with; moves when an operator promotes against it.
         routing_leak: Per task, the share of coefficient mass outside its own rows.
         seconds: Wall-clock seconds per phase of the job.
     """
@@ -100,6 +101,7 @@ class ManifestDraft(BaseModel):
     accuracy: AccuracyMatrix = Field(default_factory=AccuracyMatrix.empty)
     splits: dict[str, MeasuredOn] = Field(default_factory=dict)
     anchors: dict[str, Anchor] = Field(default_factory=dict)
+    compared_since: int = Field(default=0, ge=0)
     routing_leak: dict[str, FiniteFloat] = Field(default_factory=dict)
     zero_shot_retention: FiniteFloat | None = None
     gate: Gate | None = None

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from adapter_store.matrix import AccuracyMatrix
+from adapter_store.state import AdapterState
 from adapter_store.versions import Gate, Manifest, ManifestDraft, MeasuredOn, VersionStore
 from trainer_worker.gate import Fresh, Measured, Policy, binomial_tail, check
-from trainer_worker.measuring import best_before
+from trainer_worker.measuring import Parent, best_before
 from trainer_worker.publish import promote, stage_matrix
 
 
@@ -40,6 +41,8 @@ def test_one_question_of_many_is_no_forgetting():
     assert not check(measured(**two), Policy()).passed
     one_of_10 = {"before": {"a": 1.0, "b": 0.1}, "after": {"a": 0.9, "b": 0.9}, "asked": {"a": 10}}
     assert not check(measured(**one_of_10), Policy()).passed
+    again = {"new_task": False, "before": {"b": 35 / 36}, "after": {"b": 34 / 36}, "asked": {"b": 36}}
+    assert not check(measured(**again), Policy()).passed
 
 
 def test_every_reason_is_named():
@@ -114,6 +117,30 @@ def test_only_stages_with_the_same_held_out_set_are_compared():
     assert best_before(matrix, {}) == {"a": 0.99, "b": 0.7}
     splits = {"a": MeasuredOn(dataset_id="ds-2", since=1), "b": MeasuredOn(dataset_id="ds-3", since=2)}
     assert best_before(matrix, splits) == {"a": 0.8, "b": 0.6}
+    assert best_before(matrix, {}, since=1) == {"a": 0.8, "b": 0.7}
+
+
+def test_what_an_operator_promoted_against_the_gate_is_the_measure_from_then_on():
+    matrix = AccuracyMatrix(
+        tasks=("a", "b"), base=(0.1, 0.1), rows=((0.95, None), (0.9, 0.7)), trained=("a", "b")
+    )
+    values = {"base_id": "x", "base_digest": "0", "job_id": "j", "dataset_id": "d", "task": "b"}
+    values |= {
+        "decision": "expand",
+        "tasks": ("a", "b"),
+        "lineage": "l",
+        "version": "v2",
+        "fence": 1,
+        "files": {},
+    }
+    manifest = Manifest.model_validate({**values, "accuracy": matrix, "gate": Gate(passed=False)})
+    state = AdapterState.empty("0", {"o_proj": (1, 4, 4)}, query_width=4)
+    parent = Parent.of(manifest, state)
+    assert best_before(parent.matrix, parent.splits, parent.compared_since)["a"] == 0.9
+    later = manifest.model_copy(update={"gate": Gate(passed=True), "compared_since": parent.compared_since})
+    assert Parent.of(later, state).compared_since == 1
+    never = manifest.model_copy(update={"gate": Gate(passed=True)})
+    assert Parent.of(never, state).compared_since == 0
 
 
 def test_a_retrained_task_may_stay_but_not_fall():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from adapter_store.jobs.hyperparameters import Hyperparameters
+from adapter_store.state import CLOSED_CONTEXT
 from tests.unit.trainer_worker.conftest import Parts
 from trainer_worker.course import Course
 from trainer_worker.evaluate import Served, forward, leak_ratio, score_state
@@ -71,6 +72,16 @@ def test_a_branch_learns_alone_under_the_context_that_its_task_has(parts: Parts)
         assert torch.equal(learned.down[target][:, : state.rows - 2], state.down[target][:, : state.rows - 2])
         assert (learned.up[target][:, rows] != state.up[target][:, rows]).any()
     assert torch.equal(learned.context, state.context)
+
+
+def test_a_closed_context_stays_closed_however_long_a_task_learns(parts: Parts):
+    first, second = parts.encode("Which color?"), parts.encode("What do you see here in this picture?")
+    state = parts.taught(parts.untaught(), "a", first, random_up=True)
+    state = parts.taught(state, "b", second)
+    closed = state.with_context("b", torch.tensor([CLOSED_CONTEXT]))
+    many = FAST.model_copy(update={"max_steps": 60, "weight_decay": 1.0, "ema_mode": "off"})
+    assert torch.equal(taught(parts, closed, "b", second, many).state.context, closed.context)
+    assert not torch.equal(taught(parts, state, "b", second, many).state.context, state.context)
 
 
 @pytest.mark.parametrize("mode", ["off", "fixed"])

@@ -99,6 +99,17 @@ def test_without_ground_for_it_the_same_rows_learn(rows: int, known: int, branch
     assert served_as_trained(placed, cloud(1, 64)) == 1
 
 
+def test_a_batch_of_every_branch_trains_at_least_one():
+    state = taught(cloud(0, 64))
+    for center in range(1, 12):
+        known = torch.cat([cloud(old, 20, 1) for old in range(center)])
+        state = met(state, cloud(center, 64), known).state
+    everywhere = torch.cat([cloud(center, 10, 5) for center in range(12)])
+    placed = met(state, everywhere, everywhere)
+    assert state.branches("t") == 12
+    assert len(placed.rows)
+
+
 def test_branches_have_an_end():
     state = taught(cloud(0, 64))
     for center in range(1, MOST_BRANCHES + 3):
