@@ -82,7 +82,7 @@ class ManifestDraft(BaseModel):
         accuracy: The whole accuracy matrix after this stage.
         splits: Per measured task, the held-out data set behind its score.
         anchors: Per measured task, the held-out set that all its trainings are compared on.
-        compared_since: The first stage that the gate compares with; moves when an operator promotes against it.
+        compared_since: First stage that the gate compares with; an operator who promotes against it moves it.
         routing_leak: Per task, the share of coefficient mass outside its own rows.
         seconds: Wall-clock seconds per phase of the job.
     """

@@ -18,17 +18,16 @@ from adapter_store.base.allocator import tune_allocator
 tune_allocator()
 
 import argparse  # noqa: E402
-import json  # noqa: E402
 import logging  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable, Iterator, Sequence  # noqa: E402
 from contextlib import contextmanager  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
+from dataclasses import asdict, dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
 from tempfile import TemporaryDirectory  # noqa: E402
 
-from filelock import FileLock, Timeout  # noqa: E402
 from rich.console import Console  # noqa: E402
+from rich.markup import escape  # noqa: E402
 from rich.progress import (  # noqa: E402
     BarColumn,
     MofNCompleteColumn,
@@ -38,11 +37,19 @@ from rich.progress import (  # noqa: E402
     TimeRemainingColumn,
 )
 
-from adapter_store.durable import write_durably  # noqa: E402
-from adapter_store.errors import StrataError  # noqa: E402
-from benchmarks.forgetting.methods import ABLATIONS, BASELINES, COMING_BACK, METHODS  # noqa: E402
+from adapter_store.errors import InputError, StrataError  # noqa: E402
+from benchmarks.forgetting.methods import ABLATIONS, BASELINES, COMING_BACK, METHODS, POINTLESS  # noqa: E402
 from benchmarks.forgetting.plots import draw_all  # noqa: E402
-from benchmarks.forgetting.report import read_records, write_report  # noqa: E402
+from benchmarks.forgetting.records import (  # noqa: E402
+    Setup,
+    add_record,
+    claimed,
+    data_digest,
+    others_under_way,
+    path_of,
+    read_records,
+)
+from benchmarks.forgetting.report import write_report  # noqa: E402
 from benchmarks.forgetting.running import Plan, run  # noqa: E402
 from benchmarks.forgetting.scoring import Scorer  # noqa: E402
 from benchmarks.forgetting.site import Site  # noqa: E402
@@ -107,41 +114,66 @@ def main() -> int:
     """Run what is missing, and write the report."""
     arguments = parse_arguments()
     logging.getLogger("strata").setLevel(logging.ERROR)
-    title = arguments.stream or arguments.data.resolve().name
+    title = arguments.stream or f"data-{arguments.data.resolve().name}"
     folder = arguments.out / f"{title}-{arguments.scale}"
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     try:
-        _run_missing(arguments, folder)
+        setup = _setup(arguments)
+        setup.check(read_records(folder))
+        _run_missing(arguments, setup, folder)
+        table = write_report(folder)
+        draw_all(folder, read_records(folder))
     except StrataError as error:
-        console.print(f"[bold red]{error.message}[/]")
+        console.print(f"[bold red]{escape(error.message)}[/]")
         return 1
     except KeyboardInterrupt:
         console.print("interrupted; finished runs are kept, the same command goes on")
         return 130
-    table = write_report(folder)
-    draw_all(folder, read_records(folder))
     print((folder / "report.json").read_text() if arguments.json else table)
     return 0
 
 
-def chosen_methods(names: Sequence[str]) -> list[str]:
-    """Return the methods that some names stand for, each once, in the order of the table."""
+def chosen_methods(names: Sequence[str], stream: str | None = None) -> list[str]:
+    """Return the methods that some names stand for, each once, in the order of the table.
+
+    Raises:
+        InputError: a method that is named itself means nothing on the stream.
+    """
+    pointless = POINTLESS.get(stream or "", ())
+    refused = [name for name in names if name in pointless]
+    if refused:
+        raise InputError(
+            f"{', '.join(refused)} means nothing on {stream}: its stages are not tasks of their own,"
+            " or of very different size",
+            param="method",
+        )
     wanted = {method for name in names for method in GROUPS.get(name, (name,))}
-    return [name for name in METHODS if name in wanted]
+    return [name for name in METHODS if name in wanted and name not in pointless]
 
 
-def _run_missing(arguments: argparse.Namespace, folder: Path) -> None:
+def _setup(arguments: argparse.Namespace) -> Setup:
+    scale = SCALES[arguments.scale]
+    epochs = arguments.epochs
+    if epochs is None:
+        epochs = 0 if arguments.stream in SMALL_BATCHES else scale.epochs
+    if arguments.data is not None:
+        return Setup(arguments.base, 0, 0, epochs)
+    return Setup(arguments.base, scale.train, scale.test, epochs)
+
+
+def _run_missing(arguments: argparse.Namespace, setup: Setup, folder: Path) -> None:
     seeds = arguments.seed or range(arguments.seeds)
-    runs = [(seed, name) for seed in seeds for name in chosen_methods(arguments.method)]
-    runs = [(seed, name) for seed, name in runs if not _record(folder, name, seed).exists()]
+    methods = chosen_methods(arguments.method, arguments.stream)
+    runs = [(seed, name) for seed in seeds for name in methods]
+    runs = [(seed, name) for seed, name in runs if not path_of(folder, name, seed).exists()]
     if not runs:
         return
     settings = {"base": arguments.base, "device": arguments.device, "nice": 0}
     with TemporaryDirectory(prefix="home-", dir=folder) as home, Site.open(Path(home), settings) as site:
-        bench = _Bench(arguments, folder, site)
+        bench = _Bench(arguments, setup, folder, site)
         with _progress(len(runs)) as told:
             for seed, name in runs:
-                with claimed(_record(folder, name, seed)) as free:
+                with claimed(path_of(folder, name, seed)) as free:
                     if free:
                         bench.run(seed, name, told(f"{name}, seed {seed}"))
 
@@ -149,52 +181,32 @@ def _run_missing(arguments: argparse.Namespace, folder: Path) -> None:
 class _Bench:
     """Hold a seed's tasks, and their encoded questions, for all methods that run with it."""
 
-    def __init__(self, arguments: argparse.Namespace, folder: Path, site: Site) -> None:
-        self._arguments, self._folder, self._site = arguments, folder, site
+    def __init__(self, arguments: argparse.Namespace, setup: Setup, folder: Path, site: Site) -> None:
+        self._arguments, self._setup, self._folder, self._site = arguments, setup, folder, site
         self._seed: int | None = None
+        self._targets: str | None = None
 
     def run(self, seed: int, name: str, told: Callable[[str], None]) -> None:
         """Run one method with one seed, and write its record."""
-        arguments, scale = self._arguments, SCALES[self._arguments.scale]
+        method, folder = METHODS[name], self._folder
         if seed != self._seed:
-            self._tasks = _tasks(arguments, self._site, scale, seed)
+            self._tasks = _tasks(self._arguments, self._site, self._setup, seed)
+        targets = method.settings.get("targets")
+        if seed != self._seed or targets != self._targets:  # lets go of the base that is loaded
             self._scorer = _scorers(self._tasks)
-            self._seed = seed
-        hyper = {"epochs": _epochs(arguments, scale)}
-        plan = Plan(self._site, self._tasks, self._scorer, hyper, seed, told)
-        measured = run(plan, METHODS[name], f"{name}-{seed}")
-        record = json.dumps(measured.to_dict(), indent=1) + "\n"
-        write_durably(_record(self._folder, name, seed), record.encode())
-        write_report(self._folder)
+        self._seed, self._targets = seed, targets
+        beside = others_under_way(folder, path_of(folder, name, seed))
+        plan = Plan(self._site, self._tasks, self._scorer, {"epochs": self._setup.epochs}, seed, told)
+        measured = run(plan, method, f"{name}-{seed}")
+        made = {"setup": asdict(self._setup), "data": data_digest(self._tasks), "beside": beside}
+        add_record(folder, {**measured.to_dict(), **made})
+        write_report(folder)
 
 
-@contextmanager
-def claimed(record: Path) -> Iterator[bool]:
-    """Tell whether a run is still to be done and nobody else is at it; it is ours inside the block."""
-    lock = FileLock(record.with_suffix(".lock"), blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        yield False
-        return
-    try:
-        yield not record.exists()
-    finally:
-        record.with_suffix(".lock").unlink(missing_ok=True)
-        lock.release()
-
-
-def _tasks(arguments: argparse.Namespace, site: Site, scale: Scale, seed: int) -> list[StreamTask]:
+def _tasks(arguments: argparse.Namespace, site: Site, setup: Setup, seed: int) -> list[StreamTask]:
     if arguments.data is not None:
         return read_stream(arguments.data, site.datasets)
-    return build_stream(arguments.stream, site.datasets, train=scale.train, test=scale.test, seed=seed)
-
-
-def _epochs(arguments: argparse.Namespace, scale: Scale) -> float:
-    """Return the passes of every method over a task's examples; 0 leaves them to the service."""
-    if arguments.epochs is not None:
-        return arguments.epochs
-    return 0 if arguments.stream in SMALL_BATCHES else scale.epochs
+    return build_stream(arguments.stream, site.datasets, train=setup.train, test=setup.test, seed=seed)
 
 
 def _scorers(tasks: Sequence[StreamTask]) -> Callable[[Workshop], Scorer]:
@@ -209,10 +221,6 @@ def _scorers(tasks: Sequence[StreamTask]) -> Callable[[Workshop], Scorer]:
         return known[key]
 
     return scorer
-
-
-def _record(folder: Path, method: str, seed: int) -> Path:
-    return folder / "runs" / f"{method}-{seed}.json"
 
 
 @contextmanager

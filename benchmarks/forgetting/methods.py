@@ -84,3 +84,9 @@ BASELINES: Final = (
 COMING_BACK: Final = ("strata", "no-branch", "no-branch-released", "no-branch-fixed", "no-branch-off")
 """What the revisiting stream compares; without a task that comes back they are all the same."""
 ABLATIONS: Final = tuple(name for name in METHODS if name not in (*BASELINES, *COMING_BACK))
+_FEW: Final = ("joint",)
+POINTLESS: Final = {
+    "revisit": ("oracle", "joint"),
+    **dict.fromkeys(("few-16", "few-64", "few-256"), _FEW),
+}
+"""Methods that a stream says nothing about: small batches in turn are neither tasks nor shares of one run."""

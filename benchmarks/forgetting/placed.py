@@ -17,7 +17,7 @@ CORNERS: Final = ("top left", "top right", "bottom left", "bottom right")
 GROUNDS: Final = ("plain", "striped", "dotted", "checked")
 SIZES: Final = {"small": 22, "large": 38}
 _SHADE: Final = 36
-"""How far the two colors of a ground differ in lightness; the icon differs from both by more."""
+"""How far the two colors of a ground differ in every channel; the icon differs by at least 30 from both."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapter_store.durable import write_durably
-from benchmarks.forgetting.methods import METHODS
-
-Record = dict[str, Any]
+from benchmarks.forgetting.records import Record, read_records
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +49,6 @@ COLUMNS: Final = (
     Column("job s", _mean_served, 1, 0),
     Column("peak GiB", lambda record: record["peak_bytes"] / 2**30, 1, 1),
 )
-
-
-def read_records(folder: Path) -> list[Record]:
-    """Return all complete runs under a folder, in the methods' order, then by seed."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("runs/*.json"))]
-    order = list(METHODS)
-    return sorted(records, key=lambda record: (order.index(record["method"]), record["seed"]))
 
 
 def by_method(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -121,7 +112,9 @@ def write_report(folder: Path) -> str:
     held_back = [f"- {r['method']}, seed {r['seed']}: {why}" for r in records for why in r["held_back"]]
     notes = "\n\nThe gate would have held back:\n" + "\n".join(held_back) if held_back else ""
     title = f"Stream and scale: {folder.name}"
-    text = f"# {title}\n\nMeasured on: {machines}.\n\n{table}{notes}\n"
+    shared = [record for record in records if record["beside"]]
+    crowd = f" {len(shared)} of {len(records)} runs shared the machine with others." if shared else ""
+    text = f"# {title}\n\nMeasured on: {machines}.{crowd}\n\n{table}{notes}\n"
     write_durably(folder / "report.md", text.encode())
     content = {"title": title, "machines": machines, "summary": summary(records), "runs": records}
     write_durably(folder / "report.json", (json.dumps(content, indent=2) + "\n").encode())

@@ -40,6 +40,7 @@ class Measured:
     stages: tuple[str, ...]
     base: dict[str, float]
     machine: str
+    base_digest: str
     rows: list[dict[str, float]] = field(default_factory=list)
     validation: dict[str, float | None] = field(default_factory=dict)
     leak: dict[str, float] = field(default_factory=dict)
@@ -103,8 +104,14 @@ class _Run:
         self.settings = Hyperparameters.of_job(shop.defaults, self.given)
         self.rows = self.settings.rows_per_task
         names = tuple(task.name for task in plan.tasks)
+        self.splits: dict[str, str | None] = {}
         self.measured = Measured(
-            method.name, plan.seed, names, scorer.base(), machine_of(shop.replicas.language.device)
+            method.name,
+            plan.seed,
+            names,
+            scorer.base(),
+            machine_of(shop.replicas.language.device),
+            shop.base.digest,
         )
 
     def strata(self) -> None:
@@ -175,14 +182,15 @@ class _Run:
 
     def _part(self, task: StreamTask) -> plain.Part:
         """Return what a baseline learns of a task: exactly what Strata learns."""
-        return task.train, self.shop.held_out.split(task.teaches, task.train).train
+        split = self.shop.held_out.split(task.teaches, task.train, self.splits.get(task.teaches))
+        self.splits[task.teaches] = split.dataset_id
+        return task.train, split.train
 
     def _train(
         self, state: AdapterState, parts: Sequence[plain.Part], *, again: bool = False
     ) -> AdapterState:
-        began = time.monotonic()
-        state = plain.train(self.shop, state, parts, self.settings, again=again)
-        self.measured.train_seconds += time.monotonic() - began
+        state, seconds = plain.train(self.shop, state, parts, self.settings, again=again)
+        self.measured.train_seconds += seconds
         return state
 
     def _served(self, state: AdapterState) -> Served:

@@ -41,9 +41,9 @@ class Scorer:
     def leak(self, state: AdapterState) -> dict[str, float]:
         """Return the routing leak of every task that the state knows."""
         return {
-            task: leak_ratio(state, self._of(task, state.routing).queries, task)
-            for task in self._tasks
-            if task in state.tasks
+            name: leak_ratio(state, self._of(name, state.routing).queries, task.teaches)
+            for name, task in self._tasks.items()
+            if task.teaches in state.tasks
         }
 
     def _base_score(self, task: str) -> Score:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.forgetting.__main__ import claimed
+from benchmarks.forgetting.records import claimed
 
 
 def test_a_claimed_run_is_nobody_elses(tmp_path: Path):

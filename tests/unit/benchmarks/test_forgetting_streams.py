@@ -67,6 +67,13 @@ def test_a_folder_of_llava_data_sets_is_a_stream(tmp_path: Path):
     stages = read_stream(folder, store)
     assert [(stage.name, stage.teaches) for stage in stages] == [("cars", "cars"), ("birds", "birds")]
     assert [len(stage.train.examples) for stage in stages] == [3, 3]
+    (folder / "01-cars").rename(folder / "03-birds")
+    with pytest.raises(InputError, match="second folder of a task 'birds'"):
+        read_stream(folder, store)
+    (folder / "03-birds").rename(folder / "03-Remote Sensing")
+    with pytest.raises(InputError, match="'Remote Sensing' is not allowed"):
+        read_stream(folder, store)
+    (folder / "03-Remote Sensing").rename(folder / "01-cars")
     (folder / "02-birds" / "test.zip").unlink()
     with pytest.raises(InputError, match=r"02-birds needs exactly one file called test\.\*"):
         read_stream(folder, store)
