@@ -66,6 +66,8 @@ class Measured:
     ``before`` is the best earlier score of a task; for a task that is trained for the first time, the base's.
     ``kept`` are the best earlier and the present score of a retrained task on the pictures that were held
     out for it first; None for a new task. ``fresh`` are the batch's own held-out questions, None without any.
+    ``asked`` counts the held-out questions behind ``before`` and ``after``. ``alike``: the batch lies where a
+    known task was asked before, so that what it knew judges the batch, too.
     """
 
     trained: str
@@ -77,6 +79,7 @@ class Measured:
     kept: tuple[float, float] | None = None
     fresh: Fresh | None = None
     asked: Mapping[str, int] = field(default_factory=dict)
+    alike: bool = False
 
 
 def check(measured: Measured, policy: Policy) -> Gate:
@@ -150,9 +153,10 @@ def _chance(measured: Measured, policy: Policy) -> list[str]:
     task, fresh = measured.trained, measured.fresh
     if policy.max_chance >= 1:
         return []
+    judged_otherwise = measured.alike and not measured.new_task
     if fresh is None:
-        return [_UNMEASURED.format(task=task)] if measured.new_task else []
-    if fresh.telling > policy.max_chance and not measured.new_task:
+        return [] if judged_otherwise else [_UNMEASURED.format(task=task)]
+    if fresh.telling > policy.max_chance and judged_otherwise:
         return []  # so few pictures, or so like ones, are judged by what the task knew before
     if fresh.chance <= policy.max_chance:
         return []
@@ -165,7 +169,10 @@ def _chance(measured: Measured, policy: Policy) -> list[str]:
     return [f"{found}; {always}: pictures and answers do not seem to belong together"]
 
 
-_UNMEASURED = "{task} is new and no picture of it is held out: nothing can be measured; send more pictures"
+_UNMEASURED = (
+    "no picture of this batch of {task} is held out, and it is like nothing measured before: nothing can be"
+    " measured; send more pictures"
+)
 
 
 def binomial_tail(least: int, trials: int, share: float) -> float:

@@ -40,7 +40,7 @@ class Parent:
         """Describe a version; one that an operator promoted against the gate is the measure from then on."""
         accepted = manifest.gate is not None and not manifest.gate.passed
         anchors = {
-            task: anchor.model_copy(update={"best": anchor.last}) if accepted else anchor
+            task: _accepted(anchor, manifest, task) if accepted else anchor
             for task, anchor in manifest.anchors.items()
         }
         since = len(manifest.accuracy.rows) - 1 if accepted else manifest.compared_since
@@ -50,6 +50,15 @@ class Parent:
         """Return the held-out data set that the parent's score of a task comes from."""
         split = self.splits.get(task)
         return split.dataset_id if split else None
+
+
+def _accepted(anchor: Anchor, manifest: Manifest, task: str) -> Anchor:
+    """Return an anchor whose best score is the version's own, as far as it was measured on that set."""
+    last, split = anchor.last, manifest.splits.get(task)
+    if split is not None and split.dataset_id == anchor.dataset_id and task in manifest.accuracy.tasks:
+        measured = manifest.accuracy.score(len(manifest.accuracy.rows) - 1, task)
+        last = last if measured is None else measured
+    return anchor.model_copy(update={"best": last, "last": last})
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +124,7 @@ def measure(
     *,
     split: str | None,
     own: OwnQuestions,
+    alike: bool = False,
     check: Check,
 ) -> Findings:
     """Score all known tasks, the base on a new one, the routing leak and the zero-shot retention.
@@ -130,6 +140,7 @@ def measure(
         known: encoded held-out sets of the parent's tasks.
         split: the held-out data set of the trained task after this batch; None if nothing is held out.
         own: the batch's own held-out questions.
+        alike: whether the batch lies where a known task was asked before.
         check: may raise to interrupt.
     """
     task = verdict.task
@@ -174,6 +185,7 @@ def measure(
         kept=(anchor.best, anchor.last) if anchor is not None and task in parent.state.tasks else None,
         fresh=_fresh(shop, served, own, None if task in parent.state.tasks else scored.get(task), check),
         asked={name: score.answers for name, score in scored.items()},
+        alike=alike,
     )
     splits = next_splits(parent, {name: held.dataset_id for name, held in held_out.items()})
     anchors = dict(parent.anchors)

@@ -129,7 +129,7 @@ class _Run:
                 learned = self._train(placed, verdict.task, encoded, train, settings, to_measure=pictures)
         with self.progress.phase("evaluate"):
             own = OwnQuestions.of(encoded, train)
-            findings = self._measure(learned.state, parent, verdict, known, split, own)
+            findings = self._measure(learned.state, parent, verdict, known, split, own, alike=placed.alike)
         with self.progress.phase("gate"):
             gate = self._gate(findings)
         with self.progress.phase("publish"):
@@ -270,9 +270,19 @@ class _Run:
         known: Mapping[str, HeldOutSet],
         split: Split,
         own: OwnQuestions,
+        *,
+        alike: bool,
     ) -> Findings:
         findings = measure(
-            self.shop, state, parent, verdict, known, split=split.dataset_id, own=own, check=self.check
+            self.shop,
+            state,
+            parent,
+            verdict,
+            known,
+            split=split.dataset_id,
+            own=own,
+            alike=alike,
+            check=self.check,
         )
         measured = findings.measured
         matrix, since = findings.matrix, comparable_since(findings.splits)

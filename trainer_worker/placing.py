@@ -29,10 +29,14 @@ Say = Callable[[str, dict[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A state that knows the batch's task, and those of the task's rows ``[n]`` that learn from it."""
+    """A state that knows the batch's task, and those of the task's rows ``[n]`` that learn from it.
+
+    ``alike`` says that the batch lies where the task was asked before, as its held-out questions show.
+    """
 
     state: AdapterState
     rows: Tensor
+    alike: bool = False
 
 
 def place(
@@ -61,10 +65,10 @@ def place(
         check: may raise to interrupt.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    state, task = shop.method.with_fixed_tau(state), verdict.task
+    state, task, alike = shop.method.with_fixed_tau(state), verdict.task, False
     if verdict.decision == "retrain":
         met = meet_again(state, task, queries, known, generator, branch=shop.method.branch, say=say)
-        moved, state, rows = met.state is not state, met.state, met.rows
+        moved, state, rows, alike = met.state is not state, met.state, met.rows, met.alike
         earlier = state.centroids[state.centroid_task == state.task_index(task)]
         centroids = centroids_of(torch.cat([earlier, queries]), CENTROIDS_PER_TASK, generator)
     else:
@@ -81,7 +85,7 @@ def place(
     if shop.method.calibrate_tau and moved:
         first = verdict.decision == "expand" and len(state.tasks) == 1
         state = _turn_strangers_away(shop, state, task, queries, first, say, check)
-    return Placed(state.with_centroids(task, centroids), rows)
+    return Placed(state.with_centroids(task, centroids), rows, alike)
 
 
 def meet_again(
@@ -113,14 +117,15 @@ def meet_again(
     whole, m, branches = state.rows_of(task), state.routing.top_m, state.branches(task)
     branch_of = state.branch_of[whole]
     rows_each = len(whole) // branches
-    if rows_each > m:
-        return Placed(state, whole)
     cosine = cosines(state, queries)[:, whole]
     selected = branch_of[cosine.argmax(dim=1)]
     best = cosine.amax(dim=1)
     usual = _least_usual(state, whole, known)
     away = best < usual
     far = bool(away.float().mean() > 0.5)
+    alike = usual > -1 and not far
+    if rows_each > m:
+        return Placed(state, whole, alike)
     text = f"{'far from' if far else 'taken as'} what {task} was asked before"
     say(f"{text}: median cosine {best.median():.3f}, least usual {usual:.3f}", {"far": far})
     if far and branch and rows_each == m and branches < MOST_BRANCHES:
@@ -133,7 +138,7 @@ def meet_again(
     for one in chosen.tolist():
         rows = whole[branch_of == one]
         state = state.with_rows(rows, keys=grown_keys(state.keys[rows], queries[selected == one], generator))
-    return Placed(state, whole[torch.isin(branch_of, chosen)])
+    return Placed(state, whole[torch.isin(branch_of, chosen)], alike)
 
 
 def _least_usual(state: AdapterState, rows: Tensor, known: Tensor | None) -> float:

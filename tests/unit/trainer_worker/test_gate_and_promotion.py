@@ -57,7 +57,13 @@ def test_every_reason_is_named():
 
 def test_unmeasured_tasks_and_probes_do_not_block():
     known = measured(
-        new_task=False, before={}, after={"a": None, "b": None}, retention=None, leak={}, fresh=None
+        new_task=False,
+        before={},
+        after={"a": None, "b": None},
+        retention=None,
+        leak={},
+        fresh=None,
+        alike=True,
     )
     assert check(known, Policy()).passed
 
@@ -95,7 +101,8 @@ def test_a_new_task_that_luck_explains_is_held_back(fresh: Fresh | None, word: s
 def test_a_known_task_needs_no_evidence_from_few_or_like_pictures_but_from_many():
     known = {"new_task": False, "before": {"b": 0.9}, "after": {"b": 0.9}}
     for fresh in (None, Fresh(correct=0, answers=2, commonest=0.5), Fresh(5, 10, commonest=1.0)):
-        assert check(measured(**known, fresh=fresh), Policy()).passed
+        assert check(measured(**known, fresh=fresh, alike=True), Policy()).passed
+        assert not check(measured(**known, fresh=fresh), Policy()).passed
     shuffled = Fresh(correct=6, answers=50, commonest=0.14)
     assert not check(measured(**known, fresh=shuffled), Policy()).passed
 
@@ -133,10 +140,13 @@ def test_what_an_operator_promoted_against_the_gate_is_the_measure_from_then_on(
         "fence": 1,
         "files": {},
     }
+    values["splits"] = {"a": {"dataset_id": "first", "since": 0}}
+    values["anchors"] = {"a": {"dataset_id": "first", "best": 0.95, "last": 0.95}}
     manifest = Manifest.model_validate({**values, "accuracy": matrix, "gate": Gate(passed=False)})
     state = AdapterState.empty("0", {"o_proj": (1, 4, 4)}, query_width=4)
     parent = Parent.of(manifest, state)
     assert best_before(parent.matrix, parent.splits, parent.compared_since)["a"] == 0.9
+    assert (parent.anchors["a"].best, parent.anchors["a"].last) == (0.9, 0.9)
     later = manifest.model_copy(update={"gate": Gate(passed=True), "compared_since": parent.compared_since})
     assert Parent.of(later, state).compared_since == 1
     never = manifest.model_copy(update={"gate": Gate(passed=True)})
