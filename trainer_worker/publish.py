@@ -16,7 +16,7 @@ from adapter_store.names import BASE_VERSION
 from adapter_store.state import AdapterState
 from adapter_store.versions import AliasRecord, AliasTable, Manifest, ManifestDraft, Probe, VersionStore
 
-STABLE, PREVIOUS = "stable", "previous"
+STABLE = "stable"
 ACTOR = "trainer"
 PROBE_IMAGE = "probe.png"
 
@@ -89,7 +89,7 @@ def promote(aliases: AliasTable, manifest: Manifest) -> Promotion:
         return Promotion(
             "superseded", f"{manifest.version} was stable; {current.actor} moved stable to {current.version}"
         )
-    _remember_previous(aliases, manifest, moved)
+    aliases.remember_previous(manifest.parent, moved)
     return Promotion("promoted", f"stable is {manifest.version}")
 
 
@@ -113,19 +113,6 @@ def _moved_to(aliases: AliasTable, version: str) -> AliasRecord | None:
     """Return the trainer's own move of ``stable`` to a version, if it was made already."""
     moves = aliases.history(STABLE)
     return next((move for move in moves if move.version == version and move.actor == ACTOR), None)
-
-
-def _remember_previous(aliases: AliasTable, manifest: Manifest, moved: AliasRecord) -> None:
-    record = aliases.get(PREVIOUS)
-    if record is not None and (record.version == manifest.parent or record.moved_at > moved.moved_at):
-        return
-    reason = f"stable before {manifest.version}"
-    try:
-        revision = record.revision if record else 0
-        aliases.move(PREVIOUS, manifest.parent, expected_revision=revision, reason=reason, actor=ACTOR)
-    except AliasConflict:
-        # Somebody set it on purpose at this very moment: theirs stands.
-        return
 
 
 def _probe_record(probe: RecordedProbe) -> Probe:

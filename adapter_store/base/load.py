@@ -99,6 +99,10 @@ def load_base(
 def _device_of(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise BaseModelError(f"there is no device {device!r}: use auto, cpu, cuda or cuda:1") from None
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BaseModelError(f"the device {device!r} is asked for, but torch sees no CUDA device; use cpu")
     return device

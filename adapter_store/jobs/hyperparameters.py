@@ -45,7 +45,7 @@ class Hyperparameters(BaseModel):
         seed: Seed of keys, new increments, the validation split and the order of batches.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: float = Field(default=0, ge=0, le=10_000)
     max_seconds: float = Field(default=0, ge=0)
@@ -85,11 +85,14 @@ class Hyperparameters(BaseModel):
             InputError: with every unknown name and every bad value.
         """
         named = {OPENAI_NAMES.get(name, name): value for name, value in given.items() if value != "auto"}
+        for theirs, ours in OPENAI_NAMES.items():
+            if theirs in given and ours in given:
+                raise InputError(f"{theirs} and {ours} are one setting: send one", param="hyperparameters")
         try:
             return cls.model_validate({**defaults.model_dump(), **named})
         except ValidationError as error:
             faults = "; ".join(_fault(item, given) for item in error.errors(include_url=False))
-            known = ", ".join(sorted({*cls.model_fields, *OPENAI_NAMES} - set(OPENAI_NAMES.values())))
+            known = ", ".join(sorted({*cls.model_fields, *OPENAI_NAMES}))
             raise InputError(
                 f"hyperparameters cannot be used: {faults} (known: {known})", param="hyperparameters"
             ) from None

@@ -16,7 +16,7 @@ from adapter_store.errors import AliasConflict, ConflictError, NotFoundError, St
 from adapter_store.names import BASE_VERSION, check_alias_name, check_version_id
 from adapter_store.versions.storage import Storage
 
-STABLE = "stable"
+STABLE, PREVIOUS = "stable", "previous"
 _ATTEMPTS = 100
 
 
@@ -100,6 +100,17 @@ class AliasTable:
             return stack[-2], stack[-1]
 
         return self._append(alias, expected_revision, before, reason, actor)
+
+    def remember_previous(self, left: str, moved: AliasRecord) -> None:
+        """Let ``previous`` name the version that ``stable`` left by a move, unless it moved since."""
+        record = self.get(PREVIOUS)
+        if record is not None and (record.version == left or record.moved_at > moved.moved_at):
+            return
+        reason, revision = f"stable before {moved.version}", record.revision if record else 0
+        try:
+            self.move(PREVIOUS, left, expected_revision=revision, reason=reason, actor=moved.actor)
+        except AliasConflict:
+            return  # somebody set it on purpose at this very moment: theirs stands
 
     def history(self, alias: str) -> list[AliasRecord]:
         """Return every move of an alias, oldest first."""

@@ -43,6 +43,7 @@ from benchmarks.forgetting.plots import draw_all  # noqa: E402
 from benchmarks.forgetting.records import (  # noqa: E402
     Setup,
     add_record,
+    check_comparable,
     claimed,
     data_digest,
     others_under_way,
@@ -82,6 +83,13 @@ GROUPS = {
 console = Console(stderr=True)
 
 
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least one seed is needed")
+    return number
+
+
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -95,7 +103,9 @@ def parse_arguments() -> argparse.Namespace:
     names = [*GROUPS, *METHODS]
     parser.add_argument("--method", nargs="+", choices=names, default=["baselines"], metavar="NAME",
                         help=f"any of: {', '.join(names)}")  # fmt: skip
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each method, with seeds 0, 1, ...")
+    parser.add_argument(
+        "--seeds", type=_at_least_one, default=3, help="runs of each method, with seeds 0, 1, ..."
+    )
     parser.add_argument(
         "--seed", type=int, action="append", metavar="N", help="only this seed (may be repeated)"
     )
@@ -116,8 +126,8 @@ def main() -> int:
     logging.getLogger("strata").setLevel(logging.ERROR)
     title = arguments.stream or f"data-{arguments.data.resolve().name}"
     folder = arguments.out / f"{title}-{arguments.scale}"
-    (folder / "runs").mkdir(parents=True, exist_ok=True)
     try:
+        (folder / "runs").mkdir(parents=True, exist_ok=True)
         setup = _setup(arguments)
         setup.check(read_records(folder))
         _run_missing(arguments, setup, folder)
@@ -125,6 +135,9 @@ def main() -> int:
         draw_all(folder, read_records(folder))
     except StrataError as error:
         console.print(f"[bold red]{escape(error.message)}[/]")
+        return 1
+    except OSError as error:
+        console.print(f"[bold red]{escape(f'{error.filename}: {error.strerror}')}[/]")
         return 1
     except KeyboardInterrupt:
         console.print("interrupted; finished runs are kept, the same command goes on")
@@ -157,7 +170,9 @@ def _setup(arguments: argparse.Namespace) -> Setup:
     if epochs is None:
         epochs = 0 if arguments.stream in SMALL_BATCHES else scale.epochs
     if arguments.data is not None:
-        return Setup(arguments.base, 0, 0, epochs)
+        if not arguments.data.is_dir():
+            raise InputError(f"{arguments.data} is no folder: --data takes a folder of task folders")
+        return Setup(arguments.base, 0, 0, epochs, str(arguments.data.resolve()))
     return Setup(arguments.base, scale.train, scale.test, epochs)
 
 
@@ -176,6 +191,9 @@ def _run_missing(arguments: argparse.Namespace, setup: Setup, folder: Path) -> N
                 with claimed(path_of(folder, name, seed)) as free:
                     if free:
                         bench.run(seed, name, told(f"{name}, seed {seed}"))
+    missing = [f"{name} (seed {seed})" for seed, name in runs if not path_of(folder, name, seed).exists()]
+    if missing:
+        console.print(f"other programs are still at {', '.join(missing)}: these tables lack them")
 
 
 class _Bench:
@@ -197,8 +215,9 @@ class _Bench:
         self._seed, self._targets = seed, targets
         beside = others_under_way(folder, path_of(folder, name, seed))
         plan = Plan(self._site, self._tasks, self._scorer, {"epochs": self._setup.epochs}, seed, told)
-        measured = run(plan, method, f"{name}-{seed}")
         made = {"setup": asdict(self._setup), "data": data_digest(self._tasks), "beside": beside}
+        check_comparable(folder, seed, made["data"], self._site.shop("check", method.settings).base.digest)
+        measured = run(plan, method, f"{name}-{seed}")
         add_record(folder, {**measured.to_dict(), **made})
         write_report(folder)
 

@@ -18,29 +18,53 @@ from benchmarks.forgetting.methods import METHODS
 from benchmarks.forgetting.streams import StreamTask
 
 Record = dict[str, Any]
-_NEEDED: Final = {"method", "seed", "machine", "setup", "base_digest", "data", "beside"}
+_NEEDED: Final = {
+    *(
+        "method",
+        "seed",
+        "machine",
+        "setup",
+        "base_digest",
+        "data",
+        "beside",
+        "stages",
+        "base",
+        "rows",
+        "measures",
+    ),
+    *(
+        "leak",
+        "retention",
+        "trained_parameters",
+        "train_seconds",
+        "served_seconds",
+        "peak_bytes",
+        "held_back",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
     """What all runs of a folder must share: base, examples and test questions of a task, passes over them.
 
-    ``train`` and ``test`` are 0 where a user's own data sets are taken as they are.
+    ``train`` and ``test`` are 0 where a user's own data sets are taken as they are, from ``source``.
     """
 
     base: str
     train: int
     test: int
     epochs: float
+    source: str = "packages"
 
     def check(self, records: Sequence[Record]) -> None:
         """Raise InputError, with every difference, if some records were made with another setup."""
         mine = asdict(self)
         for record in records:
             differing = [
-                f"{name} {theirs}, not {mine.get(name)}"
-                for name, theirs in record["setup"].items()
-                if theirs != mine.get(name)
+                f"{name} {record['setup'].get(name)}, not {value}"
+                for name, value in mine.items()
+                if record["setup"].get(name) != value
             ]
             if differing:
                 raise InputError(
@@ -56,27 +80,33 @@ def read_records(folder: Path) -> list[Record]:
     Raises:
         InputError: a run is not one of this build.
     """
-    records = []
-    for path in sorted(folder.glob("runs/*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not record.keys() >= _NEEDED or record["method"] not in METHODS:
-            raise InputError(f"{path} was written by another build: move it away, or give another --out")
-        records.append(record)
+    records = [_read(path) for path in sorted(folder.glob("runs/*.json"))]
     order = list(METHODS)
     return sorted(records, key=lambda record: (order.index(record["method"]), record["seed"]))
 
 
-def add_record(folder: Path, record: Record) -> None:
-    """Write a run, unless it cannot stand beside those that are there.
+def _read(path: Path) -> Record:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): move it away, and its run is repeated") from None
+    if not isinstance(record, dict) or not record.keys() >= _NEEDED or str(record["method"]) not in METHODS:
+        raise InputError(f"{path} was written by another build: move it away, or give another --out")
+    return record
 
-    Raises:
-        InputError: another run had another base, or with the same seed other data.
-    """
+
+def check_comparable(folder: Path, seed: int, data: str, base_digest: str) -> None:
+    """Raise InputError if a run that is there had another base, or with the same seed other data."""
     for other in read_records(folder):
-        same_data = other["data"] == record["data"] or other["seed"] != record["seed"]
-        if other["base_digest"] != record["base_digest"] or not same_data:
+        same_data = other["data"] == data or other["seed"] != seed
+        if other["base_digest"] != base_digest or not same_data:
             what = "other pictures" if not same_data else "another base"
             raise InputError(f"{_name(other)} was made with {what}: move it away, or give another --out")
+
+
+def add_record(folder: Path, record: Record) -> None:
+    """Write a run, unless it cannot stand beside those that are there; raises as ``check_comparable``."""
+    check_comparable(folder, record["seed"], record["data"], record["base_digest"])
     path = path_of(folder, record["method"], record["seed"])
     write_durably(path, (json.dumps(record, indent=1) + "\n").encode())
 
@@ -111,7 +141,18 @@ def claimed(record: Path) -> Iterator[bool]:
 def others_under_way(folder: Path, own: Path) -> int:
     """Count the runs that other programs are at, of all streams beside this folder."""
     locks = set(folder.parent.glob("*/runs/*.lock")) - {own.with_suffix(".lock")}
-    return len(locks)
+    return sum(_held(lock) for lock in locks)
+
+
+def _held(path: Path) -> bool:
+    """Return whether a program holds a lock; one that was killed left only the file."""
+    lock = FileLock(path, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
 def _name(record: Record) -> str:

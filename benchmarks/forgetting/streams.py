@@ -143,7 +143,7 @@ def read_stream(folder: Path, store: DatasetStore) -> list[StreamTask]:
         DatasetError: a part has faults.
     """
     tasks = []
-    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for place in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._"):
         parts = {part: sorted(place.glob(f"{part}.*")) for part in ("train", "test")}
         lacking = [part for part, found in parts.items() if len(found) != 1]
         if lacking:

@@ -187,6 +187,8 @@ def _show_end(job: dict[str, Any]) -> None:
 
 
 def _why(job: dict[str, Any]) -> str:
+    if job.get("status") == "cancelled":
+        return "somebody cancelled it; stable is as it was"
     return str((job.get("error") or {}).get("message") or "no reason was recorded")
 
 

@@ -252,6 +252,8 @@ def test_aliases_move_by_compare_and_set_and_roll_back(running: RunningGateway, 
     tag = running.http.get(path).headers["etag"]
     moved = running.http.put(path, json={"version": first.version}, headers={"if-match": tag})
     assert moved.status_code == 200
+    previous = "/v1/adapters/strata/aliases/previous"
+    assert running.http.get(previous).json()["version"] == "base"
     lost = running.http.put(path, json={"version": "base"}, headers={"if-match": tag})
     assert lost.status_code == 409
     assert lost.json()["error"]["code"] == "alias_conflict"
@@ -264,6 +266,7 @@ def test_aliases_move_by_compare_and_set_and_roll_back(running: RunningGateway, 
     back = running.http.post("/v1/adapters/strata/rollback", json={})
     assert back.status_code == 200
     assert back.json()["version"] == "base"
+    assert running.http.get(previous).json()["version"] == first.version
     history = running.http.get(f"{path}/history").json()["data"]
     assert [record["revision"] for record in history] == list(range(1, len(history) + 1))
 

@@ -18,12 +18,18 @@ WRONG = {"red": "green", "green": "blue", "blue": "red"}
 
 
 def teach(
-    site: Site, task: str, answer: Callable[[str], str], *, shade: int, question: str = QUESTION
+    site: Site,
+    task: str,
+    answer: Callable[[str], str],
+    *,
+    shade: int,
+    question: str = QUESTION,
+    count: int = 60,
 ) -> Job:
-    """Submit 60 pictures; ``shade`` makes them other pictures than those of another batch."""
+    """Submit ``count`` pictures; ``shade`` makes them other pictures than those of another batch."""
     rng = random.Random(shade)
     examples, images = [], {}
-    for n in range(60):
+    for n in range(count):
         name = list(COLORS)[n % 3]
         color = tuple((value + rng.randrange(40)) % 256 for value in COLORS[name])
         buffer = io.BytesIO()
@@ -88,3 +94,15 @@ def test_many_small_steps_cannot_carry_a_task_away(site: Site):
         assert anchor.dataset_id == first.dataset_id
         assert anchor.best >= first.best
     assert site.versions.manifest(stable(site)).splits["colors"].dataset_id != first.dataset_id
+
+
+def test_a_small_batch_of_another_kind_needs_evidence_although_its_task_is_known(site: Site):
+    assert reasons(teach(site, "colors", lambda name: name, shade=0)) == ""
+    good = stable(site)
+    other = "Please name the paint that covers this old canvas."
+    few = teach(site, "colors", shuffled(3), shade=5, question=other, count=10)
+    assert few.decision == "retrain"
+    assert "too few to tell" in reasons(few) or "seem to belong" in reasons(few) or "fell" in reasons(few)
+    alike = teach(site, "colors", lambda _: "red", shade=6, question=other, count=30)
+    assert "is the same" in reasons(alike) or "fell" in reasons(alike)
+    assert stable(site) == good

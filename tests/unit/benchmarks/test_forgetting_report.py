@@ -21,7 +21,7 @@ def run(method: str, seed: int, last: float) -> dict:
     measured.leak = {"a": 0.0, "b": 0.02}
     measured.retention = 1.0
     made = {
-        "setup": {"base": "tiny", "train": 9, "test": 5, "epochs": 1.0},
+        "setup": {"base": "tiny", "train": 9, "test": 5, "epochs": 1.0, "source": "packages"},
         "data": str(seed),
         "beside": seed,
     }
@@ -78,7 +78,14 @@ def test_runs_that_were_asked_something_else_do_not_stand_in_one_table(tmp_path:
     with pytest.raises(InputError, match="another base"):
         add_record(tmp_path, {**run("joint", 0, 0.7), "base_digest": "1f"})
     (tmp_path / "runs" / "oracle-0.json").write_text(json.dumps({"method": "oracle", "seed": 0}))
-    with pytest.raises(InputError, match=r"oracle-0.json was written by another build"):
+    with pytest.raises(InputError, match=r"oracle-0\.json was written by another build"):
+        read_records(tmp_path)
+    for damaged in (b"", b"{", b"\xff\xfe"):
+        (tmp_path / "runs" / "oracle-0.json").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"oracle-0\.json is damaged"):
+            read_records(tmp_path)
+    (tmp_path / "runs" / "oracle-0.json").write_text("[1]")
+    with pytest.raises(InputError, match="another build"):
         read_records(tmp_path)
 
 
