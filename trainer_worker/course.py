@@ -13,6 +13,10 @@ LEAST_IMPROVEMENT = 0.02
 """A validation loss that falls by less than this share counts as a plateau."""
 LEAST_EPOCHS, LEAST_STEPS, LEAST_STEPS_AGAIN = 4, 160, 20
 """What is planned when nobody says: small batches are walked over more often, unless the task is known."""
+ESCAPED = 0.85
+"""Under this share of the chance loss, pictures have begun to matter."""
+PLATEAU_SHARE = 1 / 3
+"""Part of the plan that may pass at chance; further steps there are not counted, at most once the plan."""
 DECAY_SHARE = 0.35
 """Part of the run in which the rate falls to 0: live tensors come to rest and theta* catches up."""
 
@@ -34,11 +38,26 @@ class Step:
 class Course:
     """Plan a run: how long, how fast (warm-up, constant, decay), and when to stop early.
 
-    A plateau of the validation score starts the decay at once instead of ending the run abruptly. ``again``
-    says that the increments have learned before.
+    A plateau of the validation score starts the decay at once instead of ending the run abruptly. Not so the
+    plateau at the loss of guessing by frequency, on which many runs begin: they leave it sooner or later.
     """
 
-    def __init__(self, settings: Hyperparameters, steps_per_epoch: int, *, again: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Hyperparameters,
+        steps_per_epoch: int,
+        *,
+        again: bool = False,
+        chance: float | None = None,
+    ) -> None:
+        """Plan ``steps_per_epoch`` steps a pass.
+
+        Args:
+            settings: passes, limits and patience.
+            steps_per_epoch: optimizer steps of one pass over the samples.
+            again: the increments have learned before.
+            chance: mean token loss of always answering by frequency; None if that says nothing.
+        """
         self._settings = settings
         least = LEAST_STEPS_AGAIN if again else LEAST_STEPS
         epochs = settings.epochs or max(LEAST_EPOCHS, least / max(steps_per_epoch, 1))
@@ -53,6 +72,10 @@ class Course:
         self._best_loss = math.inf
         self._stale = 0
         self._samples = 0
+        self._chance = chance
+        self._smooth_loss = math.inf if chance is None else 2 * chance
+        self._escaped = chance is None or settings.epochs > 0  # passes that are named are kept to
+        self._waited = 0
         self.steps = 0
 
     def seconds(self) -> float:
@@ -61,12 +84,14 @@ class Course:
 
     def progress(self) -> float:
         """Return the used share of the budget, by steps or by time, whichever is further."""
-        by_steps = self.steps / self.total
+        by_steps = (self.steps - self._waited) / self.total
         limit = self._settings.max_seconds
         return max(by_steps, self.seconds() / limit) if limit and self.steps else by_steps
 
     def done(self) -> bool:
         """Return whether the run is over."""
+        if self._settings.max_steps and self.steps >= self._settings.max_steps:
+            return True
         return self.progress() >= (self._decay_until or 1.0)
 
     def rate(self) -> float:
@@ -76,10 +101,16 @@ class Course:
         down = (end - self.progress()) / max(end - start, 1e-9)
         return max(0.0, min(up, down, 1.0)) + 1e-4
 
-    def step(self, samples: int) -> None:
-        """Count an optimizer step."""
+    def step(self, samples: int, loss: float) -> None:
+        """Count an optimizer step on ``samples`` samples of that mean token loss."""
         self.steps += 1
         self._samples += samples
+        if self._chance is None or self._escaped:
+            return
+        self._smooth_loss = 0.8 * self._smooth_loss + 0.2 * loss
+        self._escaped = self._smooth_loss < ESCAPED * self._chance
+        if not self._escaped and self.progress() >= PLATEAU_SHARE and self._waited < self.total:
+            self._waited += 1
 
     def time_to_validate(self) -> bool:
         """Return whether a validation is due after this step."""
@@ -91,6 +122,8 @@ class Course:
         self._stale = 0 if improved else self._stale + 1
         self._best = max(self._best, accuracy)
         self._best_loss = min(self._best_loss, loss)
+        if not self._escaped and self._waited < self.total:
+            self._stale = 0
         plateau = self._settings.patience and self._stale >= self._settings.patience
         reached = accuracy >= self._settings.target_accuracy
         if self._decay_from is None and (plateau or reached) and self.progress() < 1.0 - DECAY_SHARE:

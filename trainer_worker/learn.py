@@ -7,7 +7,9 @@ leaves this loop is theta*, the EMA-balanced copy (eq. 7).
 
 from __future__ import annotations
 
+import math
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ from trainer_worker.replicas import Replica, Replicas
 from trainer_worker.samples import Batch, Row, batches_of, build_batch, pack_rows
 from trainer_worker.survey import Glimpses, Look, glimpse, survey
 
+RECURRING = 4
 NEGLIGIBLE = 1e-6
 """Mean coefficient under which a batch does not use an increment."""
 
@@ -186,7 +189,10 @@ def learn(
     optimizer = _optimizer(pupil, looks, settings)
     ema = BalancedEma(pupil.live, pupil.tensors(), mode=settings.ema_mode)
     course = Course(
-        settings, rows_per_epoch(lesson, pupil, settings), again=begun if again is None else again
+        settings,
+        rows_per_epoch(lesson, pupil, settings),
+        again=begun if again is None else again,
+        chance=chance_loss(lesson),
     )
     loss_value, samples = 0.0, 0
     dropout = Dropout(settings.dropout, len(pupil.rows) * state.rank, settings.seed)
@@ -201,7 +207,7 @@ def learn(
         optimizer.step(rate)
         alphas = {kind: alpha.tolist() for kind, alpha in ema.update().items()}
         samples += seen
-        course.step(seen)
+        course.step(seen, loss_value)
         validation = None
         if course.time_to_validate() and lesson.validation:
             scored = _validate(replicas, lesson, pupil, ema.served, check)
@@ -232,6 +238,19 @@ def split_validation(
     chosen = set(random.Random(seed).sample(distinct, wanted))
     train = tuple(i for i, group in enumerate(groups) if group not in chosen)
     return train, tuple(i for i, group in enumerate(groups) if group in chosen)
+
+
+def chance_loss(lesson: Lesson) -> float | None:
+    """Return the mean token loss of answering by the training answers' frequency; None for varied answers.
+
+    A frequency says nothing of answers that hardly recur (fewer than ``RECURRING`` of each on average).
+    """
+    encoded = lesson.encoded
+    answers = Counter(turn.answer for i in lesson.train for turn in encoded.examples[i].turns)
+    total, tokens = answers.total(), sum(sum(encoded.samples[i].answer) for i in lesson.train)
+    if not tokens or len(answers) < 2 or total < RECURRING * len(answers):
+        return None
+    return sum(count * math.log(total / count) for count in answers.values()) / tokens
 
 
 def rows_per_epoch(lesson: Lesson, pupil: Pupil, settings: Hyperparameters) -> int:

@@ -19,7 +19,7 @@ class Hyperparameters(BaseModel):
     """Everything that may differ between two jobs.
 
     Attributes:
-        epochs: Passes over the training pictures, unless stopped earlier; 0: four, and more of a small batch.
+        epochs: Passes over the training pictures, unless stopped earlier; 0: four, more of few or hard ones.
         max_seconds: Time for training steps; the learning rate has decayed fully by then. 0: no limit.
         max_steps: Optimizer steps at most; 0: no limit.
         batch_size: Questions per optimizer step.

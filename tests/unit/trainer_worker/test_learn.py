@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,7 +13,7 @@ from adapter_store.state import CLOSED_CONTEXT
 from tests.unit.trainer_worker.conftest import Parts
 from trainer_worker.course import Course
 from trainer_worker.evaluate import Served, forward, leak_ratio, score_state
-from trainer_worker.learn import Learned, Lesson, Pupil, learn, split_validation
+from trainer_worker.learn import Learned, Lesson, Pupil, chance_loss, learn, split_validation
 from trainer_worker.progress import Interrupted
 from trainer_worker.samples import build_batch, pack_rows
 
@@ -179,3 +182,42 @@ def test_validation_pictures_come_from_the_training_data_by_picture():
 def test_what_is_planned_when_nobody_says(per_epoch: int, again: bool, steps: int):
     assert Course(Hyperparameters(epochs=0), per_epoch, again=again).total == steps
     assert Course(Hyperparameters(epochs=3), per_epoch, again=again).total == 3 * per_epoch
+
+
+def course_at(losses: list[float], chance: float | None, **given: float) -> Course:
+    """Return a course of 4 steps a pass after so many steps, validated without progress after each pass."""
+    course = Course(Hyperparameters(patience=2).model_copy(update=given), 4, chance=chance)
+    for loss in losses:
+        course.step(16, loss)
+        if course.time_to_validate():
+            course.note(0.1, 1.0)
+    return course
+
+
+def test_steps_at_chance_are_not_counted_within_a_bound():
+    planned = Course(Hyperparameters(), 4).total
+    stuck = course_at([1.15] * planned, chance=1.15)
+    assert not stuck.done()
+    assert stuck.rate() == pytest.approx(1, abs=0.01)
+    assert stuck.progress() == pytest.approx(1 / 3, abs=0.01)
+    late = course_at([1.15] * planned + [0.3] * planned, chance=1.15)
+    assert late.done()
+    never = course_at([1.15] * 2 * planned, chance=1.15)
+    assert never.done()
+
+
+def test_a_plateau_elsewhere_and_passes_that_are_named_end_a_run_as_planned():
+    planned = Course(Hyperparameters(), 4).total
+    assert course_at([0.5] * planned, chance=1.15).done()
+    assert course_at([1.15] * planned, chance=None).done()
+    assert course_at([1.15] * 40, chance=1.15, epochs=10).done()
+    assert course_at([1.15] * 30, chance=1.15, max_steps=30).done()
+
+
+def test_chance_is_the_entropy_of_answers_that_recur(parts: Parts):
+    encoded = parts.encode(count=12)
+    lesson = Lesson(encoded, parts.store(encoded), tuple(range(12)), ())
+    tokens = sum(sum(sample.answer) for sample in encoded.samples)
+    assert chance_loss(lesson) == pytest.approx(12 * math.log(3) / tokens)
+    assert chance_loss(replace(lesson, train=(0, 1, 2))) is None
+    assert chance_loss(replace(lesson, train=(0, 3, 6, 9))) is None
