@@ -29,12 +29,11 @@ from adapter_store.errors import (
     VersionCorrupt,
 )
 from adapter_store.names import BASE_VERSION, check_version_id
-from adapter_store.versions import AliasRecord, Manifest, VersionStore, comparable_since
+from adapter_store.versions import STABLE, AliasRecord, Manifest, VersionStore, comparable_since
 from server.logs import log
 from server.metrics import Metrics
 from server.residency import Resident, Residents, VersionRefused
 
-STABLE = "stable"
 ACTOR = "gateway"
 
 

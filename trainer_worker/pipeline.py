@@ -18,7 +18,7 @@ from adapter_store.jobs.record import JobStatus
 from adapter_store.matrix import AccuracyMatrix
 from adapter_store.names import BASE_VERSION
 from adapter_store.state import AdapterState
-from adapter_store.versions import Gate, Manifest, ManifestDraft, comparable_since
+from adapter_store.versions import STABLE, Gate, Manifest, ManifestDraft, comparable_since
 from trainer_worker.course import Step
 from trainer_worker.decide import Verdict, decide
 from trainer_worker.evaluate import warm
@@ -33,7 +33,7 @@ from trainer_worker.memory import available_bytes
 from trainer_worker.placing import Placed, place
 from trainer_worker.prefixes import PrefixStore
 from trainer_worker.progress import Progress
-from trainer_worker.publish import STABLE, promote, publish
+from trainer_worker.publish import promote, publish
 from trainer_worker.workshop import Workshop
 
 PICTURES_SHARE = 0.5

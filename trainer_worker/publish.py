@@ -14,9 +14,16 @@ from adapter_store.errors import AliasConflict
 from adapter_store.matrix import AccuracyMatrix
 from adapter_store.names import BASE_VERSION
 from adapter_store.state import AdapterState
-from adapter_store.versions import AliasRecord, AliasTable, Manifest, ManifestDraft, Probe, VersionStore
+from adapter_store.versions import (
+    STABLE,
+    AliasRecord,
+    AliasTable,
+    Manifest,
+    ManifestDraft,
+    Probe,
+    VersionStore,
+)
 
-STABLE = "stable"
 ACTOR = "trainer"
 PROBE_IMAGE = "probe.png"
 

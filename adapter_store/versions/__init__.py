@@ -1,6 +1,6 @@
 """Versions: immutable directories of adapter files, and the aliases that move between them."""
 
-from adapter_store.versions.aliases import AliasRecord, AliasTable
+from adapter_store.versions.aliases import STABLE, AliasRecord, AliasTable
 from adapter_store.versions.manifest import (
     Anchor,
     Gate,
@@ -13,6 +13,7 @@ from adapter_store.versions.manifest import (
 from adapter_store.versions.store import VersionStore
 
 __all__ = [
+    "STABLE",
     "AliasRecord",
     "AliasTable",
     "Anchor",

@@ -216,8 +216,10 @@ class _Bench:
         beside = others_under_way(folder, path_of(folder, name, seed))
         plan = Plan(self._site, self._tasks, self._scorer, {"epochs": self._setup.epochs}, seed, told)
         made = {"setup": asdict(self._setup), "data": data_digest(self._tasks), "beside": beside}
-        check_comparable(folder, seed, made["data"], self._site.shop("check", method.settings).base.digest)
-        measured = run(plan, method, f"{name}-{seed}")
+        lineage = f"{name}-{seed}"
+        digest = self._site.shop(lineage, method.settings).base.digest
+        check_comparable(folder, seed, made["data"], digest)
+        measured = run(plan, method, lineage)
         add_record(folder, {**measured.to_dict(), **made})
         write_report(folder)
 

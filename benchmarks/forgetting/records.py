@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,33 +15,11 @@ from filelock import FileLock, Timeout
 from adapter_store.durable import write_durably
 from adapter_store.errors import InputError
 from benchmarks.forgetting.methods import METHODS
+from benchmarks.forgetting.running import Measured
 from benchmarks.forgetting.streams import StreamTask
 
 Record = dict[str, Any]
-_NEEDED: Final = {
-    *(
-        "method",
-        "seed",
-        "machine",
-        "setup",
-        "base_digest",
-        "data",
-        "beside",
-        "stages",
-        "base",
-        "rows",
-        "measures",
-    ),
-    *(
-        "leak",
-        "retention",
-        "trained_parameters",
-        "train_seconds",
-        "served_seconds",
-        "peak_bytes",
-        "held_back",
-    ),
-}
+_NEEDED: Final = {field.name for field in fields(Measured)} | {"measures", "setup", "data", "beside"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,9 @@ from adapter_store.errors import StrataError
 from adapter_store.jobs import Job, JobQueue, connect
 from adapter_store.jobs.record import JobStatus
 from adapter_store.redis_server import RedisServer
-from adapter_store.versions import Manifest, VersionStore
+from adapter_store.versions import STABLE, Manifest, VersionStore
 from trainer_worker.heldout import HeldOut
 from trainer_worker.opening import defaults_of, method_of, open_workshop
-from trainer_worker.publish import STABLE
 from trainer_worker.settings import WorkerSettings
 from trainer_worker.worker import Worker
 from trainer_worker.workshop import Workshop

@@ -8,8 +8,7 @@ from typing import Any
 
 from adapter_store.errors import ConflictError, InputError, NotFoundError
 from adapter_store.names import BASE_VERSION, check_alias_name, check_version_id
-from adapter_store.versions import AliasRecord, Manifest
-from server.adaptation import STABLE
+from adapter_store.versions import STABLE, AliasRecord, Manifest
 from server.gateway import Gateway
 
 _ETAG = re.compile(r'(?:W/)?"(\d{1,12})"')

@@ -10,8 +10,7 @@ from fastapi.responses import PlainTextResponse
 
 from adapter_store.matrix import AccuracyMatrix
 from adapter_store.names import BASE_VERSION, check_version_id
-from adapter_store.versions import Manifest, comparable_since
-from server.adaptation import STABLE
+from adapter_store.versions import STABLE, Manifest, comparable_since
 from server.gateway import Gateway, GatewayDep
 from server.openapi import example
 

@@ -8,7 +8,8 @@ from typing import Any
 from fastapi import APIRouter
 
 from adapter_store.names import BASE_VERSION
-from server.adaptation import STABLE, UnknownModel
+from adapter_store.versions import STABLE
+from server.adaptation import UnknownModel
 from server.gateway import Gateway, GatewayDep
 from server.openapi import example
 
