@@ -6,10 +6,11 @@ finishes on the version it began with.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,20 +18,22 @@ from adapter_store.errors import InputError, NotFoundError, UnavailableError
 from server.engine.protocol import BASE_VERSION
 
 if TYPE_CHECKING:
-    from adapter_store.increments import Bank
     from adapter_store.state import AdapterState
+
+_POLL_SECONDS = 0.01
 
 
 @dataclass(slots=True, eq=False)
 class BankSlot:
-    """Hold one bank's version and count; ``bank`` None is the base's own slot or an empty bank.
+    """Hold one bank's version and count; ``bank``, what the engine made of it, is None for the base and if empty.
 
     ``released`` orders released versions, oldest lowest; None is in use. ``filling`` names the version to
     come; ``abandoned`` tells that whoever wanted it has left.
     """
 
+    index: int = -1
     version: str | None = None
-    bank: Bank | None = None
+    bank: Any = None
     increments: int = 0
     rank: int = 0
     inflight: int = 0
@@ -42,12 +45,12 @@ class BankSlot:
 class Banks:
     """Lend banks to requests and fill idle ones; safe from any thread."""
 
-    def __init__(self, build: Callable[[AdapterState, Bank | None], Bank], count: int = 2) -> None:
-        """Prepare ``count`` empty banks; ``build`` makes one from a state, given the old one."""
+    def __init__(self, build: Callable[[AdapterState, BankSlot], Any], count: int = 2) -> None:
+        """Prepare ``count`` empty banks; ``build`` makes one from a state for a slot, whose old bank it may reuse."""
         self._build = build
         self._lock = threading.Lock()
         self._base = BankSlot(version=BASE_VERSION)
-        self._slots = [BankSlot() for _ in range(count)]
+        self._slots = [BankSlot(index) for index in range(count)]
         self._releases = 0
 
     def acquire(self, version: str) -> BankSlot:
@@ -126,13 +129,27 @@ class Banks:
         with self._lock:
             slot.filling, slot.abandoned = None, False
 
+    async def stage(self, version: str, state: AdapterState) -> None:
+        """Put ``state`` into a free or released bank once its last request has ended; see ``Engine.stage``."""
+        while (slot := self.reserve(version)) is None:
+            if not self.filling(version):
+                return
+            await asyncio.sleep(_POLL_SECONDS)
+        try:
+            while slot.inflight:  # noqa: ASYNC110 - the count falls in another thread
+                await asyncio.sleep(_POLL_SECONDS)
+        except asyncio.CancelledError:
+            self.cancel(slot)
+            raise
+        await asyncio.shield(asyncio.to_thread(self.fill, slot, state))
+
     def fill(self, slot: BankSlot, state: AdapterState) -> None:
         """Put ``state`` into a reserved and drained bank; on an error the bank is left empty."""
         if slot.inflight:
             raise RuntimeError("a bank with requests in flight cannot be filled")
         version, slot.version = slot.filling, None
         try:
-            slot.bank = self._build(state, slot.bank)
+            slot.bank = self._build(state, slot)
         except BaseException:
             with self._lock:
                 slot.filling, slot.released, slot.bank, slot.abandoned = None, None, None, False

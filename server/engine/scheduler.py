@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 
 from server.engine.kv_cache import KeyValues
@@ -64,12 +65,16 @@ class Scheduler:
             self.memory.ensure(len(self.running), self._longest())
         return Plan(decode, self._pick_prefill(bool(decode)))
 
-    def advance(self, piece: Piece) -> bool:
-        """Record that a piece was computed; tell whether its row's prompt is now complete."""
-        sequence = piece.sequence
-        sequence.filled = piece.stop
-        if not sequence.prefilled:
-            return False
+    def advance(self, pieces: Rows[Piece]) -> list[int]:
+        """Record that pieces were computed; give the indices of those whose rows' prompts are now complete."""
+        for piece in pieces:  # all before any row moves: a row takes along only what it is known to hold
+            piece.sequence.filled = piece.stop
+        complete = [index for index, piece in enumerate(pieces) if piece.sequence.prefilled]
+        for index in complete:
+            self._begin_decoding(pieces[index].sequence)
+        return complete
+
+    def _begin_decoding(self, sequence: Sequence) -> None:
         place = sequence.slot
         if place != self.decoding:
             other = self.running[self.decoding]
@@ -77,7 +82,6 @@ class Scheduler:
             self.running[place], self.running[self.decoding] = other, sequence
             other.slot, sequence.slot = place, self.decoding
         self.decoding += 1
-        return True
 
     def remember(self, sequence: Sequence) -> None:
         """Keep the prompt segments of a healthy row, heads newest: without its head a tail is of no use."""

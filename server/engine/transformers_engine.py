@@ -19,7 +19,7 @@ import torch
 
 from adapter_store.errors import EngineBusy, UnavailableError
 from adapter_store.rendering import Renderer
-from server.engine.banks import Banks
+from server.engine.banks import Banks, BankSlot
 from server.engine.detokenizer import TokenTexts
 from server.engine.intake import Intake
 from server.engine.limits import device_limits
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.01
 _GATHER_SECONDS = 0.004
 """An idle engine waits so long for the companions of a request: a prompt alone takes a step of its own."""
 
@@ -113,7 +112,7 @@ class TransformersEngine:
         self._idle_seconds = idle_seconds
         self._wake = threading.Condition()
         self._arrivals: list[Sequence] = []
-        self._outbox = Outbox()
+        self._outbox: Outbox[Chunk] = Outbox()
         self._thread: threading.Thread | None = None
         self._stopping = self._forget = False
         self._died: str | None = None
@@ -172,17 +171,7 @@ class TransformersEngine:
 
     async def stage(self, version: str, state: AdapterState) -> None:
         """Make ``state`` answerable as ``version``; see ``Engine.stage``."""
-        while (slot := self._banks.reserve(version)) is None:
-            if not self._banks.filling(version):
-                return
-            await asyncio.sleep(_POLL_SECONDS)
-        try:
-            while slot.inflight:  # noqa: ASYNC110 - the count falls in another thread
-                await asyncio.sleep(_POLL_SECONDS)
-        except asyncio.CancelledError:
-            self._banks.cancel(slot)
-            raise
-        await asyncio.shield(asyncio.to_thread(self._banks.fill, slot, state))
+        await self._banks.stage(version, state)
 
     def loaded(self) -> dict[str, int]:
         """Give every loaded version with its number of requests in flight."""
@@ -219,9 +208,11 @@ class TransformersEngine:
             error=self._died,
         )
 
-    def _build_bank(self, state: AdapterState, old: Bank | None) -> Bank:
-        """Fill the old bank in place if ``state`` fits it, else allocate another."""
+    def _build_bank(self, state: AdapterState, slot: BankSlot) -> Bank:
+        """Fill the slot's old bank in place if ``state`` fits it, else allocate another."""
         from adapter_store.bank import Bank
+
+        old = slot.bank
 
         self._runner.increments.check_fits(state, "the state")
         if old is not None and state.rank == old.rank and state.rows <= old.capacity:
@@ -324,7 +315,7 @@ class TransformersEngine:
                 log.exception("a prompt failed")
                 self._fail([pieces[0].sequence], error)
             return
-        complete = [index for index, piece in enumerate(pieces) if self._scheduler.advance(piece)]
+        complete = self._scheduler.advance(pieces)
         rows += [pieces[index].sequence for index in complete]
         parts.append(hidden[complete])
 

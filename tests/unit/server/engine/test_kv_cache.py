@@ -91,14 +91,31 @@ def test_each_row_writes_at_its_own_place_and_sees_itself(slots: list[int]) -> N
         assert torch.equal(values[index, :, length : length + 2], new[index] + 1)
 
 
-def test_slots_stay_dense_and_rows_keep_their_tokens() -> None:
+def test_prompts_that_are_computed_together_keep_their_tokens_when_rows_change_places() -> None:
     kept = memory(max_slots=6)
-    scheduler = Scheduler(kept, PrefixCache(0), max_batch=6, prefill_tokens=24, mixed_prefill_tokens=9)
+    scheduler = Scheduler(kept, PrefixCache(0), max_batch=6, prefill_tokens=99, mixed_prefill_tokens=9)
+    texts = TokenTexts(build_tokenizer())
+    for number, (length, arrived) in enumerate([(9, 2.0), (4, 1.0)], start=1):  # the older one in the later slot
+        request = GenerationRequest(str(number), list(range(5, 5 + length)))
+        sequence = Sequence(request, lambda _: None, TextStream(texts), max_tokens=9, lease=BankSlot())
+        sequence.arrived_seconds = arrived
+        scheduler.waiting.append(sequence)
+    plan = scheduler.schedule()
+    for piece in plan.prefill:
+        mark(kept, piece.sequence, piece.start, piece.stop - piece.start)
+    assert scheduler.advance(plan.prefill) == [0, 1]
+    check(kept, scheduler)
+
+
+@pytest.mark.parametrize("budget", [24, 70])
+def test_slots_stay_dense_and_rows_keep_their_tokens(budget: int) -> None:
+    kept = memory(max_slots=6)
+    scheduler = Scheduler(kept, PrefixCache(0), max_batch=6, prefill_tokens=budget, mixed_prefill_tokens=9)
     texts = TokenTexts(build_tokenizer())
     dice = random.Random(2)
     born = 0
     for _ in range(400):
-        if dice.random() < 0.4 and len(scheduler.waiting) < 5:
+        for _ in range(dice.choice([0, 0, 1, 1, 4]) if len(scheduler.waiting) < 5 else 0):
             born += 1
             ids = [dice.randrange(5, 300) for _ in range(dice.randrange(1, 30))]
             request = GenerationRequest(str(born), ids)
@@ -110,13 +127,12 @@ def test_slots_stay_dense_and_rows_keep_their_tokens() -> None:
             mark(kept, sequence, sequence.filled, 1)
             sequence.filled += 1
         width = max((piece.stop - piece.start for piece in plan.prefill), default=0)
-        assert width * len(plan.prefill) <= 24
+        assert width * len(plan.prefill) <= budget
         if len(plan.decode) == 5:
-            assert width * len(plan.prefill) <= 9
+            assert width * len(plan.prefill) <= max(9, budget // 6)
         for piece in plan.prefill:
             mark(kept, piece.sequence, piece.start, piece.stop - piece.start)
-        for piece in plan.prefill:
-            scheduler.advance(piece)
+        scheduler.advance(plan.prefill)
         for sequence in list(scheduler.running):
             if sequence.filled - sequence.prompt_tokens >= 40 or dice.random() < 0.05:
                 scheduler.remove(sequence, poisoned=dice.random() < 0.5)

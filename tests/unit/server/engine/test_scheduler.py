@@ -40,8 +40,8 @@ def row(*segments: Segment) -> Sequence:
 
 def run(planner: Scheduler, sequence: Sequence) -> None:
     planner.waiting.append(sequence)
-    for piece in planner.schedule().prefill:
-        assert planner.advance(piece)
+    pieces = planner.schedule().prefill
+    assert planner.advance(pieces) == list(range(len(pieces)))
     planner.remember(sequence)
     planner.remove(sequence)
 

@@ -1,0 +1,5 @@
+"""The ``vllm`` engine as the gateway sees it: requests in, chunks out, versions staged, dead engines restarted."""
+
+from server.engine.vllm_client.engine import VllmEngine, VllmOptions
+
+__all__ = ["VllmEngine", "VllmOptions"]

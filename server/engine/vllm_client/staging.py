@@ -1,0 +1,90 @@
+"""Fill a bank on all workers, and prove at the start that what lies in a bank acts on answers."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from adapter_store.errors import BaseModelError, StateInvalid
+from adapter_store.state import AdapterState, Shape
+from server.engine.protocol import GenerationRequest, Sampling
+from server.engine.vllm_client.prompts import engine_prompt, sampling_params
+from server.engine.vllm_client.state_file import write_state_file
+
+if TYPE_CHECKING:
+    from adapter_store.base.load import Base
+    from server.engine.vllm_client.cores import Core
+
+_POLL_SECONDS = 0.002
+_BANK = 0
+_QUESTION = "What is shown in the picture?"
+
+
+async def fill(core: Core, bank: int, state: AdapterState, dtype: torch.dtype) -> None:
+    """Copy a state into an idle bank of every worker while requests run on the others.
+
+    The workers copy in threads of their own, so no step waits for it; each verifies the file's hash, that all values
+    are finite and that its memory reads back what was written.
+
+    Args:
+        core: the engine.
+        bank: an idle bank.
+        state: what to copy.
+        dtype: what the model computes in.
+
+    Raises:
+        StateInvalid: a worker could not take it.
+        CoreDied: the engine is gone.
+    """
+    file = await asyncio.to_thread(write_state_file, state, dtype)
+    try:
+        await core.call("pool_fill", bank, str(file.path), file.digest, file.rank)
+        answers = await core.call("pool_filled", bank)
+        while not all(answer["done"] for answer in answers):
+            await asyncio.sleep(_POLL_SECONDS)
+            answers = await core.call("pool_filled", bank)
+    finally:
+        file.remove()
+    faults = sorted({answer["fault"] for answer in answers if answer["fault"]})
+    if faults:
+        raise StateInvalid(f"the increments cannot be loaded into the engine: {'; '.join(faults)}")
+
+
+async def prove_that_the_pool_acts(
+    core: Core, shapes: dict[str, Shape], base: Base, dtype: torch.dtype
+) -> None:
+    """Answer one question with and without made-up increments: the distributions must differ.
+
+    A hook that is not called, or a gate that was frozen into a graph, would leave every answer the base's without
+    any error.
+
+    Raises:
+        BaseModelError: the increments have no effect.
+    """
+    generator = torch.Generator().manual_seed(0)
+    state = AdapterState.empty(base.digest, shapes, 1, rank=1).expand("self-test", rows=1, generator=generator)
+    for name, up in state.up.items():
+        up.copy_(torch.randn(up.shape, generator=generator) / math.sqrt(shapes[name][1]))
+    await fill(core, _BANK, state, dtype)
+    plain = await _first_logprob(core, base, None)
+    adapted = await _first_logprob(core, base, torch.ones(1))
+    await core.call("pool_fill", _BANK, "", "", 0)
+    if plain == adapted:
+        raise BaseModelError(
+            "vLLM runs, but increments have no effect on its answers: its model runner offers none of the hooks "
+            "that Strata knows; use the pinned release of vLLM or --engine transformers"
+        )
+
+
+async def _first_logprob(core: Core, base: Base, gate: torch.Tensor | None) -> float:
+    ids = tuple(base.tokenizer(_QUESTION).input_ids)
+    request = GenerationRequest(f"self-test-{gate is None}", ids, sampling=Sampling(max_tokens=1, logprobs=0))
+    prompt = engine_prompt(request, base.image_token_id, gate)
+    params = sampling_params(request.sampling, 1, frozenset(), _BANK, gate, 0)
+    found: Any = None
+    async for output in core.submit(request.request_id, prompt, params):
+        found = output.outputs[0].logprobs or found
+    return next(iter(found[0].values())).logprob

@@ -1,0 +1,43 @@
+"""Hand a version's increments to the workers: one file in memory or a temporary folder, known by its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save
+
+if TYPE_CHECKING:
+    from adapter_store.state import AdapterState
+
+_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True, slots=True)
+class StateFile:
+    """Name a file of increments, its sha256 and their total rank; the writer removes it."""
+
+    path: Path
+    digest: str
+    rank: int
+
+    def remove(self) -> None:
+        """Delete the file."""
+        self.path.unlink(missing_ok=True)
+
+
+def write_state_file(state: AdapterState, dtype: torch.dtype) -> StateFile:
+    """Write the increments of ``state`` in ``dtype``: ``down.<target>`` and ``up.<target>`` as a state holds them."""
+    tensors = {f"down.{name}": tensor.to(dtype).contiguous() for name, tensor in state.down.items()}
+    tensors |= {f"up.{name}": tensor.to(dtype).contiguous() for name, tensor in state.up.items()}
+    data = save(tensors)
+    folder = _MEMORY if _MEMORY.is_dir() else None
+    handle, name = tempfile.mkstemp(prefix="strata-bank-", suffix=".safetensors", dir=folder)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+    return StateFile(Path(name), hashlib.sha256(data).hexdigest(), state.total_rank)

@@ -1,0 +1,134 @@
+"""What the gateway may ask of every worker: fill a bank while requests run, and say what lies in it.
+
+vLLM mixes this class into its worker (``worker_extension_cls``); the methods are called by ``collective_rpc`` between
+two steps, so each must return at once. Filling happens in a thread of its own: an idle bank is read by no step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load
+
+from server.engine.vllm_plugin.linears import Target
+from server.engine.vllm_plugin.pool import Pool
+from server.engine.vllm_plugin.runner_hook import RunnerHook
+
+
+@dataclass(slots=True)
+class Filling:
+    """Follow one bank's filling; ``fault`` says in words why it failed."""
+
+    thread: threading.Thread | None = None
+    done: bool = False
+    fault: str | None = None
+
+
+class PoolWorker:
+    """Extend a worker by its part of the pool; names begin with ``pool_`` to keep out of vLLM's way."""
+
+    model_runner: Any
+
+    def pool_attach(self) -> dict[str, Any]:
+        """Hook into the model runner and return what is adapted: ``shapes``, ``capacity``, ``runner``, ``fixed``."""
+        pool = self._pool_of_model()
+        state = getattr(self.model_runner, "model_state", None)
+        if state is None and not isinstance(self.model_runner._model_forward, RunnerHook):
+            RunnerHook(self.model_runner, pool)
+        self._pool_fillings: dict[int, Filling] = {}
+        targets = self._pool_targets()
+        return {
+            "shapes": {name: target.shape for name, target in targets.items()},
+            "capacity": pool.capacity,
+            "fixed": pool.fixed,
+            "runner": type(self.model_runner).__module__,
+        }
+
+    def pool_fill(self, bank: int, path: str, digest: str, rank: int) -> None:
+        """Begin to fill ``bank`` from a safetensors file whose sha256 is ``digest``; ``rank`` 0 empties it."""
+        filling = Filling()
+        self._pool_fillings[bank] = filling
+        filling.thread = threading.Thread(
+            target=self._pool_run, args=(filling, bank, path, digest, rank), name="pool-fill", daemon=True
+        )
+        filling.thread.start()
+
+    def pool_filled(self, bank: int) -> dict[str, Any]:
+        """Return whether the filling is ``done`` and the ``fault`` if it failed."""
+        filling = self._pool_fillings[bank]
+        return {"done": filling.done, "fault": filling.fault}
+
+    def pool_gated_tokens(self) -> int:
+        """Return how many tokens were adapted so far."""
+        return self._pool_of_model().gated_tokens
+
+    def _pool_of_model(self) -> Pool:
+        model: Any = self.model_runner.model
+        return model.pool
+
+    def _pool_targets(self) -> dict[str, Target]:
+        model: Any = self.model_runner.model
+        return model.pooled
+
+    def _pool_run(self, filling: Filling, bank: int, path: str, digest: str, rank: int) -> None:
+        try:
+            with torch.inference_mode():
+                fill_bank(self._pool_of_model(), self._pool_targets(), bank, path, digest, rank)
+        except Exception as error:  # noqa: BLE001  whatever it is, it belongs to the one who asked
+            filling.fault = f"{type(error).__name__}: {error}"
+        filling.done = True
+
+
+def fill_bank(
+    pool: Pool, targets: dict[str, Target], bank: int, path: str, digest: str, rank: int
+) -> None:
+    """Copy this rank's part of a version into an idle bank and read it back.
+
+    Args:
+        pool: whose bank it is.
+        targets: the increments by target.
+        bank: which one; no request may use it.
+        path: safetensors with ``down.<target>`` ``[L, N, r, d_in]`` and ``up.<target>`` ``[L, N, d_out, r]``.
+        digest: sha256 of the file in hexadecimal.
+        rank: total rank N * r; 0 empties the bank.
+
+    Raises:
+        ValueError: the file is not the one meant, does not fit, or holds a value that is not finite.
+    """
+    pool.widths[bank] = 0
+    if not rank:
+        return
+    data = Path(path).read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise ValueError("the file was changed on its way to the worker")
+    tensors = load(data)
+    for name, target in targets.items():
+        down, up = tensors[f"down.{name}"], tensors[f"up.{name}"]
+        _check(name, target, down, up, rank, pool.capacity)
+        own_down = down[..., target.cut.inputs].flatten(1, 2)
+        own_up = up[:, :, target.cut.outputs].transpose(2, 3).flatten(1, 2)
+        for kept, given in ((target.down, own_down), (target.up, own_up)):
+            place = kept[:, bank, :rank]
+            place.copy_(given)
+            kept[:, bank, rank:].zero_()
+            if not bool(torch.isfinite(place).all()):
+                raise ValueError(f"{name} holds a value that is not finite in {pool.dtype}")
+            if not torch.equal(place.cpu(), given.to(pool.dtype)):
+                raise ValueError(f"{name} reads back differently: this device's memory cannot be trusted")
+    pool.widths[bank] = rank
+
+
+def _check(
+    name: str, target: Target, down: torch.Tensor, up: torch.Tensor, rank: int, capacity: int
+) -> None:
+    layers, d_in, d_out = target.shape
+    rows, r = down.shape[1], down.shape[2]
+    if tuple(down.shape) != (layers, rows, r, d_in) or tuple(up.shape) != (layers, rows, d_out, r):
+        raise ValueError(f"{name} is {list(down.shape)} and {list(up.shape)}, the model adapts {target.shape}")
+    if rows * r != rank or rank > capacity:
+        raise ValueError(f"{name} has total rank {rows * r}; {rank} was announced, {capacity} fit")
