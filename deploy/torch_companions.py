@@ -1,12 +1,12 @@
 """Make torch's companions bearable where vLLM brings CUDA builds of them beside a CPU build of torch.
 
-vLLM's LLaVA imports torchvision. Where only the public index answers, torchvision, torchaudio and torchcodec are
-CUDA builds, whose compiled parts cannot load beside a CPU torch. Nothing here uses the last two, but transformers
-imports what it finds: they are removed. Of torchvision only Python code is used; its import fails on operators
-that were never declared. Declared, they stay without an implementation.
+vLLM's LLaVA imports torchvision. Where only the public index answers, torchvision, torchaudio and
+torchcodec are CUDA builds, whose compiled parts cannot load beside a CPU torch. Nothing here uses the last
+two, but transformers imports what it finds: they are removed. Of torchvision only Python code is used; its
+import fails on operators that were never declared. Declared, they stay without an implementation.
 
-Run as a program this file tries the imports and mends only what fails. Copied among the site packages and imported
-at every start of that Python, it waits for torchvision and declares the operators first.
+Run as a program this file tries the imports and mends only what fails. Copied among the site packages and
+imported at every start of that Python, it waits for torchvision and declares the operators first.
 """
 
 from __future__ import annotations

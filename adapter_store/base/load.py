@@ -96,6 +96,17 @@ def load_base(
     )
 
 
+def drop_language_model(base: Base) -> None:
+    """Let the language model's weights go, for a program that only encodes pictures; shapes and names stay.
+
+    Tower, projector and everything else of ``base`` work on as before; running the language model does not.
+    """
+    base.model.model.language_model.to("meta")
+    base.model.lm_head.to("meta")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def _device_of(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

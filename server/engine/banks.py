@@ -25,7 +25,7 @@ _POLL_SECONDS = 0.01
 
 @dataclass(slots=True, eq=False)
 class BankSlot:
-    """Hold one bank's version and count; ``bank``, what the engine made of it, is None for the base and if empty.
+    """Hold one bank's version and count; ``bank`` is the engine's own, None for the base and if empty.
 
     ``released`` orders released versions, oldest lowest; None is in use. ``filling`` names the version to
     come; ``abandoned`` tells that whoever wanted it has left.
@@ -46,7 +46,7 @@ class Banks:
     """Lend banks to requests and fill idle ones; safe from any thread."""
 
     def __init__(self, build: Callable[[AdapterState, BankSlot], Any], count: int = 2) -> None:
-        """Prepare ``count`` empty banks; ``build`` makes one from a state for a slot, whose old bank it may reuse."""
+        """Prepare ``count`` empty banks; ``build`` makes one from a state and the slot with its old bank."""
         self._build = build
         self._lock = threading.Lock()
         self._base = BankSlot(version=BASE_VERSION)
@@ -130,7 +130,7 @@ class Banks:
             slot.filling, slot.abandoned = None, False
 
     async def stage(self, version: str, state: AdapterState) -> None:
-        """Put ``state`` into a free or released bank once its last request has ended; see ``Engine.stage``."""
+        """Put ``state`` into a free or released bank once that is drained; see ``Engine.stage``."""
         while (slot := self.reserve(version)) is None:
             if not self.filling(version):
                 return

@@ -66,7 +66,7 @@ class Scheduler:
         return Plan(decode, self._pick_prefill(bool(decode)))
 
     def advance(self, pieces: Rows[Piece]) -> list[int]:
-        """Record that pieces were computed; give the indices of those whose rows' prompts are now complete."""
+        """Record that pieces were computed; give the indices of those that complete their rows' prompts."""
         for piece in pieces:  # all before any row moves: a row takes along only what it is known to hold
             piece.sequence.filled = piece.stop
         complete = [index for index, piece in enumerate(pieces) if piece.sequence.prefilled]

@@ -1,4 +1,4 @@
-"""Turn what vLLM puts out into chunks: text without half characters, end tokens, stop strings, log probabilities."""
+"""Turn what vLLM puts out into chunks: text without half characters, stop strings, log probabilities."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ class Answer:
                 return chunks
         if completion.finish_reason is not None and not self.done:  # aborted, or broken off without a token
             reason: FinishReason = "abort" if completion.finish_reason == "abort" else "error"
-            chunks.append(self.end(reason, None if reason == "abort" else "the engine gave up on the request"))
+            chunks.append(
+                self.end(reason, None if reason == "abort" else "the engine gave up on the request")
+            )
         return chunks
 
     def end(self, reason: FinishReason, error: str | None = None, *, not_finite: bool = False) -> Chunk:

@@ -1,8 +1,8 @@
-"""The ``vllm`` engine: vLLM's scheduling and kernels, Strata's pool, the same answers as the ``transformers`` engine.
+"""The ``vllm`` engine: vLLM's scheduling and kernels, Strata's pool, the ``transformers`` engine's answers.
 
-vLLM runs in processes of its own (or in a thread of this one). They hold the frozen language model and the banks; this
-side checks requests, leases banks, turns tokens into text and keeps the engine alive: one that died is started again and
-gets the versions it had before it takes the next request.
+vLLM runs in processes of its own (or in a thread of this one). They hold the frozen language model and the
+banks; this side checks requests, leases banks, turns tokens into text and keeps the engine alive: one that
+died is started again and gets the versions it had before it takes the next request.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from server.engine.detokenizer import TokenTexts
 from server.engine.protocol import Chunk, EngineStats, GenerationRequest
 from server.engine.requests import answer_limit, check_request
 from server.engine.vllm_client.options import VllmOptions, engine_args, prepare_environment
+from server.logs import log
 
 if TYPE_CHECKING:
     from adapter_store.base.load import Base
     from adapter_store.state import AdapterState
     from server.engine.vllm_client.answers import Answer
     from server.engine.vllm_client.cores import Core
-
-log = logging.getLogger(__name__)
 
 _WATCH_SECONDS = 0.25
 
@@ -70,7 +69,7 @@ class VllmEngine:
         return self._options.max_model_len
 
     def start(self) -> None:
-        """Begin to start vLLM in the background; the first request waits for it. Calling it again does nothing."""
+        """Begin to start vLLM in the background; the first request waits. Calling it again does nothing."""
         if self._opening is None:
             self._opening = self._open()
 
@@ -167,7 +166,9 @@ class VllmEngine:
                 yield answer.end("abort")
             else:
                 self._counts["failed"] += 1
-                yield answer.end("error", "the engine stopped working and is started again; repeat the request")
+                yield answer.end(
+                    "error", "the engine stopped working and is started again; repeat the request"
+                )
         finally:
             del self._answers[key]
             self._count(answer)
@@ -190,8 +191,8 @@ class VllmEngine:
                 prepare_environment(self._options)
                 self._core = self._make_core()
                 self._core.open()
-            except Exception as error:
-                log.exception("vLLM does not start")
+            except Exception as error:  # noqa: BLE001  handed to all who wait for it
+                log("vLLM does not start", logging.ERROR, error=error)
                 self._died = f"{type(error).__name__}: {error}"
                 opened.set_exception(BaseModelError(f"vLLM does not start with this base: {error}"))
             else:
@@ -227,7 +228,7 @@ class VllmEngine:
         return core
 
     async def _attach(self) -> None:
-        """Hook the pool in on every worker, prove that it acts, and bring back the versions of a dead engine."""
+        """Hook the pool in on every worker, prove that it acts, and bring back a dead engine's versions."""
         self._loop = asyncio.get_running_loop()
         core = self._core
         assert core is not None
@@ -241,7 +242,7 @@ class VllmEngine:
         for index, state in self._states.items():
             await self._fill(index, state)
         self._attached = True
-        log.info("vLLM runs: %s", {**answers[0], "kv_tokens": core.kv_tokens})
+        log("vLLM runs", **answers[0], kv_tokens=core.kv_tokens)
 
     async def _keep(self) -> None:
         """Start a dead engine again, as often as it dies."""
@@ -252,7 +253,7 @@ class VllmEngine:
                 continue
             self._attached = False
             self._counts["restarts"] += 1
-            log.error("the engine died; it is started again")
+            log("the engine died", logging.ERROR, restarted=core.restartable)
             if not core.restartable:
                 self._died = "the engine's thread died; restart the server"
                 return
@@ -262,8 +263,8 @@ class VllmEngine:
                 await asyncio.wrap_future(self._opening)
                 await self._attach()
                 self._died = None
-            except Exception:
-                log.exception("the engine cannot be started again")
+            except Exception as error:  # noqa: BLE001  the next round tries again
+                log("the engine cannot be started again", logging.ERROR, error=error)
 
     # Banks
 
@@ -286,7 +287,7 @@ class VllmEngine:
             )
         if state.total_rank > self._options.pool_rank:
             raise StateInvalid(
-                f"the state has a total rank of {state.total_rank}, a bank has room for {self._options.pool_rank}: "
+                f"the state's total rank is {state.total_rank}, a bank has room for {self._options.pool_rank}: "
                 "raise STRATA_POOL_RANK and restart the server"
             )
 

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from server.engine.vllm_plugin import LOGGING_VARIABLE
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -13,7 +15,7 @@ _WORKER_EXTENSION = "server.engine.vllm_plugin.worker.PoolWorker"
 _CPU_STEP_TOKENS = 512
 _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CONFIGURE_LOGGING": "0",  # the gateway's logs are JSON lines
+    LOGGING_VARIABLE: "0",  # logs are JSON lines, the gateway's and the engine's
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer and the gateway run on the same cores
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
@@ -36,6 +38,7 @@ class VllmOptions:
         gpu_memory_utilization: share of a GPU's memory for model, keys and values.
         kv_bytes: memory of keys and values; None leaves it to ``gpu_memory_utilization``.
         step_tokens: most tokens of a step; None is 512 on a CPU and what vLLM takes on a GPU.
+        block_size: tokens of a block of the key-value memory, the grain of prefix reuse; None is vLLM's own.
         eager: never compile or capture graphs; None is true on a CPU.
         threads: CPU threads of an engine process; 0 leaves it to torch.
     """
@@ -52,17 +55,20 @@ class VllmOptions:
     gpu_memory_utilization: float = 0.6
     kv_bytes: int | None = None
     step_tokens: int | None = None
+    block_size: int | None = None
     eager: bool | None = None
     threads: int = 0
 
 
 def prepare_environment(options: VllmOptions) -> None:
-    """Set what vLLM reads from the environment, where the operator has not set it; call before importing vLLM."""
+    """Set what vLLM reads from the environment, unless it is set already; call before importing vLLM."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if options.own_process else "0"
+    # Not which of the two cores runs, that is said elsewhere: on a CPU it would add a worker process to the
+    # engine's.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 
 def engine_args(options: VllmOptions, model: Path, dtype: str, *, on_cpu: bool) -> Any:
@@ -88,6 +94,8 @@ def engine_args(options: VllmOptions, model: Path, dtype: str, *, on_cpu: bool) 
         max_num_batched_tokens=None if step_tokens is None else max(step_tokens, options.max_batch),
         enable_chunked_prefill=True,
         enable_prefix_caching=True,
+        block_size=options.block_size,
+        use_tqdm_on_load=False,
         enforce_eager=on_cpu if options.eager is None else options.eager,
         tensor_parallel_size=options.tensor_parallel_size,
         gpu_memory_utilization=options.gpu_memory_utilization,

@@ -28,8 +28,8 @@ _GREEDY_BELOW = 1e-5
 def engine_prompt(request: GenerationRequest, image_token_id: int, gate: torch.Tensor | None) -> Any:
     """Return the prompt, rendered already: vLLM has nothing left to tokenize or to encode.
 
-    The keys and values of a prompt are known by its tokens, its pictures' digests and a salt; the salt is the digest
-    of version and coefficients, so that no answer is computed from another version's memory.
+    The keys and values of a prompt are known by its tokens, its pictures' digests and a salt; the salt is
+    the digest of version and coefficients, so that no answer is computed from another version's memory.
 
     Args:
         request: the request.

@@ -26,8 +26,8 @@ _QUESTION = "What is shown in the picture?"
 async def fill(core: Core, bank: int, state: AdapterState, dtype: torch.dtype) -> None:
     """Copy a state into an idle bank of every worker while requests run on the others.
 
-    The workers copy in threads of their own, so no step waits for it; each verifies the file's hash, that all values
-    are finite and that its memory reads back what was written.
+    The workers copy in threads of their own, so no step waits for it; each verifies the file's hash, that
+    all values are finite and that its memory reads back what was written.
 
     Args:
         core: the engine.
@@ -58,14 +58,16 @@ async def prove_that_the_pool_acts(
 ) -> None:
     """Answer one question with and without made-up increments: the distributions must differ.
 
-    A hook that is not called, or a gate that was frozen into a graph, would leave every answer the base's without
-    any error.
+    A hook that is not called, or a gate that was frozen into a graph, would leave every answer the base's
+    without any error.
 
     Raises:
         BaseModelError: the increments have no effect.
     """
     generator = torch.Generator().manual_seed(0)
-    state = AdapterState.empty(base.digest, shapes, 1, rank=1).expand("self-test", rows=1, generator=generator)
+    state = AdapterState.empty(base.digest, shapes, 1, rank=1).expand(
+        "self-test", rows=1, generator=generator
+    )
     for name, up in state.up.items():
         up.copy_(torch.randn(up.shape, generator=generator) / math.sqrt(shapes[name][1]))
     await fill(core, _BANK, state, dtype)
@@ -74,8 +76,8 @@ async def prove_that_the_pool_acts(
     await core.call("pool_fill", _BANK, "", "", 0)
     if plain == adapted:
         raise BaseModelError(
-            "vLLM runs, but increments have no effect on its answers: its model runner offers none of the hooks "
-            "that Strata knows; use the pinned release of vLLM or --engine transformers"
+            "vLLM runs, but increments have no effect on its answers: its model runner offers none of the
+            hooks " "that Strata knows; use the pinned release of vLLM or --engine transformers"
         )
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save
 if TYPE_CHECKING:
     from adapter_store.state import AdapterState
 
-_MEMORY = Path("/dev/shm")
+_MEMORY = Path("/dev/shm")  # noqa: S108  mkstemp chooses the name
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class StateFile:
 
 
 def write_state_file(state: AdapterState, dtype: torch.dtype) -> StateFile:
-    """Write the increments of ``state`` in ``dtype``: ``down.<target>`` and ``up.<target>`` as a state holds them."""
+    """Write ``down.<target>`` and ``up.<target>`` as ``state`` holds them, in ``dtype``."""
     tensors = {f"down.{name}": tensor.to(dtype).contiguous() for name, tensor in state.down.items()}
     tensors |= {f"up.{name}": tensor.to(dtype).contiguous() for name, tensor in state.up.items()}
     data = save(tensors)

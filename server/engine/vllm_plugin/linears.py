@@ -1,9 +1,9 @@
 """Find the linears that versions adapt in vLLM's model and let the pool add to them, sharded as they are.
 
-vLLM fuses some linears (``q_proj``, ``k_proj`` and ``v_proj`` into ``qkv_proj``, ``gate_proj`` and ``up_proj`` into
-``gate_up_proj``) and splits them over ranks. A row-parallel linear sees a part of the inputs: A is cut likewise and the
-addition happens before its all-reduce, so no further communication is needed. A column-parallel one gives a part of
-the outputs: B is cut likewise.
+vLLM fuses some linears (``q_proj``, ``k_proj`` and ``v_proj`` into ``qkv_proj``, ``gate_proj`` and
+``up_proj`` into ``gate_up_proj``) and splits them over ranks. A row-parallel linear sees a part of the
+inputs: A is cut likewise and the addition happens before its all-reduce, so no further communication is
+needed. A column-parallel one gives a part of the outputs: B is cut likewise.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class PooledMethod(LinearMethodBase):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
-    """Hold one target's increments on this rank: ``down`` ``[L, banks, R, d_in]``, ``up`` ``[L, banks, R, d_out]``.
+    """Hold one target's increments here: ``down`` ``[L, banks, R, d_in]``, ``up`` ``[L, banks, R, d_out]``.
 
     ``shape`` is ``(L, d_in, d_out)`` of the whole linear, over all ranks.
     """

@@ -1,7 +1,8 @@
 """vLLM's LLaVA with a resident pool of increments on its language model.
 
-The class keeps vLLM's own weight names and forward pass. Pictures reach it as projected tokens: tower and projector
-are frozen and the same for all versions, so the gateway encodes every picture once, whatever engine answers.
+The class keeps vLLM's own weight names and forward pass. Pictures reach it as projected tokens: tower and
+projector are frozen and the same for all versions, so the gateway encodes every picture once, whatever
+engine answers.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ class PooledLlava(LlavaForConditionalGeneration):
             self._add_pool(vllm_config, settings)
 
     def _add_pool(self, config: VllmConfig, settings: PoolSettings) -> None:
-        layers: Any = self.language_model.model.layers
+        language_model: Any = self.language_model
+        layers = language_model.model.layers
         eager = config.compilation_config.mode == CompilationMode.NONE and not _captures(config)
         self.pool = Pool(
             banks=settings.banks,

@@ -1,11 +1,12 @@
 """The resident pool: stacked increments in banks, and which tokens of a step use which of them.
 
-For every adapted linear, ``y += B_all (repeat(c, r) * (A_all x))`` (eq. 6), once per bank that a step uses. A bank
-holds one version. Every token has a gate, ``repeat(c, r)`` of its request, from the request's first adapted token
-on; tokens without one cost nothing.
+For every adapted linear, ``y += B_all (repeat(c, r) * (A_all x))`` (eq. 6), once per bank that a step uses.
+A bank holds one version. Every token has a gate, ``repeat(c, r)`` of its request, from the request's first
+adapted token on; tokens without one cost nothing.
 
-In a graph (``torch.compile`` or CUDA graphs) shapes and addresses are fixed: there all banks are computed for all
-tokens over one persistent gate buffer, whose zeros switch tokens off. A Python branch would be frozen into the graph.
+In a graph (``torch.compile`` or CUDA graphs) shapes and addresses are fixed: there all banks are computed
+for all tokens over one persistent gate buffer, whose zeros switch tokens off. A Python branch would be
+frozen into the graph.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RequestGate:
-    """Hold what one request brings: its bank, gate ``[width]`` and the position of its first adapted token."""
+    """Hold what a request brings: its bank, gate ``[width]`` and the position of its first adapted token."""
 
     bank: int
     gate: Tensor
@@ -42,7 +43,7 @@ class Factors:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActiveBank:
-    """Say which tokens of a step use a bank: ``rows`` ``[m]`` (None: all, in order) with ``gate`` ``[m, width]``."""
+    """Say which tokens of a step use a bank: ``rows`` ``[m]`` (None: all) with ``gate`` ``[m, width]``."""
 
     bank: int
     width: int

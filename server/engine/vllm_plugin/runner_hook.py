@@ -1,6 +1,7 @@
 """Hand each step's gates to the pool, for the older of vLLM's model runners (the default on CPUs).
 
-That runner lets subclasses and others wrap ``_model_forward``; its batch says which request owns which tokens.
+That runner lets subclasses and others wrap ``_model_forward``; its batch says which request owns which
+tokens.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What the gateway may ask of every worker: fill a bank while requests run, and say what lies in it.
 
-vLLM mixes this class into its worker (``worker_extension_cls``); the methods are called by ``collective_rpc`` between
-two steps, so each must return at once. Filling happens in a thread of its own: an idle bank is read by no step.
+vLLM mixes this class into its worker (``worker_extension_cls``); the methods are called by
+``collective_rpc`` between two steps, so each must return at once. Filling happens in a thread of its own:
+an idle bank is read by no step.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class PoolWorker:
     model_runner: Any
 
     def pool_attach(self) -> dict[str, Any]:
-        """Hook into the model runner and return what is adapted: ``shapes``, ``capacity``, ``runner``, ``fixed``."""
+        """Hook into the model runner; return ``shapes``, ``capacity``, ``fixed`` and ``runner``."""
         pool = self._pool_of_model()
         state = getattr(self.model_runner, "model_state", None)
         if state is None and not isinstance(self.model_runner._model_forward, RunnerHook):
@@ -50,7 +51,7 @@ class PoolWorker:
         }
 
     def pool_fill(self, bank: int, path: str, digest: str, rank: int) -> None:
-        """Begin to fill ``bank`` from a safetensors file whose sha256 is ``digest``; ``rank`` 0 empties it."""
+        """Begin to fill ``bank`` from the safetensors file of that sha256; ``rank`` 0 empties it."""
         filling = Filling()
         self._pool_fillings[bank] = filling
         filling.thread = threading.Thread(
@@ -84,9 +85,7 @@ class PoolWorker:
         filling.done = True
 
 
-def fill_bank(
-    pool: Pool, targets: dict[str, Target], bank: int, path: str, digest: str, rank: int
-) -> None:
+def fill_bank(pool: Pool, targets: dict[str, Target], bank: int, path: str, digest: str, rank: int) -> None:
     """Copy this rank's part of a version into an idle bank and read it back.
 
     Args:
@@ -123,12 +122,12 @@ def fill_bank(
     pool.widths[bank] = rank
 
 
-def _check(
-    name: str, target: Target, down: torch.Tensor, up: torch.Tensor, rank: int, capacity: int
-) -> None:
+def _check(name: str, target: Target, down: torch.Tensor, up: torch.Tensor, rank: int, capacity: int) -> None:
     layers, d_in, d_out = target.shape
     rows, r = down.shape[1], down.shape[2]
     if tuple(down.shape) != (layers, rows, r, d_in) or tuple(up.shape) != (layers, rows, d_out, r):
-        raise ValueError(f"{name} is {list(down.shape)} and {list(up.shape)}, the model adapts {target.shape}")
+        raise ValueError(
+            f"{name} is {list(down.shape)} and {list(up.shape)}, the model adapts {target.shape}"
+        )
     if rows * r != rank or rank > capacity:
         raise ValueError(f"{name} has total rank {rows * r}; {rank} was announced, {capacity} fit")

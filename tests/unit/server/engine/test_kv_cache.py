@@ -95,7 +95,9 @@ def test_prompts_that_are_computed_together_keep_their_tokens_when_rows_change_p
     kept = memory(max_slots=6)
     scheduler = Scheduler(kept, PrefixCache(0), max_batch=6, prefill_tokens=99, mixed_prefill_tokens=9)
     texts = TokenTexts(build_tokenizer())
-    for number, (length, arrived) in enumerate([(9, 2.0), (4, 1.0)], start=1):  # the older one in the later slot
+    for number, (length, arrived) in enumerate(
+        [(9, 2.0), (4, 1.0)], start=1
+    ):  # the older one in the later slot
         request = GenerationRequest(str(number), list(range(5, 5 + length)))
         sequence = Sequence(request, lambda _: None, TextStream(texts), max_tokens=9, lease=BankSlot())
         sequence.arrived_seconds = arrived
