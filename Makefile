@@ -53,7 +53,7 @@ demo: $(STAMP)
 up: $(STAMP)
 	@$(BIN)/strata up
 
-check: $(STAMP)
+check: $(VLLM_STAMP)
 	@$(BIN)/ruff check $(CODE)
 	@$(BIN)/ruff format --check $(CODE)
 	@$(BIN)/lint-imports --no-cache
@@ -63,7 +63,7 @@ format: $(STAMP)
 	@$(BIN)/ruff check --fix $(CODE)
 	@$(BIN)/ruff format $(CODE)
 
-test: vllm check base
+test: check base
 	@$(BIN)/pytest $(PYTEST_ARGS)
 
 clean:

@@ -59,7 +59,9 @@ def mend() -> list[str]:
 
 
 def _import_fault(name: str) -> str:
-    tried = subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True, text=True)
+    tried = subprocess.run(
+        [sys.executable, "-c", f"import {name}"], capture_output=True, text=True, check=False
+    )
     return tried.stderr if tried.returncode else ""
 
 

@@ -35,7 +35,11 @@ _WATCH_SECONDS = 0.25
 
 
 class VllmEngine:
-    """Serve one base through vLLM with resident adapter banks; implements the ``Engine`` protocol."""
+    """Serve one base through vLLM with resident adapter banks; implements the ``Engine`` protocol.
+
+    Attributes:
+        described: what vLLM's workers said of their part: shapes, capacity, model runner, graphs or not.
+    """
 
     def __init__(self, base: Base, options: VllmOptions) -> None:
         """Prepare to serve ``base``; nothing is loaded before ``start``.
@@ -52,6 +56,7 @@ class VllmEngine:
         self._banks = Banks(self._build_bank, options.banks)
         self._states: dict[int, AdapterState] = {}
         self._core: Core | None = None
+        self.described: dict[str, Any] = {}
         self._shapes: dict[str, tuple[int, int, int]] = {}
         self._opening: Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -235,6 +240,7 @@ class VllmEngine:
         answers = await core.call("pool_attach")
         if any(answer != answers[0] for answer in answers):
             raise BaseModelError(f"vLLM's workers disagree on what is adapted: {answers}")
+        self.described = answers[0]
         self._shapes = {name: tuple(shape) for name, shape in answers[0]["shapes"].items()}
         from server.engine.vllm_client.staging import prove_that_the_pool_acts
 
@@ -287,7 +293,7 @@ class VllmEngine:
             )
         if state.total_rank > self._options.pool_rank:
             raise StateInvalid(
-                f"the state's total rank is {state.total_rank}, a bank has room for {self._options.pool_rank}: "
+                f"the state's total rank is {state.total_rank}, a bank holds {self._options.pool_rank}: "
                 "raise STRATA_POOL_RANK and restart the server"
             )
 

@@ -76,8 +76,8 @@ async def prove_that_the_pool_acts(
     await core.call("pool_fill", _BANK, "", "", 0)
     if plain == adapted:
         raise BaseModelError(
-            "vLLM runs, but increments have no effect on its answers: its model runner offers none of the
-            hooks " "that Strata knows; use the pinned release of vLLM or --engine transformers"
+            "vLLM runs, but increments have no effect on its answers: its model runner offers none of the "
+            "hooks that Strata knows; use the pinned release of vLLM or --engine transformers"
         )
 
 

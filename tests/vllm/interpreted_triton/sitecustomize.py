@@ -5,31 +5,30 @@ On ``PYTHONPATH`` this is imported at the start of every process of a test. Toge
 there.
 """
 
+from typing import Any
+
+import torch
 import triton.backends
+from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
 
 class InterpretedDriver(DriverBase):
     @classmethod
-    def is_active(cls):
+    def is_active(cls) -> Any:
         return True
 
-    def map_python_to_cpp_type(self, ty):
+    def map_python_to_cpp_type(self, ty: str) -> str:
         raise NotImplementedError
 
-    def get_current_target(self):
-        return triton.backends.compiler.GPUTarget("cpu", 0, 0)
+    def get_current_target(self) -> Any:
+        return GPUTarget("cpu", 0, 0)
 
-    def get_active_torch_device(self):
-        import torch
-
+    def get_active_torch_device(self) -> Any:
         return torch.device("cpu")
 
-    def get_benchmarker(self):
+    def get_benchmarker(self) -> Any:
         raise NotImplementedError
-
-    def get_current_device(self):
-        return 0
 
 
 triton.backends.backends["cpu"] = triton.backends.Backend(

@@ -34,7 +34,8 @@ class Oracle:
         layers = model.model.language_model.layers
         for target in state.targets:
             for index, layer in enumerate(layers):
-                linear = layer.get_submodule("self_attn." + target if target == "o_proj" else "mlp." + target)
+                part = "self_attn." if target in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp."
+                linear = layer.get_submodule(part + target)
                 delta = torch.einsum(
                     "n,nor,nri->oi",
                     c.double(),
