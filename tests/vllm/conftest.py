@@ -58,8 +58,9 @@ def results(
 ) -> Iterator[dict[str, Future[dict[str, Any]]]]:
     """Start every scenario that a collected test names with ``@pytest.mark.parametrize("scenario", ...)``."""
     folder = tmp_path_factory.mktemp("vllm")
-    calls = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    wanted = list(dict.fromkeys(params["scenario"] for params in calls if "scenario" in params))
+    calls = [getattr(item, "callspec", None) for item in request.session.items]
+    named = [call.params["scenario"] for call in calls if call is not None and "scenario" in call.params]
+    wanted = list(dict.fromkeys(named))
     with ThreadPoolExecutor(AT_ONCE) as pool:
         yield {name: pool.submit(run, name, folder) for name in wanted}
 
