@@ -1,0 +1,1 @@
+"""What increments cost a vLLM server, beside the bare base, vLLM's native LoRA and PEFT."""

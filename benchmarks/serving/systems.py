@@ -1,0 +1,167 @@
+"""The systems that are measured: one engine process each, all driven through the same client."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from server.engine.protocol import GenerationRequest
+from server.engine.vllm_client.options import VllmOptions, engine_args, prepare_environment
+
+if TYPE_CHECKING:
+    from adapter_store.base.load import Base
+    from adapter_store.state import AdapterState
+
+_NUMBERS = itertools.count()
+
+
+class System(Protocol):
+    """Answer requests; ``name`` is how the tables call it."""
+
+    name: str
+
+    async def open(self) -> None:
+        """Start, load what is needed and answer one request."""
+        ...
+
+    def ask(self, number: int, request: GenerationRequest) -> AsyncIterator[float]:
+        """Answer the ``number``-th request of a round; yield the moment of each token, in seconds."""
+        ...
+
+    def close(self) -> None:
+        """Stop."""
+        ...
+
+
+@dataclass(slots=True)
+class VllmSystem:
+    """An engine process of vLLM; what is adapted, and how, is up to the subclasses."""
+
+    name: str
+    base: Base
+    options: VllmOptions
+    core: Any = None
+
+    async def open(self) -> None:
+        """Start the engine process."""
+        import asyncio
+
+        from server.engine.vllm_client.cores import ProcessCore
+
+        prepare_environment(self.options)
+        self.core = ProcessCore(self.arguments())
+        await asyncio.to_thread(self.core.open)
+        await self.prepare()
+
+    def arguments(self) -> Any:
+        """Return vLLM's arguments for the bare base."""
+        dtype = str(self.base.model.dtype).removeprefix("torch.")
+        arguments = engine_args(self.options, self.base.path, dtype, on_cpu=not torch.cuda.is_available())
+        return replace(arguments, additional_config={}, worker_extension_cls="")
+
+    async def prepare(self) -> None:
+        """Load what requests will need."""
+
+    def gate(self, number: int) -> tuple[int, torch.Tensor | None]:  # noqa: ARG002
+        """Return the bank and gate of the ``number``-th request of a round."""
+        return 0, None
+
+    def lora(self, number: int) -> Any:  # noqa: ARG002
+        """Return the native LoRA of the ``number``-th request of a round."""
+        return None
+
+    async def ask(self, number: int, request: GenerationRequest) -> AsyncIterator[float]:
+        """Answer; see ``System.ask``."""
+        from server.engine.vllm_client.prompts import engine_prompt, sampling_params
+
+        bank, gate = self.gate(number)
+        prompt = engine_prompt(request, self.base.image_token_id, gate)
+        limit = request.sampling.max_tokens or 1
+        params = sampling_params(request.sampling, limit, frozenset(), bank, gate, request.gate_start)
+        key = f"{request.request_id}-{next(_NUMBERS)}"
+        lora = self.lora(number)
+        stream = (
+            self.core.submit(key, prompt, params)
+            if lora is None
+            else self.core._open_llm.generate(prompt, params, key, lora_request=lora)
+        )
+        async for output in stream:
+            moment = time.perf_counter()
+            for _ in output.outputs[0].token_ids:
+                yield moment
+
+    def close(self) -> None:
+        """Stop the engine process."""
+        if self.core is not None:
+            self.core.close()
+
+
+@dataclass(slots=True)
+class Pool(VllmSystem):
+    """Strata's pool: every request its own coefficients; one bank for each state."""
+
+    states: Sequence[AdapterState] = ()
+    vectors: Sequence[torch.Tensor] = ()
+
+    def arguments(self) -> Any:
+        """Return vLLM's arguments with the pool."""
+        dtype = str(self.base.model.dtype).removeprefix("torch.")
+        return engine_args(self.options, self.base.path, dtype, on_cpu=not torch.cuda.is_available())
+
+    async def prepare(self) -> None:
+        """Fill the banks."""
+        from server.engine.vllm_client.staging import fill
+
+        await self.core.call("pool_attach")
+        for bank, state in enumerate(self.states):
+            await fill(self.core, bank, state, self.base.model.dtype)
+
+    def gate(self, number: int) -> tuple[int, torch.Tensor | None]:
+        """Return another vector for every request, banks in turn."""
+        bank = number % len(self.states)
+        vector = self.vectors[number % len(self.vectors)]
+        return bank, vector.repeat_interleave(self.states[bank].rank)
+
+
+@dataclass(slots=True)
+class NativeLora(VllmSystem):
+    """vLLM's own LoRA: the same increments, composed into one adapter for each vector.
+
+    ``targets`` None wraps every linear, as vLLM does by default.
+    """
+
+    folders: Sequence[Path] = ()
+    rank: int = 32
+    targets: tuple[str, ...] | None = None
+    requests: list[Any] = field(default_factory=list)
+
+    def arguments(self) -> Any:
+        """Return vLLM's arguments with as many LoRA slots as there are adapters."""
+        bare = VllmSystem.arguments(self)
+        return replace(
+            bare,
+            enable_lora=True,
+            max_loras=len(self.folders),
+            max_lora_rank=self.rank,
+            lora_target_modules=None if self.targets is None else list(self.targets),
+        )
+
+    async def prepare(self) -> None:
+        """Load every adapter into its slot."""
+        from vllm.lora.request import LoRARequest
+
+        self.requests = [
+            LoRARequest(folder.name, number + 1, str(folder)) for number, folder in enumerate(self.folders)
+        ]
+        for request in self.requests:
+            await self.core._open_llm.add_lora(request)
+
+    def lora(self, number: int) -> Any:
+        """Return the adapters in turn."""
+        return self.requests[number % len(self.requests)]
