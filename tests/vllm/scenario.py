@@ -152,7 +152,9 @@ async def process(world: World) -> dict[str, Any]:
     while engine.stats().running < 4:  # noqa: ASYNC110  the count has no event
         await asyncio.sleep(0.01)
     os.kill(engine_pid(), signal.SIGKILL)
-    found["broken_off"] = sorted({str(answer.last.finish_reason) for answer in await asyncio.gather(*running)})
+    found["broken_off"] = sorted(
+        {str(answer.last.finish_reason) for answer in await asyncio.gather(*running)}
+    )
     found["while_down"] = await refusal(collect(engine.generate(requests[0])))
     found["alive_while_down"] = engine.stats().alive
     for _ in range(600):
