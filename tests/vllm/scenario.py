@@ -23,6 +23,7 @@ from adapter_store.state import AdapterState
 from server.engine.protocol import GenerationRequest
 from server.engine.transformers_engine import TransformersEngine
 from server.engine.vllm_client import VllmEngine
+from server.engine.vllm_client.state_file import write_state_file
 from tests.unit.server.engine.world import World, collect
 from tests.vllm.asking import QUESTIONS, TOKENS, ask, compare, expected, make_requests, make_world, options
 from tests.vllm.oracles import embedded, native_lora
@@ -103,8 +104,23 @@ async def faults(engine: VllmEngine, world: World) -> dict[str, str]:
     for name, c in {"short": torch.ones(3), "nan": torch.full((16,), torch.nan)}.items():
         request = world.request(name, version="v3", c=c)
         found[f"{name} coefficients"] = await refusal(collect(engine.generate(request)))
+    found["changed file"] = await changed_file(engine, world)
     found["unknown version"] = await refusal(collect(engine.generate(world.request("x", version="v9"))))
     return found
+
+
+async def changed_file(engine: VllmEngine, world: World) -> str:
+    """Hand a worker a file that is not the one announced: it must not take it."""
+    core = engine._core
+    assert core is not None
+    file = write_state_file(world.state(5), torch.float32)
+    try:
+        await core.call("pool_fill", 0, str(file.path), "0" * 64, file.rank)
+        while not (answer := (await core.call("pool_filled", 0))[0])["done"]:  # noqa: ASYNC110  no event
+            await asyncio.sleep(0.01)
+    finally:
+        file.remove()
+    return "accepted" if answer["fault"] is None else "refused"
 
 
 async def refusal(attempt: Any) -> str:
@@ -117,7 +133,7 @@ async def refusal(attempt: Any) -> str:
 
 async def preemption(world: World) -> dict[str, Any]:
     """So little memory that running requests are thrown out and computed again."""
-    engine = VllmEngine(world.base, options(kv_bytes=1536 << 10))
+    engine = VllmEngine(world.base, options(kv_bytes=1536 << 10, max_waiting=16))
     states = {"v1": world.state(1), "v2": world.state(2)}
     engine.start()
     for version, state in states.items():
@@ -130,9 +146,15 @@ async def preemption(world: World) -> dict[str, Any]:
         plain(request, *rest, **more),
     )
     requests = make_requests(world)
-    answers = await ask(engine, requests)
+    asked = asyncio.create_task(ask(engine, requests))
+    while engine.stats().running + engine.stats().waiting < len(requests):  # noqa: ASYNC110  no event
+        await asyncio.sleep(0)
+    more = (refusal(collect(engine.generate(world.request(f"more{n}", max_tokens=64)))) for n in range(24))
+    crowd = await asyncio.gather(*more)
+    answers = await asked
+    found = {"preempted": len(preempted), "first": compare(answers, expected(world, requests, states))}
     engine.shutdown()
-    return {"preempted": len(preempted), "first": compare(answers, expected(world, requests, states))}
+    return {**found, "crowd": {name: crowd.count(name) for name in set(crowd)}}
 
 
 async def process(world: World) -> dict[str, Any]:

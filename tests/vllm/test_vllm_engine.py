@@ -42,6 +42,7 @@ def test_what_cannot_be_served_is_refused(result: dict[str, Any]) -> None:
         "fewer layers": "TargetMismatch",
         "short coefficients": "InputError",
         "nan coefficients": "InputError",
+        "changed file": "refused",
         "unknown version": "NotFoundError",
     }
 
@@ -52,6 +53,7 @@ def test_requests_that_are_thrown_out_and_computed_again_answer_the_same(
 ) -> None:
     assert result["preempted"] > 0
     equal("first")
+    assert result["crowd"] == {"accepted": 16, "EngineBusy": 8}  # 64 run, 16 may wait
 
 
 @scenario("process")

@@ -60,7 +60,6 @@ class Pool:
         capacity: total rank R that a bank has room for.
         fixed: compute as a graph must: every bank for every token.
         gates: ``[banks, tokens, R]``, written before each step; empty unless ``fixed``.
-        widths: total rank in use, per bank.
     """
 
     banks: int
@@ -70,15 +69,12 @@ class Pool:
     device: torch.device
     fixed: bool = False
     gates: Tensor = field(init=False)
-    widths: list[int] = field(init=False)
     active: list[ActiveBank] = field(init=False)
-    gated_tokens: int = field(init=False, default=0)
     _written: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         size = (self.banks, self.max_tokens if self.fixed else 0, self.capacity)
         self.gates = torch.zeros(size, dtype=self.dtype, device=self.device)
-        self.widths = [0] * self.banks
         self.active = []
 
     def begin_step(
@@ -138,7 +134,6 @@ class Pool:
         total = int(counts.sum())
         if not total:
             return
-        self.gated_tokens += total
         table = torch.stack(gates)
         if total == len(members) and counts.all():  # one token each: decoding
             rows, gate = first, table

@@ -64,10 +64,6 @@ class PoolWorker:
         filling = self._pool_fillings[bank]
         return {"done": filling.done, "fault": filling.fault}
 
-    def pool_gated_tokens(self) -> int:
-        """Return how many tokens were adapted so far."""
-        return self._pool_of_model().gated_tokens
-
     def _pool_of_model(self) -> Pool:
         model: Any = self.model_runner.model
         return model.pool
@@ -99,8 +95,10 @@ def fill_bank(pool: Pool, targets: dict[str, Target], bank: int, path: str, dige
     Raises:
         ValueError: the file is not the one meant, does not fit, or holds a value that is not finite.
     """
-    pool.widths[bank] = 0
     if not rank:
+        for target in targets.values():
+            target.down[:, bank].zero_()
+            target.up[:, bank].zero_()
         return
     data = Path(path).read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
@@ -119,7 +117,6 @@ def fill_bank(pool: Pool, targets: dict[str, Target], bank: int, path: str, dige
                 raise ValueError(f"{name} holds a value that is not finite in {pool.dtype}")
             if not torch.equal(place.cpu(), given.to(pool.dtype)):
                 raise ValueError(f"{name} reads back differently: this device's memory cannot be trusted")
-    pool.widths[bank] = rank
 
 
 def _check(name: str, target: Target, down: torch.Tensor, up: torch.Tensor, rank: int, capacity: int) -> None:
