@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class BankSlot:
     """Hold one bank's version and count; ``bank`` None is the base's own slot or an empty bank.
 
-    ``released`` orders released versions, oldest lowest; None is in use. ``filling`` names the version to
+    ``fills`` counts how often it was filled; ``released`` orders released versions, oldest lowest; None is in use. ``filling`` names the version to
     come; ``abandoned`` tells that whoever wanted it has left.
     """
 
@@ -33,6 +33,7 @@ class BankSlot:
     bank: Bank | None = None
     increments: int = 0
     rank: int = 0
+    fills: int = 0
     inflight: int = 0
     released: int | None = None
     filling: str | None = None
@@ -139,6 +140,7 @@ class Banks:
             raise
         with self._lock:
             slot.increments, slot.rank = state.rows, state.rank
+            slot.fills += 1
             slot.version, slot.filling, slot.released = version, None, None
             if slot.abandoned:
                 slot.abandoned = False

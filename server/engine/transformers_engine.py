@@ -21,6 +21,7 @@ from adapter_store.errors import EngineBusy, UnavailableError
 from adapter_store.rendering import Renderer
 from server.engine.banks import Banks
 from server.engine.detokenizer import TokenTexts
+from server.engine.gathered import DENSE_RANK
 from server.engine.intake import Intake
 from server.engine.limits import device_limits
 from server.engine.outbox import Outbox
@@ -53,6 +54,7 @@ class TransformersEngine:
         targets: tuple[str, ...] = ("o_proj",),
         frozen_share: float = 0.0,
         banks: int = 2,
+        dense_rank: int = DENSE_RANK,
         max_batch: int = 32,
         max_model_len: int = 1024,
         max_waiting: int = 256,
@@ -69,6 +71,7 @@ class TransformersEngine:
             targets: linears that versions may adapt.
             frozen_share: part of the decoder layers, from the bottom, that no version adapts.
             banks: how many versions are resident at once.
+            dense_rank: total rank up to which a pool is computed whole; of a larger one only what is touched.
             max_batch: rows that run at once.
             max_model_len: longest prompt + answer, in tokens.
             max_waiting: requests that may wait; one more is refused.
@@ -107,7 +110,7 @@ class TransformersEngine:
         self._end_ids = Renderer(base).stop_ids
         texts = TokenTexts(base.tokenizer)
         self._sampler = Sampler(texts)
-        self._intake = self._open_intake(base, texts, max_model_len)
+        self._intake = self._open_intake(base, texts, max_model_len, dense_rank)
         self._max_model_len = max_model_len
         self._max_waiting = max_waiting
         self._idle_seconds = idle_seconds
@@ -120,7 +123,7 @@ class TransformersEngine:
         self._counts = {"prompt": 0, "generated": 0, "steps": 0, "failed": 0}
         self._step_seconds = self._last_step_seconds = 0.0
 
-    def _open_intake(self, base: Base, texts: TokenTexts, max_model_len: int) -> Intake:
+    def _open_intake(self, base: Base, texts: TokenTexts, max_model_len: int, dense_rank: int) -> Intake:
         return Intake(
             self._banks,
             texts,
@@ -128,6 +131,7 @@ class TransformersEngine:
             image_token_id=base.image_token_id,
             turn_end_ids=self._end_ids,
             max_model_len=max_model_len,
+            dense_rank=dense_rank,
         )
 
     @property
