@@ -1,7 +1,7 @@
 """A few increments of a large pool, copied together, and how they act on the tokens that asked for them.
 
-A stacked product (eq. 6) costs as much as the pool is wide. A request touches a few increments: copied into one
-piece once, they cost what they are wide, whatever the pool holds. Requests that touch the same increments
+A stacked product (eq. 6) costs as much as the pool is wide. A request touches a few increments: copied into
+one piece once, they cost what they are wide, whatever the pool holds. Requests that touch the same increments
 share the copy and its products.
 """
 

@@ -7,6 +7,7 @@ converting them at every question would cost more than the question.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ def key_table(keys: Tensor, device: torch.device) -> KeyTable:
     """
     if keys.is_inference():  # such tensors have no change counter
         return _make(keys, device, 0)
-    tables: dict[torch.device, KeyTable] = _TABLES.setdefault(keys, {})
+    tables = cast("dict[torch.device, KeyTable]", _TABLES.setdefault(keys, {}))
     table = tables.get(device)
     if table is None or table.version != keys._version:
         table = tables[device] = _make(keys, device, keys._version)

@@ -125,7 +125,7 @@ def coefficients(
 
 
 def answering(state: AdapterState, queries: Tensor, among: Tensor | None = None) -> Tensor:
-    """Return the intrinsic coefficients a ``[B, N]`` of what answers: zeros where the plain base does (eq. 5).
+    """Return intrinsic coefficients a ``[B, N]``, zeros where the plain base answers (eq. 5).
 
     Args:
         state: the version's state.

@@ -25,6 +25,7 @@ PREFIX = "STRATA_"
 EMBEDDED_BASE = "embedded"
 TARGETS = "o_proj"
 FROZEN_SHARE = 0.67
+DENSE_RANK = 512
 
 SHARED_NAMES = (
     "home",
@@ -49,6 +50,7 @@ GATEWAY_NAMES = (
     "max_waiting",
     "max_model_len",
     "banks",
+    "dense_rank",
     "alias_poll_seconds",
     "probe_tolerance",
     "max_request_bytes",

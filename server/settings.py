@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator
 
 from adapter_store.errors import InputError
-from adapter_store.settings import SharedSettings
+from adapter_store.settings import DENSE_RANK, SharedSettings
 from server.engine.requests import MAX_LOGPROBS, MAX_STOP_STRINGS
 
 FLAG_ALIASES = {
@@ -37,6 +37,11 @@ class GatewaySettings(SharedSettings):
         default=0, ge=0, description="tokens of prompt and answer; 0: as the base allows"
     )
     banks: int = Field(default=2, ge=2, le=16, description="versions resident at once, the base not counted")
+    dense_rank: int = Field(
+        default=DENSE_RANK,
+        ge=0,
+        description="total rank up to which all increments are computed for every token",
+    )
     alias_poll_seconds: float = Field(
         default=0.5, gt=0, le=60, description="how often moved aliases are looked for"
     )

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class BankSlot:
     """Hold one bank's version and count; ``bank`` None is the base's own slot or an empty bank.
 
-    ``fills`` counts how often it was filled; ``released`` orders released versions, oldest lowest; None is in use. ``filling`` names the version to
-    come; ``abandoned`` tells that whoever wanted it has left.
+    ``fills`` counts how often it was filled; ``released`` orders released versions, oldest lowest; None is in
+    use. ``filling`` names the version to come; ``abandoned`` tells that whoever wanted it has left.
     """
 
     version: str | None = None

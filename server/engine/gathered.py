@@ -1,8 +1,8 @@
 """Requests to a large pool: which increments each touches, and the term that computes only those.
 
 A pool no wider than ``dense_rank`` is computed whole for every token. From a wider one the touched increments
-of a request are copied together when it enters (about 3 MB for 8 increments of rank 8 on ten linears of 576 by
-576) and freed when it ends; requests that touch the same share the copy.
+of a request are copied together when it enters (about 3 MB for 8 increments of rank 8 on ten linears of 576
+by 576) and freed when it ends; requests that touch the same share the copy.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from server.engine.banks import BankSlot
     from server.engine.sequence import Sequence
 
-DENSE_RANK = 512
-"""Total rank up to which a pool is computed whole. With 32 requests that touch 8 increments each, on one core
-with AVX-512, ten linears of 576 by 576 take 5.4 ms dense at 512, 11.5 ms at 1,024, and 9 ms gathered."""
 _NARROWER = 8
 """A request is gathered only if it touches less than this part of the pool; else the whole is cheaper."""
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import torch
 
+from adapter_store.settings import DENSE_RANK
 from server.engine.banks import Banks, spread
 from server.engine.detokenizer import TextStream, TokenTexts
-from server.engine.gathered import DENSE_RANK, gate_of_rows, touched
+from server.engine.gathered import gate_of_rows, touched
 from server.engine.prefix_cache import Segment, cut_prompt
 from server.engine.protocol import Chunk, GenerationRequest
 from server.engine.requests import answer_limit, check_request

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from adapter_store.bank import Bank
 from adapter_store.errors import EngineBusy, UnavailableError
+from adapter_store.increments import attach
 from adapter_store.rendering import Renderer
+from adapter_store.settings import DENSE_RANK
 from server.engine.banks import Banks
 from server.engine.detokenizer import TokenTexts
-from server.engine.gathered import DENSE_RANK
 from server.engine.intake import Intake
 from server.engine.limits import device_limits
 from server.engine.outbox import Outbox
@@ -34,7 +36,6 @@ from server.engine.sequence import Sequence
 
 if TYPE_CHECKING:
     from adapter_store.base.load import Base
-    from adapter_store.increments import Bank
     from adapter_store.state import AdapterState
 
 log = logging.getLogger(__name__)
@@ -81,8 +82,6 @@ class TransformersEngine:
             prefix_cache_bytes: upper bound of remembered prefixes.
             idle_seconds: give the rows' memory back after this long without work.
         """
-        from adapter_store.increments import attach
-
         base.model.eval()
         limits = device_limits(base.model.device).but(
             prefill_tokens=prefill_tokens,
@@ -108,12 +107,10 @@ class TransformersEngine:
             mixed_prefill_tokens=limits.mixed_prefill_tokens,
         )
         self._end_ids = Renderer(base).stop_ids
-        texts = TokenTexts(base.tokenizer)
-        self._sampler = Sampler(texts)
-        self._intake = self._open_intake(base, texts, max_model_len, dense_rank)
         self._max_model_len = max_model_len
-        self._max_waiting = max_waiting
-        self._idle_seconds = idle_seconds
+        self._intake = self._open_intake(base, dense_rank)
+        self._sampler = Sampler(self._intake.texts)
+        self._max_waiting, self._idle_seconds = max_waiting, idle_seconds
         self._wake = threading.Condition()
         self._arrivals: list[Sequence] = []
         self._outbox = Outbox()
@@ -123,14 +120,14 @@ class TransformersEngine:
         self._counts = {"prompt": 0, "generated": 0, "steps": 0, "failed": 0}
         self._step_seconds = self._last_step_seconds = 0.0
 
-    def _open_intake(self, base: Base, texts: TokenTexts, max_model_len: int, dense_rank: int) -> Intake:
+    def _open_intake(self, base: Base, dense_rank: int) -> Intake:
         return Intake(
             self._banks,
-            texts,
+            TokenTexts(base.tokenizer),
             vocab_size=self._runner.embed_tokens.weight.shape[0],
             image_token_id=base.image_token_id,
             turn_end_ids=self._end_ids,
-            max_model_len=max_model_len,
+            max_model_len=self._max_model_len,
             dense_rank=dense_rank,
         )
 
@@ -225,8 +222,6 @@ class TransformersEngine:
 
     def _build_bank(self, state: AdapterState, old: Bank | None) -> Bank:
         """Fill the old bank in place if ``state`` fits it, else allocate another."""
-        from adapter_store.bank import Bank
-
         self._runner.increments.check_fits(state, "the state")
         if old is not None and state.rank == old.rank and state.rows <= old.capacity:
             old.fill(state)
