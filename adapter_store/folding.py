@@ -30,7 +30,7 @@ from torch import Tensor
 
 from adapter_store.state import AdapterState
 
-FOLD_ERROR = 0.05
+FOLD_ERROR = 0.01
 """Largest relative error of a fold at any linear."""
 MOST_ROWS = 16
 """Increments that the fold of one task may take."""

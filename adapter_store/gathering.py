@@ -18,7 +18,7 @@ from adapter_store.bank import Bank
 from adapter_store.errors import StateInvalid
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Gathered:
     """Hold increments of a bank as products read them.
 
