@@ -13,15 +13,15 @@ off has the squared Frobenius norm ``|C_t|^2 - sum of the kept squared singular 
 moves by at most ``error * |C_t| * |x|`` per unit of mass on task t. A task that needs more than ``most``
 increments for that is not folded.
 
-**Cost.** The matrices U_l of all tasks are built a few columns at a time and mixed by one product, so memory
-stays at some hundred MB and no task's matrix is ever whole.
+**Cost.** A task with k ranks of earlier increments in its context costs a few products of k with the sides of
+each linear; no matrix ``d_out x d_in`` is ever whole. COST_FIGURES
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
@@ -38,8 +38,9 @@ CLOSED = 1e-9
 """Weight of an earlier task below which it is no part of a context; closed ones are at 1e-13."""
 _FIRST_ROWS = 4
 _OVERSAMPLED = 16
-_BLOCK_TASKS = 128
-_CHUNK_BYTES = 128 * 2**20
+_CHUNK_COLUMNS = 128
+_HOPELESS = 0.5
+"""A sketch that holds less than this share of the estimated whole is given up without the exact error."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -73,6 +74,14 @@ class _Draft:
     failed: bool = False
     factors: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
+    def add(self, found: tuple[Tensor, Tensor, float] | None) -> None:
+        """Take over one linear's factors ``(A, B, error)``, or fail."""
+        if found is None:
+            self.failed, self.factors = True, []
+            return
+        self.factors.append(found[:2])
+        self.rank, self.error = max(self.rank, len(found[0])), max(self.error, found[2])
+
 
 _KNOWN: WeakValueDictionary[bytes, Fold] = WeakValueDictionary()
 """Folds that a version in this process still holds, by what they were made from."""
@@ -101,14 +110,7 @@ def fold_contexts(
     names = _digests(state, weights, owners, f"{error}|{most}|{state.rank}|{state.shapes}")
     found: dict[int, Fold | None] = {task: _KNOWN.get(names[task]) for task in owners}
     missing = [task for task in owners if found[task] is None]
-    tried = 0
-    for rows in sorted({min(_FIRST_ROWS, most), most}):
-        if rows > tried:
-            for start in range(0, len(missing), _BLOCK_TASKS):
-                block = missing[start : start + _BLOCK_TASKS]
-                found.update(_fold_block(state, weights, block, error, rows))
-            missing = [task for task in missing if found[task] is None]
-            tried = rows
+    found.update(_fold_all(state, weights, missing, error, most))
     for task, fold in found.items():
         if fold is not None:
             _KNOWN[names[task]] = fold
@@ -135,83 +137,80 @@ def _digests(state: AdapterState, weights: Tensor, owners: list[int], settings: 
 
 
 @torch.no_grad()
-def _fold_block(
+def _fold_all(
     state: AdapterState, weights: Tensor, tasks: list[int], error: float, most: int
 ) -> dict[int, Fold | None]:
-    """Fold a block of tasks, linear after linear."""
-    drafts = [_Draft() for _ in tasks]
+    """Fold tasks, linear after linear."""
+    drafts = {task: _Draft() for task in tasks}
     for target in state.targets:
-        for layer in range(state.down[target].shape[0]):
-            pool = _Pool(state.down[target][layer], state.up[target][layer], state.usage)
-            limit = min(most * state.rank, *pool.sides)
-            _fold_linear(pool, weights[tasks], drafts, error, limit)
-    return {task: _fold_of(state, draft) for task, draft in zip(tasks, drafts, strict=True)}
+        for down, up in zip(state.down[target], state.up[target], strict=True) if tasks else ():
+            halves = _halves(down, up, state.usage)
+            limit = min(most * state.rank, up.shape[1], down.shape[2])
+            for task, draft in drafts.items():
+                if not draft.failed:
+                    left, right = _context(halves, weights[task])
+                    expected = max(draft.rank, _FIRST_ROWS * state.rank)
+                    draft.add(_truncated(left, right, error, min(expected, limit), limit))
+    return {task: _fold_of(state, draft) for task, draft in drafts.items()}
 
 
-class _Pool:
-    """Hold one linear's increments ``[N, r, d_in]`` and ``[N, d_out, r]``, and what tasks use of them."""
-
-    def __init__(self, down: Tensor, up: Tensor, usage: Tensor) -> None:
-        self.sides = (up.shape[1], down.shape[2])
-        self._factors: list[tuple[Tensor, Tensor] | None] = []
-        for row in usage:
-            used = row.nonzero().flatten()
-            left = (up[used] * row[used, None, None]).transpose(0, 1).flatten(1)
-            self._factors.append((left, down[used].flatten(0, 1)) if len(used) else None)
-
-    def times(self, right: Tensor) -> Tensor:
-        """Return ``U_l @ right`` of every task, ``[T, d_out, n]``, for ``right`` ``[d_in, n]``."""
-        out = torch.zeros(len(self._factors), self.sides[0], right.shape[1])
-        for place, factors in enumerate(self._factors):
-            if factors is not None:
-                torch.mm(factors[0], factors[1] @ right, out=out[place])
-        return out
-
-    def columns(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield ranges of columns with those of every U_l, ``[T, d_out, n]``, bounded in bytes."""
-        width = max(1, _CHUNK_BYTES // (4 * self.sides[0] * max(len(self._factors), 1)))
-        for start in range(0, self.sides[1], width):
-            part = slice(start, min(start + width, self.sides[1]))
-            out = torch.zeros(len(self._factors), self.sides[0], part.stop - part.start)
-            for place, factors in enumerate(self._factors):
-                if factors is not None:
-                    torch.mm(factors[0], factors[1][:, part], out=out[place])
-            yield part, out
+def _halves(down: Tensor, up: Tensor, usage: Tensor) -> list[tuple[Tensor, Tensor] | None]:
+    """Return ``(left [d_out, n * r], right [n * r, d_in])`` with ``U_l = left @ right`` of every task."""
+    halves: list[tuple[Tensor, Tensor] | None] = []
+    for row in usage:
+        used = row.nonzero().flatten()
+        left = (up[used] * row[used, None, None]).transpose(0, 1).flatten(1)
+        halves.append((left, down[used].flatten(0, 1)) if len(used) else None)
+    return halves
 
 
-def _mixed(weights: Tensor, matrices: Tensor) -> Tensor:
-    """Return ``sum_l weights[s, l] matrices[l]``, ``[S, d_out, n]``."""
-    return (weights @ matrices.flatten(1)).view(len(weights), *matrices.shape[1:])
+def _context(halves: list[tuple[Tensor, Tensor] | None], weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``(left [d_out, k], right [k, d_in])`` with ``C_t = left @ right``."""
+    parts = [(half, float(weights[task])) for task in weights.nonzero().flatten() if (half := halves[task])]
+    return torch.cat([half[0] * weight for half, weight in parts], dim=1), torch.cat(
+        [half[1] for half, _ in parts]
+    )
 
 
-def _fold_linear(pool: _Pool, weights: Tensor, drafts: list[_Draft], error: float, limit: int) -> None:
-    """Add one linear's factors to the drafts that can still succeed."""
-    alive = [place for place, draft in enumerate(drafts) if not draft.failed]
-    if not alive:
-        return
-    weights = weights[alive]
+def _truncated(
+    left: Tensor, right: Tensor, error: float, expected: int, limit: int
+) -> tuple[Tensor, Tensor, float] | None:
+    """Return ``(A [k, d_in], B [d_out, k], error)`` of the least rank k whose error is within the bound.
+
+    A sketch for the expected rank is tried before that for the limit.
+
+    Returns:
+        None if ``limit`` ranks are not enough.
+    """
+    squared: float | None = None
     generator = torch.Generator().manual_seed(0)
-    sketch = torch.randn(pool.sides[1], min(limit + _OVERSAMPLED, *pool.sides), generator=generator)
-    basis = torch.linalg.qr(_mixed(weights, pool.times(sketch))).Q
-    inner = torch.empty(len(alive), basis.shape[2], pool.sides[1])
-    squared = torch.zeros(len(alive), dtype=torch.float64)
-    for part, matrices in pool.columns():
-        context = _mixed(weights, matrices)
-        inner[:, :, part] = basis.transpose(1, 2) @ context
-        squared += torch.linalg.vector_norm(context.flatten(1), dim=1, dtype=torch.float64).square()
-    values, vectors = torch.linalg.eigh(inner.double() @ inner.double().transpose(1, 2))
-    values, vectors = values.flip(1).clamp_min(0.0), vectors.flip(2).float()
-    left = (squared[:, None] - torch.nn.functional.pad(values.cumsum(1), (1, 0))).clamp_min(0.0)
-    errors = torch.where(squared[:, None] > 0, (left / squared[:, None]).sqrt(), torch.zeros_like(left))
-    for index, place in enumerate(alive):
-        draft, enough = drafts[place], (errors[index] <= error).nonzero()
-        rank = int(enough[0]) if len(enough) else limit + 1
-        if rank > limit:
-            draft.failed, draft.factors = True, []
+    for rank in sorted({expected, limit}):
+        width = min(rank + _OVERSAMPLED, left.shape[0], right.shape[1])
+        sketch = left @ (right @ torch.randn(right.shape[1], width, generator=generator))
+        basis = torch.linalg.qr(sketch).Q
+        inner = (basis.T @ left) @ right
+        values, vectors = torch.linalg.eigh(inner.double() @ inner.double().T)
+        values, vectors = values.flip(0).clamp_min(0.0), vectors.flip(1).float()
+        if float(values.sum()) < _HOPELESS * float(sketch.double().square().sum()) / width:
+            continue  # the sketch is an estimate of the whole: the exact norm would cost more
+        squared = _squared_norm(left, right) if squared is None else squared
+        cut = (squared - torch.nn.functional.pad(values.cumsum(0), (1, 0))).clamp_min(0.0)
+        enough = (cut <= error**2 * squared).nonzero()
+        if not len(enough) or int(enough[0]) > limit:
             continue
-        draft.rank, draft.error = max(draft.rank, rank), max(draft.error, float(errors[index, rank]))
-        chosen, scale = vectors[index, :, :rank], values[index, :rank].clamp_min(1e-30).float().pow(0.25)
-        draft.factors.append(((chosen.T @ inner[index]) / scale[:, None], (basis[index] @ chosen) * scale))
+        kept = int(enough[0])
+        scale = values[:kept].float().clamp_min(1e-30).pow(0.25)[:, None]
+        chosen = vectors[:, :kept]
+        reached = math.sqrt(float(cut[kept]) / squared) if squared else 0.0
+        return (chosen.T @ inner) / scale, (basis @ chosen) * scale.T, reached
+    return None
+
+
+def _squared_norm(left: Tensor, right: Tensor) -> float:
+    """Return ``|left @ right|^2`` without making the product whole."""
+    if left.shape[1] < min(left.shape[0], right.shape[1]):
+        return float(((left.T @ left).double() * (right @ right.T).double()).sum())
+    return sum(float((left @ part).double().square().sum()) for part in right.split(_CHUNK_COLUMNS, dim=1))
 
 
 def _fold_of(state: AdapterState, draft: _Draft) -> Fold | None:

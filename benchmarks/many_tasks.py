@@ -143,10 +143,9 @@ def drawn_factors(
     up = torch.empty(layers, tasks, ROWS, d_out, RANK)
     for layer in range(layers):
         for task in range(tasks):
-            left = torch.linalg.qr(torch.randn(d_out, ROWS * RANK, generator=generator)).Q
-            right = torch.linalg.qr(torch.randn(d_in, ROWS * RANK, generator=generator)).Q
-            down[layer, task] = right.T
-            up[layer, task] = (left * strengths).view(d_out, ROWS, RANK).transpose(0, 1)
+            left = torch.randn(d_out, ROWS * RANK, generator=generator) * strengths * (d_in * d_out) ** -0.5
+            torch.randn(ROWS * RANK, d_in, generator=generator, out=down[layer, task])
+            up[layer, task] = left.view(d_out, ROWS, RANK).transpose(0, 1)
     return down.view(layers, tasks * ROWS, RANK, d_in), up.flatten(1, 2)
 
 
@@ -277,6 +276,17 @@ def measure(bench: Bench, repeats: int) -> list[Row]:
     return rows
 
 
+def described(pool: Pool) -> str:
+    """Say in a line what a pool is made of."""
+    return (
+        f"{pool.increments} increments: {pool.bytes / 2**20:.0f} MiB, opened in {pool.open_seconds:.1f} s, "
+        f"32 questions routed in {1000 * pool.routing_seconds:.1f} ms; "
+        f"{pool.folds} folds of {pool.fold_rows_mean:.1f} increments (most {pool.fold_rows_most}, "
+        f"error {pool.fold_error:.4f}), {pool.unfolded} contexts unfolded; "
+        f"a request touches {pool.touched_rows_mean:.1f} increments, all requests {pool.touched_tasks} tasks"
+    )
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Measure pools of many tasks.")
@@ -289,13 +299,7 @@ def main() -> None:
     bench = Bench(arguments.threads)
     pools = bench.open(arguments.increments, open_all=arguments.open_all)
     for pool in pools:
-        print(
-            f"{pool.increments} increments: {pool.bytes / 2**20:.0f} MiB, opened in {pool.open_seconds:.1f} s,
-            " f"routing {1000 * pool.routing_seconds:.1f} ms; {pool.folds} folds of {pool.fold_rows_mean:.1f}
-            " f"increments (most {pool.fold_rows_most}, error {pool.fold_error:.4f}), {pool.unfolded}
-            unfolded; " f"a request touches {pool.touched_rows_mean:.1f}, all together {pool.touched_tasks}
-            tasks"
-        )
+        print(described(pool))
     rows = measure(bench, arguments.repeats)
     bench.engine.shutdown()
     print(

@@ -140,5 +140,7 @@ def test_what_is_gathered_and_what_is_computed_whole() -> None:
     assert torch.equal(gate_of_rows(few, rows, 8).view(5, 8)[:, 0], sparse(0, 5)[list(rows)])
     assert touched(slot, few, 8 * ROWS) is None, "a pool within the limit is computed whole"
     assert touched(slot, many, 512) is None, "an eighth of the pool is not worth a copy"
-    assert touched(slot, spread(slot, sparse(0, 9)), 64) is None, "a copy never exceeds the limit"
+    wide = BankSlot(version="v1", bank=object(), increments=8 * ROWS, rank=8)  # type: ignore[arg-type]
+    assert touched(wide, spread(wide, sparse(0, 64, 8 * ROWS)), 64) is not None
+    assert touched(wide, spread(wide, sparse(0, 65, 8 * ROWS)), 64) is None, "a copy is bounded"
     assert touched(slot, None, 64) is None
