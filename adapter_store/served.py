@@ -89,9 +89,11 @@ class ServedPool:
         """
         if self.brought is None or self.sizes is None:
             return a + contextual(self.state, a)
+        mass = task_mass(self.state, a)
+        tasks = mass.any(dim=0).nonzero().flatten()
         wide = torch.nn.functional.pad(a, (0, self.brought.shape[1] - a.shape[1]))
-        brought = self.brought.to(a.device)
-        return drop_smallest(wide + task_mass(self.state, a) @ brought, self.sizes.to(a.device), self.dropped)
+        wide = wide + mass[:, tasks] @ self.brought[tasks.to(self.brought.device)].to(a.device)
+        return drop_smallest(wide, self.sizes.to(a.device), self.dropped)
 
 
 def open_pool(
