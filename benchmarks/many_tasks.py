@@ -75,7 +75,11 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Hold one line of the table: tokens a second with its spread, and medians of ratios in turns."""
+    """Hold one line of the table: tokens a second with its spread, and medians of ratios in turns.
+
+    ``cpu_to_64`` compares tokens per second of this process' own computing time, which says more on a machine
+    that others use.
+    """
 
     pool: str
     tokens_per_second: float
@@ -83,6 +87,15 @@ class Row:
     highest: float
     to_64: float
     to_base: float
+    cpu_to_64: float
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Hold what one load measured: tokens a second, and tokens a second of computing time."""
+
+    tokens_per_second: float
+    tokens_per_cpu_second: float
 
 
 def make_state(
@@ -223,10 +236,12 @@ class Bench:
             times.append(time.perf_counter() - began)
         return statistics.median(times)
 
-    def load(self, name: str) -> float:
-        """Ask all questions at once and return tokens a second."""
+    def load(self, name: str) -> Load:
+        """Ask all questions at once and wait for all answers."""
         self.engine.forget_prefixes()
-        return asyncio.run(self._load(name))
+        began = time.process_time()
+        speed = asyncio.run(self._load(name))
+        return Load(speed, REQUESTS * NEW_TOKENS / (time.process_time() - began))
 
     async def _load(self, name: str) -> float:
         began = time.perf_counter()
@@ -262,17 +277,23 @@ def measure(bench: Bench, repeats: int) -> list[Row]:
     names = [BASE, *bench.pools]
     for name in names:
         bench.load(name)
-    turns: list[dict[str, float]] = []
+    turns: list[dict[str, Load]] = []
     for repeat in range(repeats):
         order = names if repeat % 2 == 0 else names[::-1]
         turns.append({name: bench.load(name) for name in order})
+        print(f"turn {repeat + 1} of {repeats}", flush=True)
     reference = "64" if "64" in bench.pools else names[1]
     rows = []
     for name in names:
-        speeds = [turn[name] for turn in turns]
-        to_64 = statistics.median(turn[name] / turn[reference] for turn in turns)
-        to_base = statistics.median(turn[name] / turn[BASE] for turn in turns)
-        rows.append(Row(name, statistics.median(speeds), min(speeds), max(speeds), to_64, to_base))
+        speeds = [turn[name].tokens_per_second for turn in turns]
+        to_64, to_base = (
+            statistics.median(turn[name].tokens_per_second / turn[other].tokens_per_second for turn in turns)
+            for other in (reference, BASE)
+        )
+        cpu = statistics.median(
+            turn[name].tokens_per_cpu_second / turn[reference].tokens_per_cpu_second for turn in turns
+        )
+        rows.append(Row(name, statistics.median(speeds), min(speeds), max(speeds), to_64, to_base, cpu))
     return rows
 
 
@@ -303,11 +324,11 @@ def main() -> None:
     rows = measure(bench, arguments.repeats)
     bench.engine.shutdown()
     print(
-        "\n| increments | tokens/s (lowest to highest) | to 64 | to the base |\n| --- | --- | ---: | ---: |"
+        "\n| increments | tokens/s (lowest to highest) | to 64 | to the base | to 64, computing time |\n| --- | --- | ---: | ---: | ---: |"
     )
     for row in rows:
         speeds = f"{row.tokens_per_second:.1f} ({row.lowest:.1f} to {row.highest:.1f})"
-        print(f"| {row.pool} | {speeds} | {row.to_64:.3f} | {row.to_base:.3f} |")
+        print(f"| {row.pool} | {speeds} | {row.to_64:.3f} | {row.to_base:.3f} | {row.cpu_to_64:.3f} |")
     print(f"\npeak resident memory {peak_rss_mib():.0f} MiB, {torch.get_num_threads()} threads")
     if arguments.json:
         content = {
