@@ -323,9 +323,8 @@ def main() -> None:
         print(described(pool))
     rows = measure(bench, arguments.repeats)
     bench.engine.shutdown()
-    print(
-        "\n| increments | tokens/s (lowest to highest) | to 64 | to the base | to 64, computing time |\n| --- | --- | ---: | ---: | ---: |"
-    )
+    print("\n| increments | tokens/s (lowest to highest) | to 64 | to the base | to 64, computing time |")
+    print("| --- | --- | ---: | ---: | ---: |")
     for row in rows:
         speeds = f"{row.tokens_per_second:.1f} ({row.lowest:.1f} to {row.highest:.1f})"
         print(f"| {row.pool} | {speeds} | {row.to_64:.3f} | {row.to_base:.3f} | {row.cpu_to_64:.3f} |")
