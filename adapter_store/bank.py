@@ -76,8 +76,9 @@ class Bank:
             device: where the copy lies.
             trainable: make every stacked tensor an ``nn.Parameter``.
         """
-        index = torch.arange(state.rows) if rows is None else torch.as_tensor(rows, dtype=torch.int64)
-        bank = cls.allocate(state.shapes, len(index), state.rank, dtype, device)
+        index = None if rows is None else torch.as_tensor(rows, dtype=torch.int64)
+        count = state.rows if index is None else len(index)
+        bank = cls.allocate(state.shapes, count, state.rank, dtype, device)
         bank._copy(state, index)
         if trainable:
             bank.down = {name: nn.Parameter(tensor) for name, tensor in bank.down.items()}
@@ -120,7 +121,7 @@ class Bank:
             raise StateInvalid(
                 f"the state has {state.rows} increments, the bank has room for {self.capacity}"
             )
-        self._copy(state, torch.arange(state.rows))
+        self._copy(state, None)
 
     def named_tensors(self) -> dict[str, Tensor]:
         """Return the stacked tensors by name, ``down.<target>`` and ``up.<target>``."""
@@ -155,11 +156,14 @@ class Bank:
         return list(zip(down, up, strict=True))
 
     @torch.no_grad()
-    def _copy(self, state: AdapterState, index: Tensor) -> None:
-        count = len(index)
+    def _copy(self, state: AdapterState, index: Tensor | None) -> None:
+        count = state.rows if index is None else len(index)
         for name in state.targets:
-            self.down[name][:, :count].copy_(state.down[name][:, index])
-            self.up[name][:, :count].copy_(state.up[name][:, index].transpose(2, 3))
+            down, up = state.down[name], state.up[name]
+            if index is not None:
+                down, up = down[:, index], up[:, index]
+            self.down[name][:, :count].copy_(down)
+            self.up[name][:, :count].copy_(up.transpose(2, 3))
         self._rows = count
         self._views = None
 

@@ -2,7 +2,8 @@
 
 For every adapted linear, ``y = W0 x + B_all (repeat(c, r) * (A_all x))`` (eq. 6). All increments of a version
 lie stacked in a ``Bank``; a ``Term`` is a bank with the gate ``repeat(c, r)`` of each token. Several terms
-add up: one per version that is present in a serving batch, or a frozen and a trained one in training.
+add up: one per version that is present in a serving batch, or a frozen and a trained one in training. A large
+pool acts through a ``GatheredTerm`` instead, by the few increments that each request touches.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from torch import Tensor, nn
 
 from adapter_store.bank import Bank, gate_of
 from adapter_store.errors import BaseModelError, StateInvalid, TargetMismatch
+from adapter_store.gathering import ActiveParts, GatheredTerm
 from adapter_store.state import AdapterState, Shape
 
-__all__ = ["AdaptedLinear", "Bank", "Increments", "Term", "attach", "gate_of"]
+__all__ = ["AdaptedLinear", "Bank", "GatheredTerm", "Increments", "Term", "attach", "gate_of"]
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
@@ -62,7 +64,7 @@ class Increments:
         self.frozen_share = frozen_share
         self._modules = modules
         self._places = places
-        self._active: list[_ActiveTerm] = []
+        self._active: list[_Acting] = []
         self._owner: int | None = None
         self.attached = True
 
@@ -98,7 +100,7 @@ class Increments:
         return next(iter(self._modules.values()))[0].linear.weight.device
 
     @contextmanager
-    def active(self, terms: Sequence[Term]) -> Iterator[None]:
+    def active(self, terms: Sequence[Term | GatheredTerm]) -> Iterator[None]:
         """Let ``terms`` act on every forward pass inside the block; none leaves the untouched base.
 
         Raises:
@@ -110,7 +112,7 @@ class Increments:
                 "another thread runs this model with active increments: use one thread per model"
             )
         before, owner = self._active, self._owner
-        prepared = [self._prepare(term) for term in terms if term.bank.rows]
+        prepared = [self._prepare(term) for term in terms if isinstance(term, GatheredTerm) or term.bank.rows]
         self._set(prepared, thread)
         try:
             yield
@@ -124,13 +126,15 @@ class Increments:
             setattr(parent, name, module.linear)
         self.attached = False
 
-    def _set(self, terms: list[_ActiveTerm], owner: int | None) -> None:
+    def _set(self, terms: list[_Acting], owner: int | None) -> None:
         self._active, self._owner = terms, owner
         for modules in self._modules.values():
             for module in modules:
                 module.terms = terms
 
-    def _prepare(self, term: Term) -> _ActiveTerm:
+    def _prepare(self, term: Term | GatheredTerm) -> _Acting:
+        if isinstance(term, GatheredTerm):
+            return term.prepare(self.dtype, self.device, len(self._places))
         bank = term.bank
         if set(bank.down) != set(self._modules):
             raise StateInvalid(f"the bank adapts {sorted(bank.down)}, the model {sorted(self._modules)}")
@@ -154,7 +158,7 @@ class AdaptedLinear(nn.Module):
         super().__init__()
         self.linear = linear
         self.slot = slot
-        self.terms: list[_ActiveTerm] = []
+        self.terms: list[_Acting] = []
 
     @property
     def weight(self) -> Tensor:
@@ -204,6 +208,9 @@ class _ActiveTerm:
         if self.shared_gate is None or len(hidden) % len(self.gate):
             raise StateInvalid(f"the gate covers {len(self.gate)} tokens, the model runs {len(hidden)}")
         return (hidden.view(len(self.gate), -1, hidden.shape[-1]) * self.shared_gate).view_as(hidden)
+
+
+_Acting = _ActiveTerm | ActiveParts
 
 
 def attach(model: Any, targets: Sequence[str], frozen_share: float = 0.0) -> Increments:

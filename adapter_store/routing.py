@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapter_store.errors import StateInvalid
+from adapter_store.key_table import key_table
 from adapter_store.state import AdapterState
 
 
@@ -57,9 +58,9 @@ def cosines(state: AdapterState, queries: Tensor) -> Tensor:
     """
     if queries.ndim != 2 or queries.shape[1] != state.query_width:
         raise StateInvalid(f"queries are {list(queries.shape)}; this state routes [B, {state.query_width}]")
-    keys = state.keys.to(queries.device, torch.float64).flatten(0, 1)
-    cosine = F.normalize(queries.double(), dim=-1) @ keys.T
-    return cosine.view(len(queries), state.rows, state.keys_per_row).amax(dim=2).float()
+    if not state.rows:
+        return torch.zeros(len(queries), 0, device=queries.device)
+    return key_table(state.keys, queries.device).cosines(F.normalize(queries.double(), dim=-1))
 
 
 def intrinsic(state: AdapterState, queries: Tensor, among: Tensor | None = None) -> Tensor:
@@ -119,12 +120,23 @@ def coefficients(
     Returns:
         ``[B, N]`` float32.
     """
+    a = answering(state, queries, among)
+    return a + contextual(state, a, context)
+
+
+def answering(state: AdapterState, queries: Tensor, among: Tensor | None = None) -> Tensor:
+    """Return intrinsic coefficients a ``[B, N]``, zeros where the plain base answers (eq. 5).
+
+    Args:
+        state: the version's state.
+        queries: ``[B, q]``.
+        among: as in ``intrinsic``; examples of a known task are never turned away.
+    """
     cosine = cosines(state, queries)
     a = _intrinsic(state, cosine, among)
-    c = a + contextual(state, a, context)
     if among is None and state.rows:
-        c = torch.where(cosine.amax(dim=1, keepdim=True) < state.routing.tau, torch.zeros_like(c), c)
-    return c
+        a = torch.where(cosine.amax(dim=1, keepdim=True) < state.routing.tau, torch.zeros_like(a), a)
+    return a
 
 
 def task_mass(state: AdapterState, c: Tensor) -> Tensor:
@@ -137,8 +149,8 @@ def task_mass(state: AdapterState, c: Tensor) -> Tensor:
     Returns:
         ``[B, T]``, the sum of ``c`` over each task's rows.
     """
-    owner = F.one_hot(state.task_of, max(len(state.tasks), 1)).to(c)[:, : len(state.tasks)]
-    return c @ owner
+    mass = torch.zeros(len(c), len(state.tasks), dtype=torch.float64, device=c.device)
+    return mass.index_add(1, state.task_of.to(c.device), c.double()).to(c.dtype)
 
 
 def mass_outside(c: Tensor, state: AdapterState, task: str) -> Tensor:

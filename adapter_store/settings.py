@@ -25,6 +25,7 @@ PREFIX = "STRATA_"
 EMBEDDED_BASE = "embedded"
 TARGETS = "o_proj"
 FROZEN_SHARE = 0.67
+DENSE_RANK = 512
 
 SHARED_NAMES = (
     "home",
@@ -54,6 +55,7 @@ GATEWAY_NAMES = (
     "engine_process",
     "tensor_parallel_size",
     "gpu_memory_utilization",
+    "dense_rank",
     "alias_poll_seconds",
     "probe_tolerance",
     "max_request_bytes",

@@ -176,6 +176,7 @@ def _model_choice(settings: GatewaySettings) -> ModelChoice:
         max_waiting=settings.max_waiting,
         max_model_len=settings.max_model_len,
         banks=settings.banks,
+        dense_rank=settings.dense_rank,
         frozen_share=settings.frozen_share,
         targets=settings.target_names,
         alias_poll_seconds=settings.alias_poll_seconds,

@@ -78,7 +78,7 @@ class Generation:
             images=prepared.images,
             gate_start=prepared.gate_start,
             version=leased.version,
-            coefficients=prepared.coefficients,
+            coefficients=prepared.served,
             sampling=sampling,
         )
 
@@ -194,8 +194,9 @@ async def prepared_question(
     """Return what the engine takes for a question to a leased version; raises as ``generation`` does."""
     _check_size(messages, serving.max_model_len)
     state = leased.resident.state if leased.resident else None
+    pool = leased.resident.pool if leased.resident else None
     async with images as pictures:
-        prepared = await serving.retriever.prepare(Question(messages, pictures, state))
+        prepared = await serving.retriever.prepare(Question(messages, pictures, state, pool))
     _check_room(len(prepared.input_ids), max_tokens, serving.max_model_len)
     return prepared
 

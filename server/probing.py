@@ -77,14 +77,15 @@ class Prober:
             data = await asyncio.to_thread((folder / Path(probe.image).name).read_bytes)
             images.append(await asyncio.to_thread(decode_image, data))
         message = Message(role="user", text=probe.question, images=len(images))
-        prepared = await self._retriever.prepare(Question((message,), tuple(images), resident.state))
+        question = Question((message,), tuple(images), resident.state, resident.pool)
+        prepared = await self._retriever.prepare(question)
         request = GenerationRequest(
             request_id=f"probe-{uuid.uuid4().hex}",
             input_ids=prepared.input_ids,
             images=prepared.images,
             gate_start=prepared.gate_start,
             version=resident.version,
-            coefficients=prepared.coefficients,
+            coefficients=prepared.served,
             sampling=Sampling(max_tokens=len(probe.answer_token_ids), logprobs=0),
         )
         picked: list[TokenLogprob] = []

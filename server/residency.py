@@ -26,22 +26,26 @@ from server.logs import log
 from server.metrics import Metrics
 
 if TYPE_CHECKING:
+    from adapter_store.served import ServedPool
     from adapter_store.state import AdapterState
 
 Probe = Callable[["Resident", Path], Awaitable[None]]
 """Raises ProbeFailed when a staged version does not reproduce its recorded answer."""
 LoadState = Callable[[Path], "AdapterState"]
+OpenPool = Callable[["AdapterState"], "ServedPool"]
+"""Folds a version's contexts into the pool that the engine holds."""
 _LOAD_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """A version whose increments lie in a bank of the engine."""
+    """A version whose increments lie in a bank of the engine; ``pool`` None: as its state holds them."""
 
     version: str
     state: AdapterState
     manifest: Manifest
     slot: int
+    pool: ServedPool | None = None
 
 
 class Residents:
@@ -60,6 +64,7 @@ class Residents:
         probe: Probe,
         metrics: Metrics,
         banks: int,
+        open_pool: OpenPool | None = None,
         drain_timeout_seconds: float = 120.0,
     ) -> None:
         self.pinned: str | None = None
@@ -67,6 +72,7 @@ class Residents:
         self._store = store
         self._load_state = load_state
         self._probe = probe
+        self._open_pool = open_pool
         self._metrics = metrics
         self._banks = banks
         self._drain_timeout_seconds = drain_timeout_seconds
@@ -158,9 +164,11 @@ class Residents:
         manifest = await asyncio.to_thread(self._store.manifest, version)
         folder = await asyncio.to_thread(self._store.fetch, version)
         state = await asyncio.to_thread(self._load_state, folder)
-        resident = Resident(version, state, manifest, await self._make_room())
+        pool = await asyncio.to_thread(self._open_pool, state) if self._open_pool else None
+        resident = Resident(version, state, manifest, await self._make_room(), pool)
         try:
-            await self._engine.stage(version, state)
+            staged = await asyncio.to_thread(pool.staged) if pool else state
+            await self._engine.stage(version, staged)
             await self._probe(resident, folder)
         except BaseException:
             self._engine.release(version)

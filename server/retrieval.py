@@ -21,7 +21,8 @@ from adapter_store.encoder import SentenceEncoder
 from adapter_store.errors import EngineBusy
 from adapter_store.queries import QueryEncoder
 from adapter_store.rendering import Message, RenderedPrompt, Renderer
-from adapter_store.routing import coefficients
+from adapter_store.routing import answering, contextual
+from adapter_store.served import ServedPool
 from adapter_store.state import AdapterState
 from adapter_store.vision import ImageFeatures, VisionEncoder
 
@@ -33,11 +34,15 @@ _MAX_BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked: the turns, their pictures in order, and the state to route with (None: the base)."""
+    """What is asked: the turns, their pictures in order, and the state to route with (None: the base).
+
+    ``pool`` is what the engine holds of that state; None stands for the state itself.
+    """
 
     messages: tuple[Message, ...]
     images: tuple[Image.Image, ...]
     state: AdapterState | None
+    pool: ServedPool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,7 @@ class Prepared:
         coefficients: vector c of eq. 5, ``[N]`` float32, or None for the base.
         task: the task whose rows carry most of c; None when c is zero or there is no state.
         query: what the coefficients were found with, ``[q]``; None for the base.
+        served: the same for the pool that the engine holds, ``[N']``; for a small pool equal to c.
     """
 
     input_ids: tuple[int, ...]
@@ -59,6 +65,7 @@ class Prepared:
     coefficients: torch.Tensor | None
     task: str | None
     query: torch.Tensor | None
+    served: torch.Tensor | None = None
 
 
 class Retriever:
@@ -155,14 +162,14 @@ class Retriever:
         images = [tuple(next(features) for _ in question.images) for question, _ in items]
         routed = self._coefficients(items, images)
         return [
-            _prepared(question, prompt, images[index], *routed.get(index, (None, None)))
+            _prepared(question, prompt, images[index], *routed.get(index, (None, None, None)))
             for index, (question, prompt) in enumerate(items)
         ]
 
     def _coefficients(
         self, items: Sequence[tuple[Question, RenderedPrompt]], images: Sequence[tuple[ImageFeatures, ...]]
-    ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-        """Return c of eq. 5, ``[N]``, and the query ``[q]``, for every item that has a state, by state.
+    ) -> dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Return c of eq. 5, ``[N]``, the query ``[q]`` and the served c, for each item with a state.
 
         The query's picture is the first one, as in training.
         """
@@ -170,16 +177,19 @@ class Retriever:
         for index, (question, _) in enumerate(items):
             if question.state is not None:
                 groups.setdefault(id(question.state), []).append(index)
-        found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        found: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
         for indices in groups.values():
-            state = items[indices[0]][0].state
+            question = items[indices[0]][0]
+            state = question.state
             assert state is not None
             texts = [items[index][1].query_text for index in indices]
             pooled = [images[index][0].pooled if images[index] else None for index in indices]
             with torch.inference_mode():
                 queries = self._queries.encode(texts, pooled, state.routing)
-                rows = coefficients(state, queries).float().clone()
-            found.update(zip(indices, zip(rows, queries.clone(), strict=True), strict=True))
+                a = answering(state, queries)
+                rows = (a + contextual(state, a)).float().clone()
+                served = rows if question.pool is None else question.pool.coefficients(a).float().clone()
+            found.update(zip(indices, zip(rows, queries.clone(), served, strict=True), strict=True))
         return found
 
 
@@ -189,11 +199,12 @@ def _prepared(
     images: tuple[ImageFeatures, ...],
     vector: torch.Tensor | None,
     query: torch.Tensor | None,
+    served: torch.Tensor | None,
 ) -> Prepared:
     state = question.state
     span = "after_image" if state is None else state.span
     task = None if state is None or vector is None else heaviest_task(state, vector)
-    return Prepared(tuple(prompt.input_ids), images, prompt.gate_start(span), vector, task, query)
+    return Prepared(tuple(prompt.input_ids), images, prompt.gate_start(span), vector, task, query, served)
 
 
 def heaviest_task(state: AdapterState, vector: torch.Tensor) -> str | None:

@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from adapter_store.errors import BaseModelError
-from adapter_store.settings import EMBEDDED_BASE
+from adapter_store.settings import DENSE_RANK, EMBEDDED_BASE
 from adapter_store.versions import VersionStore
 from server.adaptation import LiveVersions
 from server.engine import Engine
 from server.logs import log
 from server.metrics import Metrics
 from server.probing import Prober, warm_up
-from server.residency import LoadState, Residents
+from server.residency import LoadState, OpenPool, Residents
 from server.retrieval import Retriever
 
 if TYPE_CHECKING:
     from adapter_store.base.load import Base
     from adapter_store.increments import Increments
+    from adapter_store.served import ServedPool
     from adapter_store.state import AdapterState
 
 EngineName = Literal["transformers", "vllm"]
@@ -49,6 +50,7 @@ class ModelChoice:
     max_waiting: int = 256
     max_model_len: int = 0
     banks: int = 2
+    dense_rank: int = DENSE_RANK
     targets: tuple[str, ...] = ("o_proj",)
     frozen_share: float = 0.0
     alias_poll_seconds: float = 0.5
@@ -100,6 +102,7 @@ async def open_serving(choice: ModelChoice, name: str, store: VersionStore, metr
         probe=Prober(retriever, engine, end_ids=end_ids, tolerance=_tolerance(base, choice)),
         metrics=metrics,
         banks=choice.banks,
+        open_pool=_pool_opener(choice.dense_rank),
     )
     live = LiveVersions(
         name=name, store=store, residents=residents, metrics=metrics, poll_seconds=choice.alias_poll_seconds
@@ -157,6 +160,7 @@ def _transformers_engine(base: Base, choice: ModelChoice) -> Engine:
         targets=choice.targets,
         frozen_share=choice.frozen_share,
         banks=choice.banks,
+        dense_rank=choice.dense_rank,
         max_batch=choice.max_batch,
         max_waiting=choice.max_waiting,
         max_model_len=choice.max_model_len or _length_of(base),
@@ -205,6 +209,15 @@ def _tolerance(base: Base, choice: ModelChoice) -> float:
 def _length_of(base: Base) -> int:
     text = getattr(base.model.config, "text_config", None)
     return min(int(getattr(text, "max_position_embeddings", _DEFAULT_LENGTH)), _LONGEST_DEFAULT)
+
+
+def _pool_opener(dense_rank: int) -> OpenPool:
+    def opened(state: AdapterState) -> ServedPool:
+        from adapter_store.served import open_pool
+
+        return open_pool(state, dense_rank)
+
+    return opened
 
 
 def _state_loader(digest: str) -> LoadState:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator
 
 from adapter_store.errors import InputError
-from adapter_store.settings import SharedSettings
+from adapter_store.settings import DENSE_RANK, SharedSettings
 from server.engine.requests import MAX_LOGPROBS, MAX_STOP_STRINGS
 
 FLAG_ALIASES = {
@@ -49,6 +49,11 @@ class GatewaySettings(SharedSettings):
     tensor_parallel_size: int = Field(default=1, ge=1, le=64, description="vllm: devices that share a model")
     gpu_memory_utilization: float = Field(
         default=0.6, gt=0, le=1, description="vllm: share of a GPU for model, keys and values"
+    )
+    dense_rank: int = Field(
+        default=DENSE_RANK,
+        ge=0,
+        description="total rank up to which all increments are computed for every token",
     )
     alias_poll_seconds: float = Field(
         default=0.5, gt=0, le=60, description="how often moved aliases are looked for"

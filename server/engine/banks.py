@@ -27,8 +27,8 @@ _POLL_SECONDS = 0.01
 class BankSlot:
     """Hold one bank's version and count; ``bank`` is the engine's own, None for the base and if empty.
 
-    ``released`` orders released versions, oldest lowest; None is in use. ``filling`` names the version to
-    come; ``abandoned`` tells that whoever wanted it has left.
+    ``fills`` counts how often it was filled; ``released`` orders released versions, oldest lowest; None is in
+    use. ``filling`` names the version to come; ``abandoned`` tells that whoever wanted it has left.
     """
 
     index: int = -1
@@ -36,6 +36,7 @@ class BankSlot:
     bank: Any = None
     increments: int = 0
     rank: int = 0
+    fills: int = 0
     inflight: int = 0
     released: int | None = None
     filling: str | None = None
@@ -156,6 +157,7 @@ class Banks:
             raise
         with self._lock:
             slot.increments, slot.rank = state.rows, state.rank
+            slot.fills += 1
             slot.version, slot.filling, slot.released = version, None, None
             if slot.abandoned:
                 slot.abandoned = False

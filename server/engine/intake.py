@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import torch
 
+from adapter_store.settings import DENSE_RANK
 from server.engine.banks import Banks, spread
 from server.engine.detokenizer import TextStream, TokenTexts
+from server.engine.gathered import gate_of_rows, touched
 from server.engine.prefix_cache import Segment, cut_prompt
 from server.engine.protocol import Chunk, GenerationRequest
 from server.engine.requests import answer_limit, check_request
@@ -28,7 +30,9 @@ class Intake:
         image_token_id: int,
         turn_end_ids: frozenset[int],
         max_model_len: int,
+        dense_rank: int = DENSE_RANK,
     ) -> None:
+        self.dense_rank = dense_rank
         self.banks, self.texts = banks, texts
         self.vocab_size, self.image_token_id = vocab_size, image_token_id
         self.turn_end_ids = turn_end_ids
@@ -56,6 +60,9 @@ class Intake:
         lease = self.banks.acquire(request.version)
         try:
             gate = spread(lease, request.coefficients)
+            rows = touched(lease, gate, self.dense_rank)
+            if gate is not None and rows is not None:
+                gate = gate_of_rows(gate, rows, lease.rank)
             sequence = Sequence(
                 request=request,
                 emit=emit,
@@ -63,7 +70,8 @@ class Intake:
                 max_tokens=answer_limit(request, self.max_model_len),
                 lease=lease,
                 gate=gate,
-                segments=self._segments(request, gate),
+                rows=rows,
+                segments=self._segments(request, gate, rows),
                 generator=make_generator(request.sampling),
             )
             enqueue(sequence)
@@ -72,11 +80,14 @@ class Intake:
             raise
         return sequence
 
-    def _segments(self, request: GenerationRequest, gate: torch.Tensor | None) -> tuple[Segment, ...]:
+    def _segments(
+        self, request: GenerationRequest, gate: torch.Tensor | None, rows: tuple[int, ...] | None
+    ) -> tuple[Segment, ...]:
         salt = b""
         gate_start = len(request.input_ids)
         if gate is not None:
-            salt = hashlib.sha256(request.version.encode() + b"|" + gate.numpy().tobytes()).digest()
+            named = f"{request.version}|{rows}|".encode()
+            salt = hashlib.sha256(named + gate.numpy().tobytes()).digest()
             gate_start = request.gate_start
         places = [i for i, token in enumerate(request.input_ids) if token == self.image_token_id]
         images: list[tuple[int, str]] = []

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from server.engine.attention import use_grouped_attention
+from server.engine.gathered import Gatherer
 from server.engine.kv_cache import KeyValues, SlottedCache
 from server.engine.linears import swap_products
 from server.engine.scheduler import Piece
 from server.engine.sequence import Sequence
 
 if TYPE_CHECKING:
-    from adapter_store.increments import Increments
+    from adapter_store.increments import GatheredTerm, Increments
 
 
 class Runner:
@@ -36,6 +37,7 @@ class Runner:
         self.lm_head = model.lm_head
         self.embed_tokens = model.get_input_embeddings()
         self.increments = increments
+        self.gatherer = Gatherer(increments.targets)
         self.image_token_id = image_token_id
         config = self.language_model.config
         self.groups = use_grouped_attention(self.language_model)
@@ -128,7 +130,7 @@ class Runner:
         return embeds[piece.start : piece.stop]
 
     def _adapted(self, rows: Rows[Sequence], positions: torch.Tensor | None) -> AbstractContextManager[Any]:
-        """Switch on one term for each bank that these rows use; none for the base (eq. 6).
+        """Switch on one term for each bank that these rows use whole, and one for all gathered rows (eq. 6).
 
         Args:
             rows: the B rows of this forward.
@@ -137,19 +139,26 @@ class Runner:
         """
         from adapter_store.increments import Term
 
-        slots = {id(row.lease): row.lease for row in rows if row.gate is not None}
-        if not slots:
+        if all(row.gate is None for row in rows):
             return nullcontext()
         reach = None
         if positions is not None:
             starts = self._long([row.request.gate_start for row in rows])
             reach = (positions >= starts[:, None])[..., None]
-        terms = []
+            gathered = self.gatherer.prefill_term(rows, reach)
+        else:
+            gathered = self.gatherer.decode_term(rows)
+        terms: list[Term | GatheredTerm] = [] if gathered is None else [gathered]
+        dense = [row.gate if row.rows is None else None for row in rows]
+        slots = {id(row.lease): row.lease for row, gate in zip(rows, dense, strict=True) if gate is not None}
         for slot in slots.values():
             bank = slot.bank
             assert bank is not None
             empty = torch.zeros(slot.increments * slot.rank)
-            gates = [row.gate if row.gate is not None and row.lease is slot else empty for row in rows]
+            gates = [
+                gate if gate is not None and row.lease is slot else empty
+                for row, gate in zip(rows, dense, strict=True)
+            ]
             gate = torch.stack(gates).to(self.device, self.dtype)[:, None]
             terms.append(Term(bank, gate if reach is None else gate * reach))
         return self.increments.active(terms)

@@ -105,7 +105,7 @@ class Scheduler:
         self._fill_hole(hole, len(self.running) - 1)
         self.running.pop()
         sequence.slot = -1
-        sequence.embeds = None
+        sequence.embeds = sequence.gathered = None
 
     def reap(self, gone: Callable[[Sequence], bool]) -> list[Sequence]:
         """Remove and return every sequence for which ``gone`` is true."""

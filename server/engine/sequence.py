@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,12 +14,16 @@ from server.engine.detokenizer import TextStream
 from server.engine.prefix_cache import Segment
 from server.engine.protocol import Chunk, GenerationRequest, Sampling
 
+if TYPE_CHECKING:
+    from adapter_store.gathering import Gathered
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
     """Hold a request's progress: how much of it lies in which slot, and what was generated.
 
-    ``gate`` is ``[R]``, the coefficients spread over ranks, or None for the base. ``filled`` counts tokens
+    ``gate`` is ``[R]``, the coefficients spread over ranks, or None for the base; with ``rows``, the touched
+    increments of a large pool, it covers only those, and ``gathered`` is their copy. ``filled`` counts tokens
     whose keys lie in ``slot``. ``emit`` hands a chunk to the waiting caller and may be called from the
     engine's thread only.
     """
@@ -29,6 +34,8 @@ class Sequence:
     max_tokens: int
     lease: BankSlot
     gate: torch.Tensor | None = None
+    rows: tuple[int, ...] | None = None
+    gathered: Gathered | None = None
     segments: tuple[Segment, ...] = ()
     generator: torch.Generator | None = None
     slot: int = -1

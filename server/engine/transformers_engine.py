@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from adapter_store.bank import Bank
 from adapter_store.errors import EngineBusy, UnavailableError
+from adapter_store.increments import attach
 from adapter_store.rendering import Renderer
+from adapter_store.settings import DENSE_RANK
 from server.engine.banks import Banks, BankSlot
 from server.engine.detokenizer import TokenTexts
 from server.engine.intake import Intake
@@ -33,7 +36,6 @@ from server.engine.sequence import Sequence
 
 if TYPE_CHECKING:
     from adapter_store.base.load import Base
-    from adapter_store.increments import Bank
     from adapter_store.state import AdapterState
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ class TransformersEngine:
         targets: tuple[str, ...] = ("o_proj",),
         frozen_share: float = 0.0,
         banks: int = 2,
+        dense_rank: int = DENSE_RANK,
         max_batch: int = 32,
         max_model_len: int = 1024,
         max_waiting: int = 256,
@@ -68,6 +71,7 @@ class TransformersEngine:
             targets: linears that versions may adapt.
             frozen_share: part of the decoder layers, from the bottom, that no version adapts.
             banks: how many versions are resident at once.
+            dense_rank: total rank up to which a pool is computed whole; of a larger one only what is touched.
             max_batch: rows that run at once.
             max_model_len: longest prompt + answer, in tokens.
             max_waiting: requests that may wait; one more is refused.
@@ -77,8 +81,6 @@ class TransformersEngine:
             prefix_cache_bytes: upper bound of remembered prefixes.
             idle_seconds: give the rows' memory back after this long without work.
         """
-        from adapter_store.increments import attach
-
         base.model.eval()
         limits = device_limits(base.model.device).but(
             prefill_tokens=prefill_tokens,
@@ -104,12 +106,10 @@ class TransformersEngine:
             mixed_prefill_tokens=limits.mixed_prefill_tokens,
         )
         self._end_ids = Renderer(base).stop_ids
-        texts = TokenTexts(base.tokenizer)
-        self._sampler = Sampler(texts)
-        self._intake = self._open_intake(base, texts, max_model_len)
         self._max_model_len = max_model_len
-        self._max_waiting = max_waiting
-        self._idle_seconds = idle_seconds
+        self._intake = self._open_intake(base, dense_rank)
+        self._sampler = Sampler(self._intake.texts)
+        self._max_waiting, self._idle_seconds = max_waiting, idle_seconds
         self._wake = threading.Condition()
         self._arrivals: list[Sequence] = []
         self._outbox: Outbox[Chunk] = Outbox()
@@ -119,14 +119,15 @@ class TransformersEngine:
         self._counts = {"prompt": 0, "generated": 0, "steps": 0, "failed": 0}
         self._step_seconds = self._last_step_seconds = 0.0
 
-    def _open_intake(self, base: Base, texts: TokenTexts, max_model_len: int) -> Intake:
+    def _open_intake(self, base: Base, dense_rank: int) -> Intake:
         return Intake(
             self._banks,
-            texts,
+            TokenTexts(base.tokenizer),
             vocab_size=self._runner.embed_tokens.weight.shape[0],
             image_token_id=base.image_token_id,
             turn_end_ids=self._end_ids,
-            max_model_len=max_model_len,
+            max_model_len=self._max_model_len,
+            dense_rank=dense_rank,
         )
 
     @property
@@ -210,10 +211,7 @@ class TransformersEngine:
 
     def _build_bank(self, state: AdapterState, slot: BankSlot) -> Bank:
         """Fill the slot's old bank in place if ``state`` fits it, else allocate another."""
-        from adapter_store.bank import Bank
-
         old = slot.bank
-
         self._runner.increments.check_fits(state, "the state")
         if old is not None and state.rank == old.rank and state.rows <= old.capacity:
             old.fill(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,7 +18,8 @@ from adapter_store.errors import ProbeFailed
 from adapter_store.increments import attach
 from adapter_store.queries import QueryEncoder
 from adapter_store.rendering import Renderer
-from adapter_store.state import AdapterState, RoutingSettings
+from adapter_store.served import ServedPool, open_pool
+from adapter_store.state import CLOSED_CONTEXT, AdapterState, RoutingSettings
 from adapter_store.versions import Probe
 from adapter_store.vision import VisionEncoder
 from server.probing import Prober
@@ -39,8 +41,26 @@ def picture(number: int) -> Image.Image:
     return Image.fromarray(pixels.to(torch.uint8).numpy())
 
 
-def recorded(base: Base) -> tuple[AdapterState, list[Probe]]:
-    """Return a state whose increments act, and the answers that a trainer records for it."""
+def earlier_tasks(state: AdapterState, count: int, generator: torch.Generator) -> AdapterState:
+    """Return a state with ``count`` tasks more, with spectra as training leaves them."""
+    fall = torch.exp(-torch.arange(state.rank) / 2.0)
+    for number in range(count):
+        state = state.expand(f"earlier-{number}", 4, generator, context_logit=CLOSED_CONTEXT)
+        rows = state.rows_of(f"earlier-{number}")
+        up = {
+            name: torch.randn(old[:, rows].shape, generator=generator) * 0.3 * fall
+            for name, old in state.up.items()
+        }
+        usage = torch.zeros(state.rows).index_fill_(0, rows, 0.25)
+        state = state.with_rows(rows, up=up).with_usage(f"earlier-{number}", usage)
+    return state
+
+
+def recorded(base: Base, earlier: int = 0) -> tuple[AdapterState, list[Probe]]:
+    """Return a state whose increments act, and the answers that a trainer records for it.
+
+    The task draws on the first two of the ``earlier`` ones as its context.
+    """
     increments = attach(base.model, ("o_proj",))
     replicas = Replicas(LanguageModel.of(base.model, base.image_token_id), increments)
     queries = QueryEncoder(SentenceEncoder(base.sentence_encoder), base.calibration)
@@ -52,8 +72,12 @@ def recorded(base: Base) -> tuple[AdapterState, list[Probe]]:
     generator = torch.Generator().manual_seed(1)
     state = AdapterState.empty(
         base.digest, increments.shapes, queries.width(routing), 4, "after_image", routing
-    ).expand("colors", 4, generator)
-    up = {name: torch.randn(old.shape, generator=generator) * 0.3 for name, old in state.up.items()}
+    )
+    state = earlier_tasks(state, earlier, generator).expand("colors", 4, generator)
+    rows = state.rows_of("colors")
+    up = {name: torch.randn(old[:, rows].shape, generator=generator) * 0.3 for name, old in state.up.items()}
+    if earlier:
+        state = state.with_context("colors", torch.tensor([0.0, 0.0] + [CLOSED_CONTEXT] * (earlier - 2)))
     keys = align_keys(encoded.queries, 4, 2, generator).keys
     state = state.with_rows(state.rows_of("colors"), keys=keys, up=up)
     served = Served.of(state, increments)
@@ -78,8 +102,8 @@ def recorded(base: Base) -> tuple[AdapterState, list[Probe]]:
     return state, probes
 
 
-def resident(probe: Probe, state: AdapterState) -> Resident:
-    return Resident("v1", state, cast("Any", SimpleNamespace(probe=probe)), 0)
+def resident(probe: Probe, state: AdapterState, pool: ServedPool | None = None) -> Resident:
+    return Resident("v1", state, cast("Any", SimpleNamespace(probe=probe)), 0, pool)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.02), ("bfloat16", 0.2)])
@@ -103,6 +127,32 @@ async def test_the_engine_gives_what_the_trainer_recorded(
             off = probe.model_copy(update={"logprobs": tuple(p - 2 * tolerance for p in probe.logprobs)})
             with pytest.raises(ProbeFailed, match="log probability 0"):
                 await prober(resident(off, state), tmp_path)
+    finally:
+        engine.shutdown()
+        retriever.close()
+
+
+async def test_a_folded_pool_gives_what_the_trainer_recorded_with_exact_coefficients(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    """Fold a context of two tasks among 30, gather what each question touches, and stay within 0.02."""
+    state, probes = recorded(load_base(tiny_base, dtype="float32", device="cpu"), earlier=30)
+    for number in range(len(QUESTIONS)):
+        picture(number).save(tmp_path / f"{number}.png")
+    base = load_base(tiny_base, dtype="float32", device="cpu")
+    choice = ModelChoice(max_model_len=256, dense_rank=32)
+    engine, retriever, end_ids, *_ = _build(base, choice)
+    engine.start()
+    pool = open_pool(state, choice.dense_rank)
+    assert set(pool.folds) == {30}
+    without = dataclasses.replace(pool, brought=torch.zeros_like(pool.brought))  # type: ignore[arg-type]
+    prober = Prober(retriever, engine, end_ids=end_ids, tolerance=_tolerance(base, choice))
+    try:
+        await engine.stage("v1", pool.staged())
+        for probe in probes:
+            await prober(resident(probe, state, pool), tmp_path)
+        with pytest.raises(ProbeFailed):
+            await prober(resident(probes[0], state, without), tmp_path)
     finally:
         engine.shutdown()
         retriever.close()

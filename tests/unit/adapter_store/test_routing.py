@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from adapter_store.errors import NotFoundError, StateInvalid
+from adapter_store.key_table import key_table
 from adapter_store.routing import (
     coefficients,
     contextual,
@@ -170,3 +171,26 @@ def test_explain_agrees_with_the_coefficients() -> None:
         assert sum(told.task_shares.values()) == pytest.approx(1.0 if total else 0.0, abs=1e-5)
         assert sum(row.selected for row in told.rows) == 4
         assert told.best_cosine == pytest.approx(max(row.cosine for row in told.rows if row.selected))
+
+
+def test_shared_keys_are_read_once_and_a_change_in_place_is_seen() -> None:
+    """Cosines are those of a plain product in float64, for shared, single and changed keys."""
+    state = make_state(tasks=4, rows=3)
+    shared = F.normalize(torch.randn(4, 2, WIDTH, generator=torch.Generator().manual_seed(9)), dim=-1)
+    state = state.with_rows(range(12), keys=shared.repeat_interleave(3, 0))
+    queries = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(10))
+
+    def plainly() -> torch.Tensor:
+        units = F.normalize(queries.double(), dim=-1)
+        return torch.einsum("bq,nkq->bnk", units, state.keys.double()).amax(dim=2).float()
+
+    assert len(key_table(state.keys, state.keys.device).keys) == 4 * 2
+    torch.testing.assert_close(cosines(state, queries), plainly(), atol=1e-7, rtol=0)
+    assert key_table(state.keys, state.keys.device) is key_table(state.keys, state.keys.device)
+    state.keys[4] = -state.keys[4]
+    assert len(key_table(state.keys, state.keys.device).keys) == 6 * 2, "row 4 parts its task's rows"
+    torch.testing.assert_close(cosines(state, queries), plainly(), atol=1e-7, rtol=0)
+    with torch.inference_mode():
+        copied = state.keys.clone()
+        assert copied.is_inference()
+        assert torch.equal(key_table(copied, copied.device).keys, key_table(state.keys, copied.device).keys)

@@ -46,7 +46,7 @@ class World:
         self.residents = self.fresh_residents(banks)
         self.live = self.follower()
 
-    def fresh_residents(self, banks: int) -> Residents:
+    def fresh_residents(self, banks: int, open_pool: Any = None) -> Residents:
         """Return residents that know no version yet, on this world's store."""
         return Residents(
             engine=cast("Engine", self),
@@ -55,6 +55,7 @@ class World:
             probe=self._probe,
             metrics=Metrics(),
             banks=banks,
+            open_pool=open_pool,
         )
 
     def follower(self) -> LiveVersions:
@@ -292,3 +293,15 @@ async def test_a_busy_engine_is_no_failed_probe(tmp_path: Path):
     resident = Resident("v1", cast("Any", None), cast("Any", SimpleNamespace(probe=probe)), 0)
     with pytest.raises(EngineBusy):
         await prober(resident, tmp_path)
+
+
+async def test_the_engine_holds_the_pool_that_a_version_was_folded_into(world: World):
+    folded = SimpleNamespace(rows=3, rank=1)
+    pool = SimpleNamespace(staged=lambda: folded)
+    residents = world.fresh_residents(2, lambda _: pool)
+    resident = await residents.hold("v1")
+    assert resident is not None
+    assert resident.pool is pool
+    slot = world.banks.acquire("v1")
+    assert cast("Any", slot.bank) is folded
+    assert slot.increments == 3
