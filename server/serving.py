@@ -186,6 +186,7 @@ def _vllm_engine(base: Base, choice: ModelChoice) -> Engine:
             frozen_share=choice.frozen_share,
             banks=choice.banks,
             pool_rank=choice.pool_rank,
+            dense_rank=choice.dense_rank,
             max_batch=choice.max_batch,
             max_waiting=choice.max_waiting,
             max_model_len=choice.max_model_len or _length_of(base),

@@ -13,6 +13,7 @@ import torch
 
 from server.engine.protocol import GenerationRequest
 from server.engine.vllm_client.options import VllmOptions, engine_args, prepare_environment
+from server.engine.vllm_plugin.requests import Gated
 
 if TYPE_CHECKING:
     from adapter_store.base.load import Base
@@ -68,9 +69,9 @@ class VllmSystem:
     async def prepare(self) -> None:
         """Load what requests will need."""
 
-    def gate(self, number: int) -> tuple[int, torch.Tensor | None]:  # noqa: ARG002
-        """Return the bank and gate of the ``number``-th request of a round."""
-        return 0, None
+    def gated(self, number: int, start: int) -> Gated | None:  # noqa: ARG002
+        """Return what the ``number``-th request of a round brings, adapted from token ``start`` on."""
+        return None
 
     def lora(self, number: int) -> Any:  # noqa: ARG002
         """Return the native LoRA of the ``number``-th request of a round."""
@@ -80,10 +81,10 @@ class VllmSystem:
         """Answer; see ``System.ask``."""
         from server.engine.vllm_client.prompts import engine_prompt, sampling_params
 
-        bank, gate = self.gate(number)
-        prompt = engine_prompt(request, self.base.image_token_id, gate)
+        gated = self.gated(number, request.gate_start)
+        prompt = engine_prompt(request, self.base.image_token_id, gated)
         limit = request.sampling.max_tokens or 1
-        params = sampling_params(request.sampling, limit, frozenset(), bank, gate, request.gate_start)
+        params = sampling_params(request.sampling, limit, frozenset(), gated)
         key = f"{request.request_id}-{next(_NUMBERS)}"
         lora = self.lora(number)
         stream = (
@@ -122,11 +123,12 @@ class Pool(VllmSystem):
         for bank, state in enumerate(self.states):
             await fill(self.core, bank, state, self.base.model.dtype)
 
-    def gate(self, number: int) -> tuple[int, torch.Tensor | None]:
+    def gated(self, number: int, start: int) -> Gated | None:
         """Return another vector for every request, banks in turn."""
         bank = number % len(self.states)
-        vector = self.vectors[number % len(self.vectors)]
-        return bank, vector.repeat_interleave(self.states[bank].rank)
+        rank = self.states[bank].rank
+        gate = self.vectors[number % len(self.vectors)].repeat_interleave(rank)
+        return Gated(bank, gate, start, None, rank)
 
 
 @dataclass(slots=True)

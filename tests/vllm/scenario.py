@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,8 @@ async def refusal(attempt: Any) -> str:
 
 async def preemption(world: World) -> dict[str, Any]:
     """So little memory that running requests are thrown out and computed again."""
-    engine = VllmEngine(world.base, options(kv_bytes=1536 << 10, max_waiting=16))
-    states = {"v1": world.state(1), "v2": world.state(2)}
+    engine = VllmEngine(world.base, options(kv_bytes=1536 << 10, max_waiting=16, pool_rank=2048))
+    states = {"v1": world.state(1, tasks=24), "v2": world.state(2)}  # of v1, requests touch a few of 192
     engine.start()
     for version, state in states.items():
         await engine.stage(version, state)
@@ -145,7 +146,7 @@ async def preemption(world: World) -> dict[str, Any]:
         preempted.append(request.request_id),
         plain(request, *rest, **more),
     )
-    requests = make_requests(world)
+    requests = [few_of_many(request) for request in make_requests(world)]
     asked = asyncio.create_task(ask(engine, requests))
     while engine.stats().running + engine.stats().waiting < len(requests):  # noqa: ASYNC110  no event
         await asyncio.sleep(0)
@@ -155,6 +156,16 @@ async def preemption(world: World) -> dict[str, Any]:
     found = {"preempted": len(preempted), "first": compare(answers, expected(world, requests, states))}
     engine.shutdown()
     return {**found, "crowd": {name: crowd.count(name) for name in set(crowd)}}
+
+
+def few_of_many(request: GenerationRequest) -> GenerationRequest:
+    """Give a request of the large pool coefficients on four increments, another four for every third."""
+    if request.version != "v1":
+        return request
+    number = int(request.request_id[1:])
+    c = torch.zeros(192)
+    c[[3 + number % 3, 77, 120, 191 - number % 3]] = torch.tensor([0.4, 0.3, 0.2, 0.1]) * (1 + number % 7)
+    return replace(request, coefficients=c)
 
 
 async def process(world: World) -> dict[str, Any]:

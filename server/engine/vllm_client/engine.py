@@ -20,9 +20,11 @@ from adapter_store.errors import BaseModelError, EngineBusy, StateInvalid, Targe
 from adapter_store.rendering import Renderer
 from server.engine.banks import Banks, BankSlot, spread
 from server.engine.detokenizer import TokenTexts
+from server.engine.gathered import gate_of_rows, touched
 from server.engine.protocol import Chunk, EngineStats, GenerationRequest
 from server.engine.requests import answer_limit, check_request
 from server.engine.vllm_client.options import VllmOptions, engine_args, prepare_environment
+from server.engine.vllm_plugin.requests import Gated
 from server.logs import log
 
 if TYPE_CHECKING:
@@ -105,8 +107,8 @@ class VllmEngine:
             raise EngineBusy(f"{waiting} requests are waiting already; try again later")
         lease = self._banks.acquire(request.version)
         try:
-            gate = spread(lease, request.coefficients)
-            async for chunk in self._run(core, request, lease, gate):
+            gated = self._gated(request, lease)
+            async for chunk in self._run(core, request, gated):
                 yield chunk
         finally:
             self._banks.leave(lease)
@@ -144,19 +146,15 @@ class VllmEngine:
             error=self._died,
         )
 
-    async def _run(
-        self, core: Core, request: GenerationRequest, lease: BankSlot, gate: torch.Tensor | None
-    ) -> AsyncIterator[Chunk]:
+    async def _run(self, core: Core, request: GenerationRequest, gated: Gated | None) -> AsyncIterator[Chunk]:
         from server.engine.vllm_client.answers import Answer
         from server.engine.vllm_client.cores import CoreDied
         from server.engine.vllm_client.prompts import engine_prompt, sampling_params
 
         answer = Answer(request, self._texts, self._end_ids)
         limit = answer_limit(request, self.max_model_len)
-        params = sampling_params(
-            request.sampling, limit, self._end_ids, lease.index, gate, request.gate_start
-        )
-        prompt = engine_prompt(request, self._base.image_token_id, gate)
+        params = sampling_params(request.sampling, limit, self._end_ids, gated)
+        prompt = engine_prompt(request, self._base.image_token_id, gated)
         key = f"{request.request_id}-{id(answer):x}"
         self._answers[key] = answer
         outputs = core.submit(key, prompt, params)
@@ -178,6 +176,16 @@ class VllmEngine:
             del self._answers[key]
             self._count(answer)
             await outputs.aclose()  # pyright: ignore[reportAttributeAccessIssue]  an async generator
+
+    def _gated(self, request: GenerationRequest, lease: BankSlot) -> Gated | None:
+        """Return what a request brings to the workers; of a large pool only what it touches."""
+        gate = spread(lease, request.coefficients)
+        if gate is None:
+            return None
+        rows = None if self.described["fixed"] else touched(lease, gate, self._options.dense_rank)
+        if rows is not None:
+            gate = gate_of_rows(gate, rows, lease.rank)
+        return Gated(lease.index, gate, request.gate_start, rows, lease.rank)
 
     def _count(self, answer: Answer) -> None:
         self._counts["generated"] += answer.completion_tokens

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from adapter_store.settings import DENSE_RANK
 from server.engine.vllm_plugin import LOGGING_VARIABLE
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class VllmOptions:
         frozen_share: part of the decoder layers, from the bottom, that no version adapts.
         banks: versions resident at once.
         pool_rank: total rank that a bank has room for.
+        dense_rank: total rank up to which a pool is computed whole; not used in graphs.
         max_batch: requests that run at once.
         max_waiting: requests that may wait; one more is refused.
         max_model_len: longest prompt + answer, in tokens.
@@ -47,6 +49,7 @@ class VllmOptions:
     frozen_share: float = 0.0
     banks: int = 2
     pool_rank: int = 512
+    dense_rank: int = DENSE_RANK
     max_batch: int = 32
     max_waiting: int = 256
     max_model_len: int = 2048

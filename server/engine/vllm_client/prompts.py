@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from vllm import SamplingParams
 from vllm.inputs import mm_input, tokens_input
 from vllm.multimodal.inputs import (
@@ -19,13 +18,13 @@ from vllm.multimodal.inputs import (
 from vllm.sampling_params import RequestOutputKind
 
 from server.engine.protocol import GenerationRequest, Sampling
-from server.engine.vllm_plugin.requests import to_extra_args
+from server.engine.vllm_plugin.requests import Gated, to_extra_args
 
 _MODALITY = "image"
 _GREEDY_BELOW = 1e-5
 
 
-def engine_prompt(request: GenerationRequest, image_token_id: int, gate: torch.Tensor | None) -> Any:
+def engine_prompt(request: GenerationRequest, image_token_id: int, gated: Gated | None) -> Any:
     """Return the prompt, rendered already: vLLM has nothing left to tokenize or to encode.
 
     The keys and values of a prompt are known by its tokens, its pictures' digests and a salt; the salt is
@@ -34,12 +33,11 @@ def engine_prompt(request: GenerationRequest, image_token_id: int, gate: torch.T
     Args:
         request: the request.
         image_token_id: the placeholder of one projected token.
-        gate: its gate ``[R]``, None for the base.
+        gated: what it brings to the workers, None for the base.
     """
     salt = None
-    if gate is not None:
-        identity = request.version.encode() + b"|" + str(request.gate_start).encode() + b"|"
-        salt = hashlib.sha256(identity + gate.numpy().tobytes()).hexdigest()
+    if gated is not None:
+        salt = hashlib.sha256(request.version.encode() + b"|" + gated.salt).hexdigest()
     ids = list(request.input_ids)
     if not request.images:
         return tokens_input(ids, cache_salt=salt)
@@ -67,12 +65,7 @@ def _places(request: GenerationRequest, image_token_id: int) -> Iterator[Placeho
 
 
 def sampling_params(
-    sampling: Sampling,
-    max_tokens: int,
-    end_ids: frozenset[int],
-    bank: int,
-    gate: torch.Tensor | None,
-    gate_start: int,
+    sampling: Sampling, max_tokens: int, end_ids: frozenset[int], gated: Gated | None
 ) -> SamplingParams:
     """Return vLLM's settings of a request; text, stop strings and end tokens stay with the gateway.
 
@@ -80,9 +73,7 @@ def sampling_params(
         sampling: how tokens are picked.
         max_tokens: the most tokens of the answer.
         end_ids: tokens that end a turn.
-        bank: where the request's version lies.
-        gate: its gate ``[R]``, None for the base.
-        gate_start: position of the first adapted token.
+        gated: what the request brings to the workers, None for the base.
     """
     greedy = sampling.temperature < _GREEDY_BELOW
     return SamplingParams(
@@ -97,6 +88,6 @@ def sampling_params(
         stop_token_ids=[] if sampling.ignore_eos else sorted(end_ids),
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
-        extra_args=None if gate is None else to_extra_args(bank, gate, gate_start),
+        extra_args=None if gated is None else to_extra_args(gated),
         skip_clone=True,
     )

@@ -13,6 +13,7 @@ from adapter_store.state import AdapterState, Shape
 from server.engine.protocol import GenerationRequest, Sampling
 from server.engine.vllm_client.prompts import engine_prompt, sampling_params
 from server.engine.vllm_client.state_file import write_state_file
+from server.engine.vllm_plugin.requests import Gated
 
 if TYPE_CHECKING:
     from adapter_store.base.load import Base
@@ -72,7 +73,7 @@ async def prove_that_the_pool_acts(
         up.copy_(torch.randn(up.shape, generator=generator) / math.sqrt(shapes[name][1]))
     await fill(core, _BANK, state, dtype)
     plain = await _first_logprob(core, base, None)
-    adapted = await _first_logprob(core, base, torch.ones(1))
+    adapted = await _first_logprob(core, base, Gated(_BANK, torch.ones(1), 0, None, 1))
     await core.call("pool_fill", _BANK, "", "", 0)
     if plain == adapted:
         raise BaseModelError(
@@ -81,11 +82,13 @@ async def prove_that_the_pool_acts(
         )
 
 
-async def _first_logprob(core: Core, base: Base, gate: torch.Tensor | None) -> float:
+async def _first_logprob(core: Core, base: Base, gated: Gated | None) -> float:
     ids = tuple(base.tokenizer(_QUESTION).input_ids)
-    request = GenerationRequest(f"self-test-{gate is None}", ids, sampling=Sampling(max_tokens=1, logprobs=0))
-    prompt = engine_prompt(request, base.image_token_id, gate)
-    params = sampling_params(request.sampling, 1, frozenset(), _BANK, gate, 0)
+    request = GenerationRequest(
+        f"self-test-{gated is None}", ids, sampling=Sampling(max_tokens=1, logprobs=0)
+    )
+    prompt = engine_prompt(request, base.image_token_id, gated)
+    params = sampling_params(request.sampling, 1, frozenset(), gated)
     found: Any = None
     async for output in core.submit(request.request_id, prompt, params):
         found = output.outputs[0].logprobs or found

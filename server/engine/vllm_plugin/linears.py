@@ -100,9 +100,11 @@ def adapt(layers: nn.ModuleList, targets: tuple[str, ...], first: int, pool: Poo
         cut, shape = _cut(linears[0], name), (len(linears), *_sizes(linears[0], name))
         found[name] = target = _allocate(pool, cut, shape)
         for index, linear in enumerate(linears):
-            parts.setdefault(linear, []).append(Factors(target.down[index], target.up[index], cut.columns))
-    for linear, factors in parts.items():
-        linear.quant_method = PooledMethod(linear.quant_method, pool, factors)
+            factors = Factors(target.down[index], target.up[index], len(pool.linears), cut.columns)
+            pool.linears.append(factors)
+            parts.setdefault(linear, []).append(factors)
+    for linear, own in parts.items():
+        linear.quant_method = PooledMethod(linear.quant_method, pool, own)
     return found
 
 

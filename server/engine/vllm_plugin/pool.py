@@ -13,31 +13,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapter_store.gathering import ActiveParts, Gathered, Part
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RequestGate:
-    """Hold what a request brings: its bank, gate ``[width]`` and the position of its first adapted token."""
+    """Hold what a request brings: its bank, gate ``[width]`` and the position of its first adapted token.
+
+    ``gathered`` holds the few increments of a large pool that the gate is for; None means the whole bank.
+    """
 
     bank: int
     gate: Tensor
     start: int
+    gathered: Gathered | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Factors:
     """Hold one linear's increments in all banks: ``down`` ``[banks, R, d_in]``, ``up`` ``[banks, R, d_out]``.
 
-    ``columns`` says which outputs of a fused linear they act on; None is all of them.
+    ``slot`` numbers the linears of a model; ``columns`` says which outputs of a fused one they act on, None
+    all.
     """
 
     down: Tensor
     up: Tensor
+    slot: int = 0
     columns: slice | None = None
 
 
@@ -60,6 +69,8 @@ class Pool:
         capacity: total rank R that a bank has room for.
         fixed: compute as a graph must: every bank for every token.
         gates: ``[banks, tokens, R]``, written before each step; empty unless ``fixed``.
+        linears: all adapted linears, by slot.
+        fills: how often each bank was filled.
     """
 
     banks: int
@@ -69,13 +80,36 @@ class Pool:
     device: torch.device
     fixed: bool = False
     gates: Tensor = field(init=False)
+    linears: list[Factors] = field(init=False, default_factory=list)
+    fills: list[int] = field(init=False)
     active: list[ActiveBank] = field(init=False)
+    parts: ActiveParts | None = field(init=False, default=None)
     _written: int = field(init=False, default=0)
+    _gathered: WeakValueDictionary[tuple[int, int, tuple[int, ...]], Gathered] = field(
+        init=False, default_factory=WeakValueDictionary
+    )
 
     def __post_init__(self) -> None:
         size = (self.banks, self.max_tokens if self.fixed else 0, self.capacity)
         self.gates = torch.zeros(size, dtype=self.dtype, device=self.device)
         self.active = []
+        self.fills = [0] * self.banks
+
+    def gather(self, bank: int, rows: tuple[int, ...], rank: int) -> Gathered:
+        """Return increments of a bank, copied once for all requests that touch the same ones."""
+        key = (bank, self.fills[bank], rows)
+        found = self._gathered.get(key)
+        if found is None:
+            index = torch.tensor(rows, device=self.device)
+            sides = [
+                tuple(
+                    side[bank].view(-1, rank, side.shape[-1]).index_select(0, index).flatten(0, 1)
+                    for side in (linear.down, linear.up)
+                )
+                for linear in self.linears
+            ]
+            found = self._gathered[key] = Gathered(rows, [(down, up) for down, up in sides])
+        return found
 
     def begin_step(
         self, requests: Sequence[RequestGate | None], bounds: np.ndarray, positions: np.ndarray
@@ -87,16 +121,19 @@ class Pool:
             bounds: ``[n + 1]``, where each request's tokens begin and the last ones end.
             positions: ``[n]``, the position of each request's first token of this step.
         """
-        self.active = []
-        for bank in sorted({request.bank for request in requests if request is not None}):
-            self._activate(bank, requests, bounds, positions)
+        self.end_step()
+        whole = [None if request is None or request.gathered else request for request in requests]
+        for bank in sorted({request.bank for request in whole if request is not None}):
+            self._activate(bank, whole, bounds, positions)
+        if any(request is not None and request.gathered for request in requests):
+            self.parts = ActiveParts(_parts(requests, bounds, positions))
         if self.fixed:
             self._write(int(bounds[-1]))
 
     def end_step(self) -> None:
         """Forget the step, so that nothing that runs between steps is adapted."""
-        self.active = []
-        if self.fixed:
+        self.active, self.parts = [], None
+        if self.fixed and self._written:
             self._write(0)
 
     def add(self, y: Tensor, x: Tensor, factors: Factors) -> Tensor:
@@ -121,6 +158,8 @@ class Pool:
             else:
                 hidden = F.linear(x.index_select(0, active.rows), down).mul_(active.gate)
                 part.index_add_(0, active.rows, hidden @ up)
+        if self.parts is not None:
+            self.parts.add(part, x, factors.slot)
         return y
 
     def _activate(
@@ -156,3 +195,26 @@ class Pool:
             else:
                 target.index_copy_(0, active.rows, active.gate)
         self._written = tokens
+
+
+def _parts(requests: Sequence[RequestGate | None], bounds: np.ndarray, positions: np.ndarray) -> list[Part]:
+    """Return which tokens of a step use which gathered increments, decoding requests of the same together."""
+    alone: dict[int, tuple[Gathered, list[int], list[Tensor]]] = {}
+    parts: list[Part] = []
+    for number, request in enumerate(requests):
+        if request is None or request.gathered is None:
+            continue
+        begin, end = int(bounds[number]), int(bounds[number + 1])
+        first = max(begin, begin + request.start - int(positions[number]))
+        if end - first == 1:
+            _, places, gates = alone.setdefault(id(request.gathered), (request.gathered, [], []))
+            places.append(first)
+            gates.append(request.gate)
+        elif first < end:
+            parts.append(Part(request.gathered, slice(first, end), request.gate[None]))
+    for gathered, places, gates in alone.values():
+        if len(places) == 1:
+            parts.append(Part(gathered, places[0], gates[0]))
+        else:
+            parts.append(Part(gathered, torch.tensor(places, device=gates[0].device), torch.stack(gates)))
+    return parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,36 @@ from server.engine.vllm_plugin import CONFIG_KEY
 from server.engine.vllm_plugin.pool import Pool, RequestGate
 
 
-def to_extra_args(bank: int, gate: torch.Tensor, start: int) -> dict[str, Any]:
-    """Return what ``SamplingParams.extra_args`` takes.
+@dataclass(frozen=True, slots=True, eq=False)
+class Gated:
+    """Hold what a request of a version brings to the workers.
 
-    Args:
-        bank: where the request's version lies.
-        gate: ``[R]`` float32, the coefficients spread over ranks.
+    Attributes:
+        bank: where the version lies.
+        gate: ``[R]`` float32, the coefficients spread over ranks; ``[k * rank]`` if there are ``rows``.
         start: position of the first adapted token.
+        rows: the k increments of a large pool that the request touches; None computes the whole bank.
+        rank: of each increment.
     """
-    return {CONFIG_KEY: {"bank": bank, "gate": gate.numpy().tobytes(), "start": start}}
+
+    bank: int
+    gate: torch.Tensor
+    start: int
+    rows: tuple[int, ...] | None
+    rank: int
+
+    @property
+    def salt(self) -> bytes:
+        """Return what tells this gate from others of the same version."""
+        return f"{self.start}|{self.rows}|".encode() + self.gate.numpy().tobytes()
+
+
+def to_extra_args(gated: Gated) -> dict[str, Any]:
+    """Return what ``SamplingParams.extra_args`` takes."""
+    plain = {"bank": gated.bank, "gate": gated.gate.numpy().tobytes(), "start": gated.start}
+    if gated.rows is not None:
+        plain |= {"rows": list(gated.rows), "rank": gated.rank}
+    return {CONFIG_KEY: plain}
 
 
 def gate_of_request(sampling_params: Any, pool: Pool) -> RequestGate | None:
@@ -32,4 +54,6 @@ def gate_of_request(sampling_params: Any, pool: Pool) -> RequestGate | None:
     if found is None:
         return None
     values = torch.from_numpy(np.frombuffer(found["gate"], dtype=np.float32).copy())
-    return RequestGate(found["bank"], values.to(pool.device, pool.dtype), found["start"])
+    rows = found.get("rows")
+    gathered = None if rows is None else pool.gather(found["bank"], tuple(rows), found["rank"])
+    return RequestGate(found["bank"], values.to(pool.device, pool.dtype), found["start"], gathered)

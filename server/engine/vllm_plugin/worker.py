@@ -95,6 +95,7 @@ def fill_bank(pool: Pool, targets: dict[str, Target], bank: int, path: str, dige
     Raises:
         ValueError: the file is not the one meant, does not fit, or holds a value that is not finite.
     """
+    pool.fills[bank] += 1
     if not rank:
         for target in targets.values():
             target.down[:, bank].zero_()

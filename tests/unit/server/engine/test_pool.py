@@ -21,7 +21,7 @@ def make_factors(columns: slice | None = None) -> Factors:
     down = torch.randn(BANKS, CAPACITY, D_IN, generator=generator, dtype=torch.float64)
     up = torch.randn(BANKS, CAPACITY, width, generator=generator, dtype=torch.float64)
     up[:, 8:] = 0  # banks in use are filled up with zeros
-    return Factors(down, up, columns)
+    return Factors(down, up, columns=columns)
 
 
 def gate(bank: int, seed: int, start: int = 0) -> RequestGate:
@@ -43,7 +43,8 @@ def by_token(
     for request, count, first in zip(requests, counts, positions, strict=True):
         for offset in range(count):
             if request is not None and first + offset >= request.start:
-                down, up = factors.down[request.bank, :8], factors.up[request.bank, :8]
+                width = len(request.gate)
+                down, up = factors.down[request.bank, :width], factors.up[request.bank, :width]
                 added[token, columns] = (down @ x[token] * request.gate) @ up
             token += 1
     return added
@@ -81,6 +82,38 @@ def test_a_step_adds_what_each_token_is_due(step: str, columns: slice | None, fi
     expected = y.clone()
     expected[:tokens] += by_token(requests, counts, positions, x[:tokens], factors)
     assert torch.allclose(pool.add(y.clone(), x, factors), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("columns", [None, slice(2, 7)])
+def test_gathered_increments_act_beside_whole_banks(columns: slice | None) -> None:
+    pool, factors = make_pool(fixed=False), make_factors(columns)
+    factors.up[:, 8:] = 1.0  # four increments of rank 4, all of them real
+    pool.linears.append(factors)
+    rows = (3, 1)
+    few = torch.rand(8, dtype=torch.float64)
+    whole = torch.zeros(2, CAPACITY, dtype=torch.float64)
+    whole[:, 12:], whole[:, 4:8] = few[:4], few[4:]
+    touching = [RequestGate(1, few, start, pool.gather(1, rows, 4)) for start in (0, 0, 3)]
+    assert touching[0].gathered is touching[1].gathered
+    requests = [touching[0], gate(1, 5), touching[1], None, touching[2]]
+    counts, positions = [1, 2, 1, 1, 5], [7, 0, 4, 2, 0]
+    x = torch.randn(sum(counts), D_IN, dtype=torch.float64)
+    pool.begin_step(requests, np.concatenate([[0], np.cumsum(counts)]), np.array(positions))
+    found = pool.add(torch.zeros(len(x), D_OUT, dtype=torch.float64), x, factors)
+    plain = [
+        request if request is None or request.gathered is None else RequestGate(1, whole[0], request.start)
+        for request in requests
+    ]
+    expected = by_token(plain, counts, positions, x, factors)
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_refilled_bank_is_gathered_anew() -> None:
+    pool, factors = make_pool(fixed=False), make_factors()
+    pool.linears.append(factors)
+    old = pool.gather(0, (1,), 4)
+    pool.fills[0] += 1
+    assert pool.gather(0, (1,), 4) is not old
 
 
 @pytest.mark.parametrize("fixed", [False, True])
