@@ -34,8 +34,8 @@ class ServedPool:
     Attributes:
         state: the version as published, N increments.
         folds: the fold of each task that has one; empty for a pool that is computed whole.
-        brought: ``[T, N']``, what a unit of intrinsic mass on a task brings beside itself; None in a pool that is
-            computed whole.
+        brought: ``[T, N']``, what a unit of intrinsic mass on a task brings beside itself; None in a pool
+            that is computed whole.
         sizes: ``[N']``, the Frobenius norm of each increment over all linears.
         dropped: largest share of the weighed mass that is dropped.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ def write_state_file(state: AdapterState, dtype: torch.dtype) -> StateFile:
     tensors = {f"down.{name}": tensor.to(dtype).contiguous() for name, tensor in state.down.items()}
     tensors |= {f"up.{name}": tensor.to(dtype).contiguous() for name, tensor in state.up.items()}
     data = save(tensors)
-    folder = _MEMORY if _MEMORY.is_dir() else None
+    roomy = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 2 * len(data)  # containers give little
+    folder = _MEMORY if roomy else None
     handle, name = tempfile.mkstemp(prefix="strata-bank-", suffix=".safetensors", dir=folder)
     with os.fdopen(handle, "wb") as file:
         file.write(data)
