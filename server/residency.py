@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -42,6 +43,19 @@ class Resident:
     state: AdapterState
     manifest: Manifest
     slot: int
+
+
+class _Laps:
+    """Time the parts of bringing a version in, for the log."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    def end(self, part: str) -> None:
+        now = time.perf_counter()
+        self.seconds[f"{part}_seconds"] = round(now - self._began, 4)
+        self._began = now
 
 
 class Residents:
@@ -155,17 +169,25 @@ class Residents:
 
     async def _bring_in(self, version: str) -> Resident:
         """Verify, stage and probe; only then is the version ready."""
+        laps = _Laps()
         manifest = await asyncio.to_thread(self._store.manifest, version)
+        laps.end("manifest")
         folder = await asyncio.to_thread(self._store.fetch, version)
+        laps.end("verify")
         state = await asyncio.to_thread(self._load_state, folder)
+        laps.end("load")
         resident = Resident(version, state, manifest, await self._make_room())
+        laps.end("room")
         try:
             await self._engine.stage(version, state)
+            laps.end("stage")
             await self._probe(resident, folder)
+            laps.end("probe")
         except BaseException:
             self._engine.release(version)
             raise
         self._ready[version] = resident
+        log("version loaded", version=version, bytes=state.nbytes, **laps.seconds)
         return resident
 
     async def _make_room(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class Prepared:
         coefficients: vector c of eq. 5, ``[N]`` float32, or None for the base.
         task: the task whose rows carry most of c; None when c is zero or there is no state.
         query: what the coefficients were found with, ``[q]``; None for the base.
+        routing_seconds: how long finding the coefficients took, together with all that were found at once.
     """
 
     input_ids: tuple[int, ...]
@@ -59,6 +61,7 @@ class Prepared:
     coefficients: torch.Tensor | None
     task: str | None
     query: torch.Tensor | None
+    routing_seconds: float = 0.0
 
 
 class Retriever:
@@ -153,9 +156,11 @@ class Retriever:
         pictures = [image for question, _ in items for image in question.images]
         features = iter(self._vision.encode(pictures)) if pictures else iter(())
         images = [tuple(next(features) for _ in question.images) for question, _ in items]
+        began = time.perf_counter()
         routed = self._coefficients(items, images)
+        seconds = time.perf_counter() - began
         return [
-            _prepared(question, prompt, images[index], *routed.get(index, (None, None)))
+            _prepared(question, prompt, images[index], *routed.get(index, (None, None)), seconds)
             for index, (question, prompt) in enumerate(items)
         ]
 
@@ -189,11 +194,13 @@ def _prepared(
     images: tuple[ImageFeatures, ...],
     vector: torch.Tensor | None,
     query: torch.Tensor | None,
+    routing_seconds: float,
 ) -> Prepared:
     state = question.state
     span = "after_image" if state is None else state.span
     task = None if state is None or vector is None else heaviest_task(state, vector)
-    return Prepared(tuple(prompt.input_ids), images, prompt.gate_start(span), vector, task, query)
+    ids, gate_start = tuple(prompt.input_ids), prompt.gate_start(span)
+    return Prepared(ids, images, gate_start, vector, task, query, routing_seconds)
 
 
 def heaviest_task(state: AdapterState, vector: torch.Tensor) -> str | None:
