@@ -23,7 +23,18 @@ from server.launch.readiness import wait_until_ready
 _START_SECONDS = 600.0
 _STOP_SECONDS = 60.0
 # As under `strata up`: programs that share the cores let waiting threads sleep.
-_SHARED = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+SHARED_CORES = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def gateway_threads() -> int:
+    """Return how many threads ``strata up`` lets the gateway compute with on this machine."""
+    return max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+def clean_environment() -> dict[str, str]:
+    """Return this process' environment without settings of a service that the user runs; the cache stays."""
+    cache = {"STRATA_CACHE": os.environ["STRATA_CACHE"]} if "STRATA_CACHE" in os.environ else {}
+    return {name: value for name, value in os.environ.items() if not name.startswith("STRATA_")} | cache
 
 
 class GatewayProcess:
@@ -45,11 +56,8 @@ class GatewayProcess:
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("STRATA_")}
-        if cache := os.environ.get("STRATA_CACHE"):
-            kept["STRATA_CACHE"] = cache
         self._process = subprocess.Popen(
-            self._command, stderr=subprocess.PIPE, text=True, env={**kept, **_SHARED}
+            self._command, stderr=subprocess.PIPE, text=True, env={**clean_environment(), **SHARED_CORES}
         )
         threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
         ready = wait_until_ready(self.url, timeout_seconds=_START_SECONDS, give_up=lambda: self.pid is None)

@@ -5,8 +5,8 @@
 A gateway process answers a steady open-loop load over HTTP (Poisson arrivals, pictures from a pool, mixed
 questions, streaming). In every round the same requests come at the same moments twice: with and without
 versions being published and promoted meanwhile, in alternating order. Of all versions one is rolled back and
-one has a probe that fails. Versions of 7B size hold as many increments as it takes to reach the 33.6 MB of one
-task for a model of 32 layers of width 4096 (4 increments of rank 8 on ``o_proj``, float32 as on disk).
+one has a probe that fails. Versions of 7B size hold as many increments as it takes to reach the 33.6 MB of
+one task for a model of 32 layers of width 4096 (4 increments of rank 8 on ``o_proj``, float32 as on disk).
 
 Flip: the time between the last look at the served version that got the old one and the first that got the new
 one, looking every 20 ms. Publish to answer: from the beginning of the publication to the first token by the
@@ -31,7 +31,7 @@ from adapter_store.base.allocator import tune_allocator
 from adapter_store.errors import StrataError
 from adapter_store.settings import FROZEN_SHARE
 from adapter_store.versions import VersionStore
-from benchmarks.serving.process import GatewayProcess
+from benchmarks.serving.process import GatewayProcess, gateway_threads
 from benchmarks.serving.telling import Teller, console, told
 from benchmarks.swap.checking import find_changed
 from benchmarks.swap.phases import Load, Phase, PhaseKind, run_phase, warm
@@ -62,7 +62,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--engine", default="transformers", help="engine of the gateway")
     parser.add_argument("--base", default="embedded", help="a LLaVA folder or hub id")
     parser.add_argument("--device", default="auto", help="device of the gateway")
-    parser.add_argument("--threads", type=int, default=1, help="computing threads of the gateway")
+    parser.add_argument(
+        "--threads", type=int, default=gateway_threads(), help="computing threads of the gateway"
+    )
     parser.add_argument("--rate", type=float, default=1.5, help="requests a second")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of a phase")
     parser.add_argument("--rounds", type=int, default=4, help="rounds of a steady and a swapping phase")

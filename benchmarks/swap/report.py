@@ -117,10 +117,11 @@ def as_text(
     kinds = {kind: sum(swap.kind == kind for swap in swaps) for kind in ("rolled back", "refused")}
     really = [item for item in changed if not item.near_tie]
     counts = f"{kinds['rolled back']} rolled back, {kinds['refused']} with a probe that fails"
+    ties = len(changed) - len(really)
     lines = [
         f"{asked} requests, {len(swaps)} versions published ({counts})",
         f"failed: {len(failures)} (goal 0)",
-        f"changed answers: {len(really)} (goal 0); near ties gone the other way: {len(changed) - len(really)}",
+        f"changed answers: {len(really)} (goal 0); near ties gone the other way: {ties}",
         "",
         "| " + " | ".join(_COLUMNS) + " |",
         "|---" * len(_COLUMNS) + "|",
