@@ -177,6 +177,6 @@ def _model_choice(settings: GatewaySettings) -> ModelChoice:
         banks=settings.banks,
         frozen_share=settings.frozen_share,
         targets=settings.target_names,
-        alias_poll_seconds=settings.alias_poll_seconds,
+        alias_poll_seconds=settings.look_seconds,
         probe_tolerance=settings.probe_tolerance,
     )

@@ -65,7 +65,7 @@ class Metrics:
             "time_to_first_token_seconds", "From the request to the first token.", _LATENCY
         )
         self.routing_seconds = self._histogram(
-            "routing_seconds", "Part of the time to the first token: finding which increments answer.", _GAPS
+            "routing_seconds", "Finding which increments answer, once the pictures are encoded.", _GAPS
         )
         self.token_gap_seconds = self._histogram("token_gap_seconds", "Between two chunks of tokens.", _GAPS)
         self.tokens = self._counter("tokens_total", "Tokens read and written.", "kind")

@@ -9,7 +9,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapter_store.errors import (
     ConflictError,
@@ -49,7 +49,7 @@ class _Laps:
     """Time the parts of bringing a version in, for the log."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, Any] = {}
         self._began = time.perf_counter()
 
     def end(self, part: str) -> None:

@@ -1,7 +1,8 @@
 """From a request to what the engine takes: token ids, image features and the coefficient vector c.
 
 One thread does the tensor work, off the event loop. It takes every question that waits at once, so pictures
-and texts of concurrent requests are encoded in one batch.
+and texts of concurrent requests are encoded in one batch. Texts nobody asked before are encoded beside the
+pictures, in a second thread: what routing needs is there when the tower is done.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,8 @@ class Prepared:
         coefficients: vector c of eq. 5, ``[N]`` float32, or None for the base.
         task: the task whose rows carry most of c; None when c is zero or there is no state.
         query: what the coefficients were found with, ``[q]``; None for the base.
-        routing_seconds: how long finding the coefficients took, together with all that were found at once.
+        routing_seconds: how long finding the coefficients took once the pictures were encoded, together with
+            all that were found at once.
     """
 
     input_ids: tuple[int, ...]
@@ -78,7 +80,9 @@ class Retriever:
         self._max_waiting = max_waiting
         self._renderer = renderer
         self._vision = vision
+        self._sentences = sentences
         self._queries = QueryEncoder(sentences, base.calibration)
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="sentences")
         self._waiting: queue.SimpleQueue[tuple[Question, Future[Prepared]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="retrieval", daemon=True)
         self._thread.start()
@@ -101,6 +105,7 @@ class Retriever:
         """End the thread after what waits is done."""
         self._waiting.put(None)
         self._thread.join(timeout=10)
+        self._beside.shutdown(wait=False)
 
     def _run(self) -> None:
         while True:
@@ -154,6 +159,9 @@ class Retriever:
 
     def _prepare(self, items: Sequence[tuple[Question, RenderedPrompt]]) -> list[Prepared]:
         pictures = [image for question, _ in items for image in question.images]
+        texts = [prompt.query_text for question, prompt in items if question.state is not None]
+        if pictures and texts:
+            self._beside.submit(self._sentences.encode, texts)  # it remembers them; a fault comes up below
         features = iter(self._vision.encode(pictures)) if pictures else iter(())
         images = [tuple(next(features) for _ in question.images) for question, _ in items]
         began = time.perf_counter()

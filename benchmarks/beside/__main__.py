@@ -1,6 +1,6 @@
 """Measure serving beside training on one machine, and training beside serving.
 
-    python -m benchmarks.beside [--rate 1.5] [--seconds 20] [--rounds 4] [--json OUT]
+    python -m benchmarks.beside [--rate 1] [--seconds 20] [--rounds 4] [--json OUT]
 
 A gateway process and a real ``trainer_worker`` process run as under ``strata up`` (half of the cores for the
 gateway, a lower priority for the worker). The worker learns one long job. Each round has three phases in an
@@ -86,13 +86,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="device of both programs")
     parser.add_argument("--threads", type=int, default=gateway_threads(), help="threads of the gateway")
     parser.add_argument("--worker-threads", type=int, default=0, help="threads of each replica; 0: all cores")
-    parser.add_argument("--rate", type=float, default=1.5, help="requests a second")
+    parser.add_argument("--rate", type=float, default=1.0, help="requests a second")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of a phase")
     parser.add_argument("--rounds", type=int, default=4, help="rounds of three phases")
     parser.add_argument("--pictures", type=int, default=24, help="pictures that are asked about")
     parser.add_argument("--taught", type=int, default=160, help="pictures that are learned")
     parser.add_argument("--batch-size", type=int, default=16, help="questions of a training step")
-    parser.add_argument("--max-tokens", type=int, default=24, help="longest answer")
+    parser.add_argument("--max-tokens", type=int, default=32, help="longest answer")
     parser.add_argument("--json", type=Path, help="file for all raw figures")
     return parser.parse_args(argv)
 

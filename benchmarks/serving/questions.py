@@ -13,13 +13,14 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 QUESTIONS = (
+    "Explain in detail what one could do with the thing in the picture.",
+    "Write a long story about the picture.",
+    "Tell me everything that comes to mind when you see this picture, and why.",
+    "Is there a circle?",
     "What is shown in the picture? Answer with one word.",
     "Which color has the shape in the middle?",
-    "Is there a circle?",
-    "Describe the picture in one sentence.",
-    "How many shapes are there, and where do they lie?",
-    "Tell a short story about what you see.",
 )
+"""The first three have long answers: without them there would be few gaps between tokens to look at."""
 _COLORS = ("red", "green", "blue", "yellow", "black", "orange", "purple", "brown")
 _SIDE = 84
 

@@ -47,10 +47,10 @@ class VersionMaker:
     Args:
         base: a loaded base.
         frozen_share: part of the layers, from the bottom, that the gateway does not adapt.
-        up_scale: standard deviation of the up projections; how strongly a version acts.
+        up_scale: standard deviation of the up projections; with less than 1 hardly any answer changes.
     """
 
-    def __init__(self, base: Base, frozen_share: float, up_scale: float = 0.02) -> None:
+    def __init__(self, base: Base, frozen_share: float, up_scale: float = 3.0) -> None:
         self._base = base
         self._share = frozen_share
         self._up_scale = up_scale

@@ -1,6 +1,6 @@
 """Measure what swaps of versions cost those who ask meanwhile.
 
-    python -m benchmarks.swap [--engine transformers] [--json OUT] [--plots DIR] [--rate 1.5] [--seconds 30]
+    python -m benchmarks.swap [--engine transformers] [--json OUT] [--plots DIR] [--rate 1] [--seconds 30]
 
 A gateway process answers a steady open-loop load over HTTP (Poisson arrivals, pictures from a pool, mixed
 questions, streaming). In every round the same requests come at the same moments twice: with and without
@@ -65,14 +65,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=int, default=gateway_threads(), help="computing threads of the gateway"
     )
-    parser.add_argument("--rate", type=float, default=1.5, help="requests a second")
+    parser.add_argument("--rate", type=float, default=1.0, help="requests a second")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of a phase")
     parser.add_argument("--rounds", type=int, default=4, help="rounds of a steady and a swapping phase")
     parser.add_argument("--versions", type=int, default=20, help="versions of each size, over all rounds")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="sizes of versions")
     parser.add_argument("--bytes", type=int, default=SIZE_OF_7B, help="size of a version of 7B size")
     parser.add_argument("--pictures", type=int, default=24, help="size of the pool")
-    parser.add_argument("--max-tokens", type=int, default=24, help="longest answer")
+    parser.add_argument("--max-tokens", type=int, default=32, help="longest answer")
     parser.add_argument("--json", type=Path, help="file for all raw figures")
     parser.add_argument("--plots", type=Path, help="folder for the plots")
     return parser.parse_args(argv)

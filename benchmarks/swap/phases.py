@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 from benchmarks.serving.figures import percentile, poisson_moments
@@ -61,6 +62,16 @@ class Phase:
         """Return the 99th percentile of the gaps."""
         return percentile(self.gaps, 0.99)
 
+    def gaps_at_swaps(self) -> tuple[list[float], list[float]]:
+        """Return the gaps that lie at a swap, from publication to first answer, and all others."""
+        spans = [(swap.publish, max(swap.first_new, swap.first_token)) for swap in self.swaps]
+        at, apart = [], []
+        for answer in self.answers:
+            for (begin, end), gap in zip(pairwise(answer.moments), answer.gaps, strict=True):
+                near = any(begin < last and first < end for first, last in spans)
+                (at if near else apart).append(gap)
+        return at, apart
+
     def overlap_seconds(self) -> float:
         """Return how long after a version's first request another one still began on the version before."""
         longest = 0.0
@@ -68,9 +79,7 @@ class Phase:
             new = [answer.sent for answer in self.answers if answer.version == swap.version]
             if swap.kind != "promoted" or not new:
                 continue
-            old = [
-                a.sent for a in self.answers if a.version != swap.version and swap.moved < a.sent < max(new)
-            ]
+            old = [a.sent for a in self.answers if a.version == swap.before and swap.moved < a.sent]
             longest = max(longest, *(sent - min(new) for sent in old), 0.0)
         return longest
 

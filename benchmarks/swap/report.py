@@ -35,6 +35,7 @@ _COLUMNS = (
     "ratio of rounds (goal 1.1)",
     "pooled",
     "p50 ratio",
+    "at swaps beside between them",
     "steady beside steady",
     "flip (ms, goal 50)",
     "overlap (ms)",
@@ -47,6 +48,7 @@ class SizeReport:
     """Hold the figures for versions of one size; seconds throughout, ratios are of rounds.
 
     Attributes:
+        window_ratio: p99 of the gaps at a swap over p99 of the others, in the phases with swaps.
         noise: p99 gap of each steady phase over the steady phase before: what a ratio is without any swap.
     """
 
@@ -58,6 +60,7 @@ class SizeReport:
     noise: Spread
     pooled_ratio: float
     median_ratio: Spread
+    window_ratio: float
     flip: Spread
     overlap: float
     to_answer: Spread
@@ -81,6 +84,7 @@ def report_of(phases: Sequence[Phase], size: str) -> SizeReport:
         noise=Spread.of(after / before for before, after in pairwise(calm) if before),
         pooled_ratio=_pooled(under) / _pooled(steady) if steady and _pooled(steady) else math.nan,
         median_ratio=Spread.of(middles),
+        window_ratio=_window_ratio(under),
         flip=Spread.of(swap.flip_seconds for swap in served),
         overlap=max((phase.overlap_seconds() for phase in under), default=0.0),
         to_answer=Spread.of(swap.to_answer_seconds for swap in served),
@@ -90,6 +94,13 @@ def report_of(phases: Sequence[Phase], size: str) -> SizeReport:
 
 def _pooled(phases: Sequence[Phase]) -> float:
     return percentile([gap for phase in phases for gap in phase.gaps], 0.99)
+
+
+def _window_ratio(phases: Sequence[Phase]) -> float:
+    parted = [phase.gaps_at_swaps() for phase in phases]
+    at = [gap for near, _ in parted for gap in near]
+    apart = [gap for _, others in parted for gap in others]
+    return percentile(at, 0.99) / percentile(apart, 0.99)
 
 
 def _median_parts(swaps: Sequence[Swap]) -> dict[str, float]:
@@ -147,6 +158,7 @@ def _row(report: SizeReport) -> str:
         report.ratio.shown(),
         f"{report.pooled_ratio:.2f}",
         report.median_ratio.shown(),
+        f"{report.window_ratio:.2f}",
         report.noise.shown(),
         report.flip.shown(1000, 0),
         f"{1000 * report.overlap:.0f}",

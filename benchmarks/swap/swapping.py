@@ -25,6 +25,7 @@ class Swap:
     """Hold what one published version went through; moments are seconds since 1970.
 
     Attributes:
+        before: the version that served until then.
         kind: what was planned for it: to serve, to be rolled back after that, or to be refused by its probe.
         publish: when its publication began.
         published: when its manifest was there.
@@ -40,6 +41,7 @@ class Swap:
     kind: Kind
     size_bytes: int
     publish: float
+    before: str = "base"
     published: float = 0.0
     moved: float = 0.0
     last_old: float = 0.0
@@ -83,8 +85,8 @@ class Swapper:
         size = (draft.folder / "state.safetensors").stat().st_size
         swap = Swap(manifest.version, kind, size, began, published=time.time())
         async with httpx.AsyncClient(base_url=self._gateway.url, timeout=30, trust_env=False) as client:
-            await asyncio.to_thread(self._move, manifest)
-            swap.moved = swap.last_old = time.time()
+            swap.before = str((await client.get("/ready")).json().get("version"))
+            swap.moved = swap.last_old = await asyncio.to_thread(self._move, manifest)
             await self._watch(client, swap)
         if kind == "refused":
             return swap, []
@@ -94,10 +96,13 @@ class Swapper:
             await self._roll_back(swap)
         return swap, answers
 
-    def _move(self, manifest: Manifest) -> None:
+    def _move(self, manifest: Manifest) -> float:
+        """Move the alias as the trainer does; return when it had moved."""
         before = self._store.aliases.get(STABLE)
         record = self._store.aliases.move(STABLE, manifest.version, reason="benchmark", actor="trainer")
+        moved = time.time()
         self._store.aliases.remember_previous(before.version if before else "base", record)
+        return moved
 
     async def _watch(self, client: httpx.AsyncClient, swap: Swap) -> None:
         """Look every 20 ms until the version serves or is refused."""

@@ -96,7 +96,7 @@ def test_the_plan_swaps_every_version_once():
 
 def phases() -> list[Phase]:
     steady = Phase("embedded", "steady", 0, 0.0, [answer(1.0, "v1", 0.1, 0.2, 0.3)])
-    swap = Swap("v2", "promoted", 1000, publish=1.0, published=1.2, moved=1.3)
+    swap = Swap("v2", "promoted", 1000, publish=1.0, before="v1", published=1.2, moved=1.3)
     swap.last_old, swap.first_new, swap.first_token = 1.5, 1.52, 1.7
     refused = Swap("v3", "refused", 1000, publish=3.0)
     answers = [
