@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -28,6 +30,7 @@ from benchmarks.serving.figures import Spread, percentile, poisson_moments, rati
 from benchmarks.serving.load import Answer, at_most, open_loop
 from benchmarks.serving.process import GatewayProcess, gateway_threads
 from benchmarks.serving.questions import QUESTIONS, Asked, mixed
+from benchmarks.serving.quiet import OtherLoad
 from benchmarks.serving.telling import Teller, console, told
 
 P99_GOAL, SPEED_GOAL = 1.2, 0.7
@@ -38,14 +41,20 @@ _KINDS: tuple[Kind, ...] = ("serving", "both", "training")
 
 @dataclass(slots=True)
 class Phase:
-    """Hold what one phase measured; ``training`` is steps a second, NaN where nothing was learned."""
+    """Hold what one phase measured.
+
+    Attributes:
+        training: steps a second, NaN where nothing was learned.
+        others: cores that other programs of the machine used meanwhile.
+    """
 
     kind: Kind
     number: int
     began: float
     ended: float = 0.0
     answers: list[Answer] = field(default_factory=list)
-    training: float = float("nan")
+    training: float = math.nan
+    others: float = math.nan
 
     def gap(self, share: float) -> float:
         """Return a percentile of the gaps between tokens, in seconds."""
@@ -114,7 +123,7 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> list[Phase]:
         _warm(gateway.url, arguments)
         teller.step()
         return [
-            _phase(kind, number, arguments, gateway.url, worker, lesson, teller)
+            _phase(kind, number, arguments, gateway, worker, lesson, teller)
             for number in range(arguments.rounds)
             for kind in order_of(number)
         ]
@@ -135,7 +144,7 @@ def _phase(
     kind: Kind,
     number: int,
     arguments: argparse.Namespace,
-    url: str,
+    gateway: GatewayProcess,
     worker: WorkerProcess,
     lesson: Lesson,
     teller: Teller,
@@ -147,14 +156,16 @@ def _phase(
     else:
         worker.resume()
     time.sleep(_SETTLE_SECONDS)
+    watch = OtherLoad(lambda: (os.getpid(), gateway.pid, worker.pid))
     phase = Phase(kind, number, time.time())
     if kind == "training":
         time.sleep(arguments.seconds)
     else:
         moments = poisson_moments(arguments.rate, arguments.seconds, number)
         questions = mixed(len(moments), arguments.pictures, arguments.max_tokens, number)
-        phase.answers = asyncio.run(open_loop(url, moments, questions, "strata"))
+        phase.answers = asyncio.run(open_loop(gateway.url, moments, questions, "strata"))
     phase.ended = time.time()
+    phase.others = watch.cores()
     if kind != "serving":
         phase.training = steps_per_second(lesson.steps(), phase.began, phase.ended)
     teller.step()
@@ -180,7 +191,8 @@ def as_text(phases: Sequence[Phase], failures: Sequence[str]) -> str:
             f"| {name} | {cells[0]} | {cells[1]} | {Spread.of(ratios(both, alone)).shown()} | {goal} |"
         )
     asked = sum(len(phase.answers) for phase in phases)
-    lines += ["", f"{asked} requests, {len(failures)} failed"]
+    others = Spread.of(phase.others for phase in phases).shown()
+    lines += ["", f"{asked} requests, {len(failures)} failed; other programs used {others} cores meanwhile"]
     return "\n".join([*lines, *(f"failure: {text}" for text in failures[:20])])
 
 

@@ -64,6 +64,11 @@ class WorkerProcess:
             self._process.kill()
             self._process.wait()
 
+    @property
+    def pid(self) -> int | None:
+        """Return the process id, None once it has ended."""
+        return self._process.pid if self._process.poll() is None else None
+
     def hold(self) -> None:
         """Stop the process where it is: it uses no core until ``resume``."""
         self._signal(signal.SIGSTOP)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -33,6 +34,7 @@ from benchmarks.gateway.routing import RoutingParts, routing_parts  # noqa: E402
 from benchmarks.serving.figures import Spread, ratios  # noqa: E402
 from benchmarks.serving.process import gateway_threads  # noqa: E402
 from benchmarks.serving.questions import Asked, mixed  # noqa: E402
+from benchmarks.serving.quiet import OtherLoad  # noqa: E402
 from benchmarks.serving.telling import Teller, console, told  # noqa: E402
 
 OVERHEAD_GOAL, ROUTING_GOAL = 0.05, 0.02
@@ -93,12 +95,16 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> None:
         }
         teller.at("starting the gateway")
         with HostedGateway(folder / "home", settings) as hosted, ClientProcess() as client:
+            watch = OtherLoad(lambda: (os.getpid(), client.pid))
             http, direct = _loads(arguments, hosted, client, teller)
+            others = watch.cores()
             shares = _routing_shares(arguments, hosted, client, teller)
     _print(http, direct, shares, parts)
+    print(f"other programs used {others:.2f} cores meanwhile")
     if arguments.json:
         record = {
             "settings": vars(arguments),
+            "others": others,
             "http": [asdict(load) for load in http],
             "direct": [asdict(load) for load in direct],
             "routing": [{**asdict(share), "share": share.share} for share in shares],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -15,10 +16,17 @@ from benchmarks.serving.questions import Asked
 
 
 class ClientProcess:
-    """Hold one process that asks; use as a context manager."""
+    """Hold one process that asks; use as a context manager.
+
+    Attributes:
+        pid: its process id, once it runs.
+    """
+
+    pid: int
 
     def __enter__(self) -> Self:
         self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self.pid = self._pool.submit(os.getpid).result()
         return self
 
     def __exit__(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from benchmarks.serving.figures import percentile, poisson_moments
 from benchmarks.serving.load import Answer, at_most, open_loop
 from benchmarks.serving.process import GatewayProcess
 from benchmarks.serving.questions import QUESTIONS, Asked, mixed
+from benchmarks.serving.quiet import OtherLoad
 from benchmarks.serving.telling import Teller
 from benchmarks.serving.versions import Draft
 from benchmarks.swap.swapping import Kind, Swap, Swapper
@@ -43,6 +46,7 @@ class Phase:
         size: name of the size of the versions.
         number: the round; both phases of a round get the same requests at the same moments.
         began: seconds since 1970.
+        others: cores that other programs of the machine used meanwhile.
     """
 
     size: str
@@ -51,6 +55,7 @@ class Phase:
     began: float
     answers: list[Answer] = field(default_factory=list)
     swaps: list[Swap] = field(default_factory=list)
+    others: float = math.nan
 
     @property
     def gaps(self) -> list[float]:
@@ -90,6 +95,7 @@ class Phase:
             "kind": self.kind,
             "round": self.number,
             "began": self.began,
+            "others": self.others,
             "p50_gap_seconds": percentile(self.gaps, 0.5),
             "p99_gap_seconds": self.p99_gap_seconds,
             "p99_first_token_seconds": percentile([a.first_seconds for a in self.answers if a.moments], 0.99),
@@ -126,6 +132,8 @@ async def run_phase(
             phase.answers += answers
             teller.step()
 
+    watch = OtherLoad(lambda: (os.getpid(), gateway.pid))
     swapping = asyncio.create_task(swaps())
     phase.answers += await open_loop(gateway.url, moments, questions, "strata", teller.step)
     await swapping
+    phase.others = watch.cores()

@@ -131,6 +131,7 @@ def as_text(
     ties = len(changed) - len(really)
     lines = [
         f"{asked} requests, {len(swaps)} versions published ({counts})",
+        f"cores used by other programs meanwhile: {Spread.of(phase.others for phase in phases).shown()}",
         f"failed: {len(failures)} (goal 0)",
         f"changed answers: {len(really)} (goal 0); near ties gone the other way: {ties}",
         "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 
@@ -14,6 +15,7 @@ from benchmarks.serving.figures import Spread, gaps_of, percentile, poisson_mome
 from benchmarks.serving.load import Answer, _take
 from benchmarks.serving.process import sample_of
 from benchmarks.serving.questions import Asked, mixed, png_of
+from benchmarks.serving.quiet import OtherLoad, busy_seconds, process_seconds
 from benchmarks.swap.__main__ import plan_kinds, plan_phases, share_of
 from benchmarks.swap.checking import Changed, margin_where_parted
 from benchmarks.swap.phases import Phase
@@ -77,6 +79,15 @@ def test_a_sample_without_labels_is_found():
     text = 'a_sum{x="1"} 3.0\na_sum 2.5\na_sum_more 9\n'
     assert sample_of(text, "a_sum") == 2.5
     assert sample_of(text, "b") == 0.0
+
+
+def test_other_load_is_what_the_machine_did_and_we_did_not():
+    ticks = os.sysconf("SC_CLK_TCK")
+    assert busy_seconds(f"cpu  {ticks} {ticks} {ticks} 9 9 0 0 {ticks} 0 0\ncpu0 1 2") == 4.0
+    stat = f"7 (a) b) S 1 1 1 0 -1 0 0 0 0 0 {2 * ticks} {ticks} 0 0 20 0"
+    assert process_seconds(stat) == 3.0
+    assert OtherLoad(lambda: (os.getpid(), None)).cores() >= 0
+    assert math.isnan(OtherLoad(lambda: (2**30,)).cores())
 
 
 def test_the_plan_swaps_every_version_once():
