@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +16,7 @@ from typing import Any, Self
 import httpx
 
 from adapter_store.errors import StrataError
-from benchmarks.serving.process import SHARED_CORES, clean_environment
+from benchmarks.serving.process import SHARED_CORES, clean_environment, program_command
 from server.launch.ports import free_port
 
 _STOP_SECONDS = 60.0
@@ -42,9 +41,7 @@ class WorkerProcess:
     def __init__(self, home: Path, flags: dict[str, Any]) -> None:
         words = {"home": home, "metrics_port": free_port(), "lease_seconds": _LEASE_SECONDS, **flags}
         self._log = home / "worker.log"
-        self._command = [sys.executable, "-m", "trainer_worker"]
-        for name, value in words.items():
-            self._command += [f"--{name.replace('_', '-')}", str(value)]
+        self._command = program_command("trainer_worker", words)
 
     def __enter__(self) -> Self:
         with self._log.open("w") as log:

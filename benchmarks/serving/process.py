@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from typing import Any, Self
 import httpx
 
 from adapter_store.errors import UnavailableError
+from server.launch import bound
 from server.launch.ports import free_port
 from server.launch.readiness import wait_until_ready
 
@@ -29,6 +31,15 @@ SHARED_CORES = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 def gateway_threads() -> int:
     """Return how many threads ``strata up`` lets the gateway compute with on this machine."""
     return max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+def program_command(module: str, flags: Mapping[str, Any]) -> list[str]:
+    """Return the command that runs a module with flags and ends, whatever happens, with this process."""
+    command = [sys.executable, str(Path(bound.__file__)), str(os.getpid()), str(int(signal.SIGKILL))]
+    command += [sys.executable, "-m", module]
+    for name, value in flags.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    return command
 
 
 def clean_environment() -> dict[str, str]:
@@ -50,9 +61,7 @@ class GatewayProcess:
         self.url = f"http://127.0.0.1:{port}"
         self.lines: list[dict[str, Any]] = []
         words = {"home": home, "port": port, **flags}
-        self._command = [sys.executable, "-m", "server"]
-        for name, value in words.items():
-            self._command += [f"--{name.replace('_', '-')}", str(value)]
+        self._command = program_command("server", words)
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:

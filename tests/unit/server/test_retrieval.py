@@ -22,6 +22,7 @@ class NotingEncoder(SentenceEncoder):
     """The real encoder; notes which thread ran it, and fails if it is told to."""
 
     failing = False
+    ran: list[tuple[str, list[str]]]
 
     def _run(self, texts: list[str]) -> dict[str, torch.Tensor]:
         self.__dict__.setdefault("ran", []).append((threading.current_thread().name, sorted(texts)))
