@@ -187,7 +187,7 @@ class Residents:
             self._engine.release(version)
             raise
         self._ready[version] = resident
-        log("version loaded", version=version, bytes=state.nbytes, **laps.seconds)
+        log("version loaded", version=version, **laps.seconds)
         return resident
 
     async def _make_room(self) -> int:

@@ -65,6 +65,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=int, default=gateway_threads(), help="computing threads of the gateway"
     )
+    parser.add_argument("--banks", type=int, default=2, help="versions resident at once")
     parser.add_argument("--rate", type=float, default=1.0, help="requests a second")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of a phase")
     parser.add_argument("--rounds", type=int, default=4, help="rounds of a steady and a swapping phase")
@@ -103,7 +104,7 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> int:
         drafts = _prepare(arguments, folder / "drafts", teller)
         teller.at("starting the gateway")
         flags = {"engine": arguments.engine, "base": arguments.base, "device": arguments.device}
-        flags |= {"threads": arguments.threads, "max_waiting": 1024}
+        flags |= {"threads": arguments.threads, "max_waiting": 1024, "banks": arguments.banks}
         gateway = stack.enter_context(GatewayProcess(folder / "home", flags))
         store = VersionStore(str(folder / "home" / "versions"), "strata")
         phases = asyncio.run(_run(gateway, store, load, planned, drafts, teller))
