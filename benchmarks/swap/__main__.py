@@ -109,6 +109,7 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> int:
         store = VersionStore(str(folder / "home" / "versions"), "strata")
         phases = asyncio.run(_run(gateway, store, load, planned, drafts, teller))
         answers = [answer for phase in phases for answer in phase.answers if not answer.failure]
+        teller.expect(len(answers) - requests)
         teller.at("asking everything again, quietly")
         changed = asyncio.run(find_changed(gateway.url, answers, teller))
     failures = failures_of(phases)
