@@ -26,12 +26,12 @@ from typing import Any, Literal
 
 from adapter_store.errors import StrataError
 from benchmarks.beside.worker import Lesson, WorkerProcess, steps_per_second
-from benchmarks.serving.figures import Spread, percentile, poisson_moments, ratios
-from benchmarks.serving.load import Answer, at_most, open_loop
-from benchmarks.serving.process import GatewayProcess, gateway_threads
-from benchmarks.serving.questions import QUESTIONS, Asked, mixed
-from benchmarks.serving.quiet import OtherLoad
-from benchmarks.serving.telling import Teller, console, told
+from benchmarks.live.figures import Spread, percentile, poisson_moments, ratios
+from benchmarks.live.load import Answer, at_most, open_loop
+from benchmarks.live.process import GatewayProcess, gateway_threads
+from benchmarks.live.questions import QUESTIONS, Asked, mixed
+from benchmarks.live.quiet import OtherLoad
+from benchmarks.live.telling import Teller, console, told
 
 P99_GOAL, SPEED_GOAL = 1.2, 0.7
 _SETTLE_SECONDS = 1.0

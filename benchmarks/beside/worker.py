@@ -16,7 +16,7 @@ from typing import Any, Self
 import httpx
 
 from adapter_store.errors import StrataError
-from benchmarks.serving.process import SHARED_CORES, clean_environment, program_command
+from benchmarks.live.process import SHARED_CORES, clean_environment, program_command
 from server.launch.ports import free_port
 
 _STOP_SECONDS = 60.0

@@ -31,11 +31,11 @@ from adapter_store.versions import STABLE  # noqa: E402
 from benchmarks.gateway.client import ClientProcess  # noqa: E402
 from benchmarks.gateway.hosting import HostedGateway, LoadResult  # noqa: E402
 from benchmarks.gateway.routing import RoutingParts, routing_parts  # noqa: E402
-from benchmarks.serving.figures import Spread, ratios  # noqa: E402
-from benchmarks.serving.process import gateway_threads  # noqa: E402
-from benchmarks.serving.questions import Asked, mixed  # noqa: E402
-from benchmarks.serving.quiet import OtherLoad  # noqa: E402
-from benchmarks.serving.telling import Teller, console, told  # noqa: E402
+from benchmarks.live.figures import Spread, ratios  # noqa: E402
+from benchmarks.live.process import gateway_threads  # noqa: E402
+from benchmarks.live.questions import Asked, mixed  # noqa: E402
+from benchmarks.live.quiet import OtherLoad  # noqa: E402
+from benchmarks.live.telling import Teller, console, told  # noqa: E402
 
 OVERHEAD_GOAL, ROUTING_GOAL = 0.05, 0.02
 _SINGLES = 12
@@ -119,7 +119,7 @@ def _publish(arguments: argparse.Namespace, folder: Path) -> list[RoutingParts]:
 
     from adapter_store.base import ensure_embedded_base, load_base
     from adapter_store.versions import VersionStore
-    from benchmarks.serving.versions import VersionMaker
+    from benchmarks.live.versions import VersionMaker
 
     torch.set_num_threads(arguments.threads)
     place = ensure_embedded_base(progress=False) if arguments.base == "embedded" else Path(arguments.base)

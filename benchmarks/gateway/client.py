@@ -11,8 +11,8 @@ from multiprocessing import get_context
 from types import TracebackType
 from typing import Self
 
-from benchmarks.serving.load import Answer, at_most
-from benchmarks.serving.questions import Asked
+from benchmarks.live.load import Answer, at_most
+from benchmarks.live.questions import Asked
 
 
 class ClientProcess:

@@ -15,8 +15,8 @@ import uvicorn
 
 from adapter_store.errors import UnavailableError
 from adapter_store.rendering import Message
-from benchmarks.serving.process import sample_of
-from benchmarks.serving.questions import Asked, picture_of
+from benchmarks.live.process import sample_of
+from benchmarks.live.questions import Asked, picture_of
 from server.app import create_app
 from server.engine import GenerationRequest, Sampling
 from server.gateway import Gateway

@@ -31,8 +31,8 @@ from adapter_store.base.allocator import tune_allocator
 from adapter_store.errors import StrataError
 from adapter_store.settings import FROZEN_SHARE
 from adapter_store.versions import VersionStore
-from benchmarks.serving.process import GatewayProcess, gateway_threads
-from benchmarks.serving.telling import Teller, console, told
+from benchmarks.live.process import GatewayProcess, gateway_threads
+from benchmarks.live.telling import Teller, console, told
 from benchmarks.swap.checking import find_changed
 from benchmarks.swap.phases import Load, Phase, PhaseKind, run_phase, warm
 from benchmarks.swap.plots import draw_all
@@ -129,7 +129,7 @@ def _prepare(arguments: argparse.Namespace, folder: Path, teller: Teller) -> dic
     import torch
 
     from adapter_store.base import ensure_embedded_base, load_base
-    from benchmarks.serving.versions import ROWS, VersionMaker
+    from benchmarks.live.versions import ROWS, VersionMaker
 
     torch.set_num_threads(arguments.threads)
     place = ensure_embedded_base(progress=False) if arguments.base == "embedded" else Path(arguments.base)

@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 
-from benchmarks.serving.load import Answer, ask, at_most
-from benchmarks.serving.telling import Teller
+from benchmarks.live.load import Answer, ask, at_most
+from benchmarks.live.telling import Teller
 
 _CONCURRENT = 4
 NEAR_TIE = 0.01

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
-from benchmarks.serving.figures import percentile, poisson_moments
-from benchmarks.serving.load import Answer, at_most, open_loop
-from benchmarks.serving.process import GatewayProcess
-from benchmarks.serving.questions import QUESTIONS, Asked, mixed
-from benchmarks.serving.quiet import OtherLoad
-from benchmarks.serving.telling import Teller
-from benchmarks.serving.versions import Draft
+from benchmarks.live.figures import percentile, poisson_moments
+from benchmarks.live.load import Answer, at_most, open_loop
+from benchmarks.live.process import GatewayProcess
+from benchmarks.live.questions import QUESTIONS, Asked, mixed
+from benchmarks.live.quiet import OtherLoad
+from benchmarks.live.telling import Teller
+from benchmarks.live.versions import Draft
 from benchmarks.swap.swapping import Kind, Swap, Swapper
 
 PhaseKind = Literal["steady", "swaps"]

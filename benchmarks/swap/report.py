@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from benchmarks.serving.figures import Spread, percentile, ratios
+from benchmarks.live.figures import Spread, percentile, ratios
 from benchmarks.swap.checking import Changed
 from benchmarks.swap.phases import Phase
 from benchmarks.swap.swapping import Swap

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import httpx
 
 from adapter_store.versions import STABLE, Manifest, VersionStore
-from benchmarks.serving.load import Answer, ask
-from benchmarks.serving.process import GatewayProcess
-from benchmarks.serving.questions import QUESTIONS, Asked
-from benchmarks.serving.versions import PROBE_PICTURE, Draft
+from benchmarks.live.load import Answer, ask
+from benchmarks.live.process import GatewayProcess
+from benchmarks.live.questions import QUESTIONS, Asked
+from benchmarks.live.versions import PROBE_PICTURE, Draft
 
 LOOK_SECONDS = 0.02
 _PATIENCE_SECONDS = 60.0

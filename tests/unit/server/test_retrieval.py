@@ -14,7 +14,7 @@ from adapter_store.base.load import Base
 from adapter_store.encoder import SentenceEncoder
 from adapter_store.rendering import Message, Renderer
 from adapter_store.vision import VisionEncoder
-from benchmarks.serving.versions import VersionMaker
+from benchmarks.live.versions import VersionMaker
 from server.retrieval import Question, Retriever
 
 

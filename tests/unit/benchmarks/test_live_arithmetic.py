@@ -11,11 +11,11 @@ from benchmarks.beside.__main__ import order_of
 from benchmarks.beside.worker import steps_per_second
 from benchmarks.gateway.__main__ import overheads
 from benchmarks.gateway.hosting import LoadResult
-from benchmarks.serving.figures import Spread, gaps_of, percentile, poisson_moments, ratios
-from benchmarks.serving.load import Answer, _take
-from benchmarks.serving.process import sample_of
-from benchmarks.serving.questions import Asked, mixed, png_of
-from benchmarks.serving.quiet import OtherLoad, busy_seconds, process_seconds
+from benchmarks.live.figures import Spread, gaps_of, percentile, poisson_moments, ratios
+from benchmarks.live.load import Answer, _take
+from benchmarks.live.process import sample_of
+from benchmarks.live.questions import Asked, mixed, png_of
+from benchmarks.live.quiet import OtherLoad, busy_seconds, process_seconds
 from benchmarks.swap.__main__ import plan_kinds, plan_phases, share_of
 from benchmarks.swap.checking import Changed, margin_where_parted
 from benchmarks.swap.phases import Phase

@@ -20,7 +20,7 @@ from adapter_store.settings import TARGETS
 from adapter_store.state import AdapterState, RoutingSettings
 from adapter_store.versions import Gate, Manifest, ManifestDraft, Probe, VersionStore
 from adapter_store.vision import VisionEncoder
-from benchmarks.serving.questions import QUESTIONS, picture_of, png_of
+from benchmarks.live.questions import QUESTIONS, picture_of, png_of
 
 if TYPE_CHECKING:
     from adapter_store.base.load import Base

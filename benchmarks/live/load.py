@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks.serving.figures import gaps_of
-from benchmarks.serving.questions import Asked
+from benchmarks.live.figures import gaps_of
+from benchmarks.live.questions import Asked
 
 _TIMEOUT_SECONDS = 300.0
 
