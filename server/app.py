@@ -179,7 +179,7 @@ def _model_choice(settings: GatewaySettings) -> ModelChoice:
         dense_rank=settings.dense_rank,
         frozen_share=settings.frozen_share,
         targets=settings.target_names,
-        alias_poll_seconds=settings.alias_poll_seconds,
+        alias_poll_seconds=settings.look_seconds,
         kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
         probe_tolerance=settings.probe_tolerance,
         pool_rank=settings.pool_rank,

@@ -177,6 +177,7 @@ async def generation(
     async with serving.live.lease(model) as leased:
         prepared = await prepared_question(serving, leased, messages, images, sampling.max_tokens)
         if leased.resident is not None:
+            metrics.routing_seconds.observe(prepared.routing_seconds)
             if prepared.task is None:
                 metrics.unrouted.inc()
             else:

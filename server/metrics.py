@@ -64,6 +64,9 @@ class Metrics:
         self.first_token_seconds = self._histogram(
             "time_to_first_token_seconds", "From the request to the first token.", _LATENCY
         )
+        self.routing_seconds = self._histogram(
+            "routing_seconds", "Finding which increments answer, once the pictures are encoded.", _GAPS
+        )
         self.token_gap_seconds = self._histogram("token_gap_seconds", "Between two chunks of tokens.", _GAPS)
         self.tokens = self._counter("tokens_total", "Tokens read and written.", "kind")
         self.routed = self._counter(

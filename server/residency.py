@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapter_store.errors import (
     ConflictError,
@@ -46,6 +47,19 @@ class Resident:
     manifest: Manifest
     slot: int
     pool: ServedPool | None = None
+
+
+class _Laps:
+    """Time the parts of bringing a version in, for the log."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, Any] = {}
+        self._began = time.perf_counter()
+
+    def end(self, part: str) -> None:
+        now = time.perf_counter()
+        self.seconds[f"{part}_seconds"] = round(now - self._began, 4)
+        self._began = now
 
 
 class Residents:
@@ -161,19 +175,28 @@ class Residents:
 
     async def _bring_in(self, version: str) -> Resident:
         """Verify, stage and probe; only then is the version ready."""
+        laps = _Laps()
         manifest = await asyncio.to_thread(self._store.manifest, version)
+        laps.end("manifest")
         folder = await asyncio.to_thread(self._store.fetch, version)
+        laps.end("verify")
         state = await asyncio.to_thread(self._load_state, folder)
+        laps.end("load")
         pool = await asyncio.to_thread(self._open_pool, state) if self._open_pool else None
+        staged = await asyncio.to_thread(pool.staged) if pool else state
+        laps.end("fold")
         resident = Resident(version, state, manifest, await self._make_room(), pool)
+        laps.end("room")
         try:
-            staged = await asyncio.to_thread(pool.staged) if pool else state
             await self._engine.stage(version, staged)
+            laps.end("stage")
             await self._probe(resident, folder)
+            laps.end("probe")
         except BaseException:
             self._engine.release(version)
             raise
         self._ready[version] = resident
+        log("version loaded", version=version, **laps.seconds)
         return resident
 
     async def _make_room(self) -> int:

@@ -1,7 +1,8 @@
 """From a request to what the engine takes: token ids, image features and the coefficient vector c.
 
 One thread does the tensor work, off the event loop. It takes every question that waits at once, so pictures
-and texts of concurrent requests are encoded in one batch.
+and texts of concurrent requests are encoded in one batch. Texts nobody asked before are encoded beside the
+pictures, in a second thread: what routing needs is there when the tower is done.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,6 +59,8 @@ class Prepared:
         task: the task whose rows carry most of c; None when c is zero or there is no state.
         query: what the coefficients were found with, ``[q]``; None for the base.
         served: the same for the pool that the engine holds, ``[N']``; for a small pool equal to c.
+        routing_seconds: how long finding the coefficients took once the pictures were encoded, together with
+            all that were found at once.
     """
 
     input_ids: tuple[int, ...]
@@ -66,6 +70,7 @@ class Prepared:
     task: str | None
     query: torch.Tensor | None
     served: torch.Tensor | None = None
+    routing_seconds: float = 0.0
 
 
 class Retriever:
@@ -82,7 +87,9 @@ class Retriever:
         self._max_waiting = max_waiting
         self._renderer = renderer
         self._vision = vision
+        self._sentences = sentences
         self._queries = QueryEncoder(sentences, base.calibration)
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="sentences")
         self._waiting: queue.SimpleQueue[tuple[Question, Future[Prepared]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="retrieval", daemon=True)
         self._thread.start()
@@ -105,6 +112,7 @@ class Retriever:
         """End the thread after what waits is done."""
         self._waiting.put(None)
         self._thread.join(timeout=10)
+        self._beside.shutdown(wait=False)
 
     def _run(self) -> None:
         while True:
@@ -158,11 +166,16 @@ class Retriever:
 
     def _prepare(self, items: Sequence[tuple[Question, RenderedPrompt]]) -> list[Prepared]:
         pictures = [image for question, _ in items for image in question.images]
+        texts = [prompt.query_text for question, prompt in items if question.state is not None]
+        if pictures and texts:
+            self._beside.submit(self._sentences.encode, texts)  # it remembers them; a fault comes up below
         features = iter(self._vision.encode(pictures)) if pictures else iter(())
         images = [tuple(next(features) for _ in question.images) for question, _ in items]
+        began = time.perf_counter()
         routed = self._coefficients(items, images)
+        seconds = time.perf_counter() - began
         return [
-            _prepared(question, prompt, images[index], *routed.get(index, (None, None, None)))
+            _prepared(question, prompt, images[index], *routed.get(index, (None, None, None)), seconds)
             for index, (question, prompt) in enumerate(items)
         ]
 
@@ -200,11 +213,13 @@ def _prepared(
     vector: torch.Tensor | None,
     query: torch.Tensor | None,
     served: torch.Tensor | None,
+    routing_seconds: float,
 ) -> Prepared:
     state = question.state
     span = "after_image" if state is None else state.span
     task = None if state is None or vector is None else heaviest_task(state, vector)
-    return Prepared(tuple(prompt.input_ids), images, prompt.gate_start(span), vector, task, query, served)
+    ids, gate_start = tuple(prompt.input_ids), prompt.gate_start(span)
+    return Prepared(ids, images, gate_start, vector, task, query, served, routing_seconds)
 
 
 def heaviest_task(state: AdapterState, vector: torch.Tensor) -> str | None:

@@ -56,7 +56,10 @@ class GatewaySettings(SharedSettings):
         description="total rank up to which all increments are computed for every token",
     )
     alias_poll_seconds: float = Field(
-        default=0.5, gt=0, le=60, description="how often moved aliases are looked for"
+        default=0,
+        ge=0,
+        le=60,
+        description="how often moved aliases are looked for; 0: every 0.1 s in a folder, 0.5 s elsewhere",
     )
     probe_tolerance: float = Field(
         default=0,
@@ -84,6 +87,12 @@ class GatewaySettings(SharedSettings):
     default_max_tokens: int = Field(
         default=256, ge=1, description="answer length when the request names none"
     )
+
+    @property
+    def look_seconds(self) -> float:
+        """Return how often moved aliases are looked for; a look at an object store costs requests."""
+        place = self.versions_url
+        return self.alias_poll_seconds or (0.1 if place.startswith("file://") or "://" not in place else 0.5)
 
     @field_validator("api_keys")
     @classmethod

@@ -71,6 +71,8 @@ def test_a_promoted_version_answers_as_its_state_says(
     assert running.metric("strata_task_accuracy_ratio", task="digits") == 0.75
     assert running.metric("strata_routing_leak_ratio", task="digits") == 0.125
     assert running.metric("strata_adapter_swap_seconds_count")
+    routing_seconds = running.metric("strata_routing_seconds_sum") or 0.0
+    assert 0 < routing_seconds < (running.metric("strata_time_to_first_token_seconds_sum") or 0.0)
 
 
 def test_vqa_names_version_and_task(running: RunningGateway, first: Manifest):

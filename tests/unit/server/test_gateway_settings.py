@@ -121,3 +121,17 @@ def test_a_redis_url_that_can_be_read_is_kept(monkeypatch: pytest.MonkeyPatch, u
     monkeypatch.setenv("STRATA_REDIS_URL", url)
     assert read().redis_url == url
     assert "s3cret" not in address(url)
+
+
+@pytest.mark.parametrize(
+    ("flags", "seconds"),
+    [
+        ((), 0.1),
+        (("--store-url", "/srv/versions"), 0.1),
+        (("--store-url", "file:///srv/versions"), 0.1),
+        (("--store-url", "s3://bucket/strata"), 0.5),
+        (("--store-url", "s3://bucket/strata", "--alias-poll-seconds", "2"), 2.0),
+    ],
+)
+def test_aliases_are_looked_for_often_where_a_look_costs_nothing(flags: tuple[str, ...], seconds: float):
+    assert read(*flags).look_seconds == seconds

@@ -1,0 +1,1 @@
+"""What learning costs those who ask, and what asking costs learning, on one machine."""

@@ -1,0 +1,1 @@
+"""What HTTP and routing cost beside the engine alone."""

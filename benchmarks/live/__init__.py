@@ -1,0 +1,1 @@
+"""Parts that the programs share which measure a running gateway."""

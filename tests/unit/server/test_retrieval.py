@@ -1,0 +1,80 @@
+"""Questions on their way to the engine: routed in batches, new texts beside pictures, faults to their own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from PIL import Image
+
+from adapter_store.base.load import Base
+from adapter_store.encoder import SentenceEncoder
+from adapter_store.rendering import Message, Renderer
+from adapter_store.vision import VisionEncoder
+from benchmarks.live.versions import VersionMaker
+from server.retrieval import Question, Retriever
+
+
+class NotingEncoder(SentenceEncoder):
+    """The real encoder; notes which thread ran it, and fails if it is told to."""
+
+    failing = False
+    ran: list[tuple[str, list[str]]]
+
+    def _run(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        self.__dict__.setdefault("ran", []).append((threading.current_thread().name, sorted(texts)))
+        if self.failing:
+            raise RuntimeError("the encoder is broken")
+        return super()._run(texts)
+
+
+@pytest.fixture
+def sentences(loaded_tiny_base: Base) -> NotingEncoder:
+    assert loaded_tiny_base.sentence_encoder is not None
+    return NotingEncoder(loaded_tiny_base.sentence_encoder)
+
+
+@pytest.fixture
+def retriever(loaded_tiny_base: Base, sentences: NotingEncoder) -> Iterator[Retriever]:
+    base = loaded_tiny_base
+    retriever = Retriever(base, Renderer(base), VisionEncoder(base), sentences)
+    yield retriever
+    retriever.close()
+
+
+def questions(base: Base, count: int) -> list[Question]:
+    state = VersionMaker(base, 0.0).state(1)
+    pictures = [Image.new("RGB", (28, 28), (40 * number, 0, 0)) for number in range(count)]
+    return [
+        Question((Message("user", f"What is number {number}?", 1),), (picture,), state)
+        for number, picture in enumerate(pictures)
+    ]
+
+
+async def test_every_text_is_encoded_once_and_off_the_event_loop(
+    loaded_tiny_base: Base, retriever: Retriever, sentences: NotingEncoder
+):
+    asked = questions(loaded_tiny_base, 4)
+    first = await asyncio.gather(*(retriever.prepare(question) for question in asked))
+    again = await asyncio.gather(*(retriever.prepare(question) for question in asked))
+    for one, other in zip(first, again, strict=True):
+        assert one.coefficients is not None
+        assert torch.equal(one.coefficients, other.coefficients)  # type: ignore[arg-type]
+    ran = [text for _, texts in sentences.ran for text in texts]
+    assert sorted(ran) == [f"What is number {number}?" for number in range(4)]
+    assert {name.rpartition("_")[0] or name for name, _ in sentences.ran} <= {"sentences", "retrieval"}
+    assert all(prepared.routing_seconds > 0 for prepared in (*first, *again))
+
+
+async def test_a_broken_encoder_is_told_to_the_one_who_asked(
+    loaded_tiny_base: Base, retriever: Retriever, sentences: NotingEncoder
+):
+    (question,) = questions(loaded_tiny_base, 1)
+    sentences.failing = True
+    with pytest.raises(RuntimeError, match="broken"):
+        await retriever.prepare(question)
+    sentences.failing = False
+    assert (await retriever.prepare(question)).coefficients is not None
