@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _WORKER_EXTENSION = "server.engine.vllm_plugin.worker.PoolWorker"
 _CPU_STEP_TOKENS = 512
+_CPU_KV_BYTES = 1 << 30
 _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     LOGGING_VARIABLE: "0",  # logs are JSON lines, the gateway's and the engine's
@@ -38,7 +39,7 @@ class VllmOptions:
         own_process: run the engine as processes of its own.
         tensor_parallel_size: devices that share the model.
         gpu_memory_utilization: share of a GPU's memory for model, keys and values.
-        kv_bytes: memory of keys and values; None leaves it to ``gpu_memory_utilization``.
+        kv_bytes: memory of keys and values; None is 1 GiB on a CPU, else up to ``gpu_memory_utilization``.
         step_tokens: most tokens of a step; None is 512 on a CPU and what vLLM takes on a GPU.
         block_size: tokens of a block of the key-value memory, the grain of prefix reuse; None is vLLM's own.
         eager: never compile or capture graphs; None is true on a CPU.
@@ -102,7 +103,7 @@ def engine_args(options: VllmOptions, model: Path, dtype: str, *, on_cpu: bool) 
         enforce_eager=on_cpu if options.eager is None else options.eager,
         tensor_parallel_size=options.tensor_parallel_size,
         gpu_memory_utilization=options.gpu_memory_utilization,
-        kv_cache_memory_bytes=options.kv_bytes,
+        kv_cache_memory_bytes=options.kv_bytes or (_CPU_KV_BYTES if on_cpu else None),
         limit_mm_per_prompt={"image": 0},  # pixels never come; projected tokens do
         enable_mm_embeds=True,
         mm_processor_cache_gb=0,
