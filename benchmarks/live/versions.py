@@ -25,7 +25,7 @@ from benchmarks.live.questions import QUESTIONS, picture_of, png_of
 if TYPE_CHECKING:
     from adapter_store.base.load import Base
 
-PROBE_PICTURE, PROBE_TOKENS = 0, 6
+PROBE_PICTURE, PROBE_TOKENS = 0, 3  # a word and its end, as taught answers are
 RANK, ROWS = 8, 4
 
 

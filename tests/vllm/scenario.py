@@ -115,13 +115,13 @@ async def changed_file(engine: VllmEngine, world: World) -> str:
     core = engine._core
     assert core is not None
     file = write_state_file(world.state(5), torch.float32)
-    try:
-        await core.call("pool_fill", 0, str(file.path), "0" * 64, file.rank)
-        while not (answer := (await core.call("pool_filled", 0))[0])["done"]:  # noqa: ASYNC110  no event
-            await asyncio.sleep(0.01)
-    finally:
-        file.remove()
-    return "accepted" if answer["fault"] is None else "refused"
+    (outcome,) = map(Path, await core.call("pool_fill", 0, str(file.path), "0" * 64, file.rank))
+    while not outcome.exists():  # noqa: ASYNC110  no event
+        await asyncio.sleep(0.01)
+    fault = json.loads(outcome.read_text())["fault"]
+    file.path.unlink()
+    outcome.unlink()
+    return "accepted" if fault is None else "refused"
 
 
 async def refusal(attempt: Any) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +13,7 @@ import torch
 from adapter_store.errors import BaseModelError, StateInvalid
 from adapter_store.state import AdapterState, Shape
 from server.engine.protocol import GenerationRequest, Sampling
+from server.engine.vllm_client.cores import CoreDied
 from server.engine.vllm_client.prompts import engine_prompt, sampling_params
 from server.engine.vllm_client.state_file import write_state_file
 from server.engine.vllm_plugin.requests import Gated
@@ -41,17 +44,21 @@ async def fill(core: Core, bank: int, state: AdapterState, dtype: torch.dtype) -
         CoreDied: the engine is gone.
     """
     file = await asyncio.to_thread(write_state_file, state, dtype)
+    outcomes: list[Path] = []
     try:
-        await core.call("pool_fill", bank, str(file.path), file.digest, file.rank)
-        answers = await core.call("pool_filled", bank)
-        while not all(answer["done"] for answer in answers):
+        called = await core.call("pool_fill", bank, str(file.path), file.digest, file.rank)
+        outcomes = [Path(outcome) for outcome in called]
+        while not all(outcome.exists() for outcome in outcomes):
+            if core.dead:
+                raise CoreDied("the engine died while it filled a bank")
             await asyncio.sleep(_POLL_SECONDS)
-            answers = await core.call("pool_filled", bank)
+        faults = {json.loads(outcome.read_text(encoding="utf-8"))["fault"] for outcome in outcomes}
     finally:
-        file.remove()
-    faults = sorted({answer["fault"] for answer in answers if answer["fault"]})
-    if faults:
-        raise StateInvalid(f"the increments cannot be loaded into the engine: {'; '.join(faults)}")
+        for path in (file.path, *outcomes):
+            path.unlink(missing_ok=True)
+    if faults != {None}:
+        told = "; ".join(sorted(fault for fault in faults if fault))
+        raise StateInvalid(f"the increments cannot be loaded into the engine: {told}")
 
 
 async def prove_that_the_pool_acts(
@@ -74,7 +81,7 @@ async def prove_that_the_pool_acts(
     await fill(core, _BANK, state, dtype)
     plain = await _first_logprob(core, base, None)
     adapted = await _first_logprob(core, base, Gated(_BANK, torch.ones(1), 0, None, 1))
-    await core.call("pool_fill", _BANK, "", "", 0)
+    await core.call("pool_empty", _BANK)
     if plain == adapted:
         raise BaseModelError(
             "vLLM runs, but increments have no effect on its answers: its model runner offers none of the "

@@ -27,10 +27,6 @@ class StateFile:
     digest: str
     rank: int
 
-    def remove(self) -> None:
-        """Delete the file."""
-        self.path.unlink(missing_ok=True)
-
 
 def write_state_file(state: AdapterState, dtype: torch.dtype) -> StateFile:
     """Write ``down.<target>`` and ``up.<target>`` as ``state`` holds them, in ``dtype``."""

@@ -8,8 +8,8 @@ an idle bank is read by no step.
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,11 @@ from server.engine.vllm_plugin.pool import Pool
 from server.engine.vllm_plugin.runner_hook import RunnerHook
 
 
-@dataclass(slots=True)
-class Filling:
-    """Follow one bank's filling; ``fault`` says in words why it failed."""
-
-    thread: threading.Thread | None = None
-    done: bool = False
-    fault: str | None = None
-
-
 class PoolWorker:
     """Extend a worker by its part of the pool; names begin with ``pool_`` to keep out of vLLM's way."""
 
     model_runner: Any
+    rank: int
 
     def pool_attach(self) -> dict[str, Any]:
         """Hook into the model runner; return ``shapes``, ``capacity``, ``fixed`` and ``runner``."""
@@ -41,7 +33,6 @@ class PoolWorker:
         state = getattr(self.model_runner, "model_state", None)
         if state is None and not isinstance(self.model_runner._model_forward, RunnerHook):
             RunnerHook(self.model_runner, pool)
-        self._pool_fillings: dict[int, Filling] = {}
         targets = self._pool_targets()
         return {
             "shapes": {name: target.shape for name, target in targets.items()},
@@ -50,19 +41,24 @@ class PoolWorker:
             "runner": type(self.model_runner).__module__,
         }
 
-    def pool_fill(self, bank: int, path: str, digest: str, rank: int) -> None:
-        """Begin to fill ``bank`` from the safetensors file of that sha256; ``rank`` 0 empties it."""
-        filling = Filling()
-        self._pool_fillings[bank] = filling
-        filling.thread = threading.Thread(
-            target=self._pool_run, args=(filling, bank, path, digest, rank), name="pool-fill", daemon=True
-        )
-        filling.thread.start()
+    def pool_fill(self, bank: int, path: str, digest: str, rank: int) -> str:
+        """Begin to fill ``bank`` from the safetensors file of that sha256; ``rank`` is its total rank.
 
-    def pool_filled(self, bank: int) -> dict[str, Any]:
-        """Return whether the filling is ``done`` and the ``fault`` if it failed."""
-        filling = self._pool_fillings[bank]
-        return {"done": filling.done, "fault": filling.fault}
+        Returns:
+            The file that will say how it went, ``{"fault": null}`` or the fault in words: another call
+            would wait for a step of the engine each time.
+        """
+        outcome = f"{path}.{self.rank}.json"
+        threading.Thread(
+            target=self._pool_run, args=(outcome, bank, path, digest, rank), name="pool-fill", daemon=True
+        ).start()
+        return outcome
+
+    def pool_empty(self, bank: int) -> None:
+        """Zero a bank that no request uses."""
+        for target in self._pool_targets().values():
+            target.down[:, bank].zero_()
+            target.up[:, bank].zero_()
 
     def _pool_of_model(self) -> Pool:
         model: Any = self.model_runner.model
@@ -72,13 +68,16 @@ class PoolWorker:
         model: Any = self.model_runner.model
         return model.pooled
 
-    def _pool_run(self, filling: Filling, bank: int, path: str, digest: str, rank: int) -> None:
+    def _pool_run(self, outcome: str, bank: int, path: str, digest: str, rank: int) -> None:
+        fault = None
         try:
             with torch.inference_mode():
                 fill_bank(self._pool_of_model(), self._pool_targets(), bank, path, digest, rank)
         except Exception as error:  # noqa: BLE001  whatever it is, it belongs to the one who asked
-            filling.fault = f"{type(error).__name__}: {error}"
-        filling.done = True
+            fault = f"{type(error).__name__}: {error}"
+        unfinished = Path(f"{outcome}.part")
+        unfinished.write_text(json.dumps({"fault": fault}), encoding="utf-8")
+        unfinished.rename(outcome)
 
 
 def fill_bank(pool: Pool, targets: dict[str, Target], bank: int, path: str, digest: str, rank: int) -> None:
@@ -90,17 +89,12 @@ def fill_bank(pool: Pool, targets: dict[str, Target], bank: int, path: str, dige
         bank: which one; no request may use it.
         path: safetensors with ``down.<target>`` ``[L, N, r, d_in]`` and ``up.<target>`` ``[L, N, d_out, r]``.
         digest: sha256 of the file in hexadecimal.
-        rank: total rank N * r; 0 empties the bank.
+        rank: total rank N * r.
 
     Raises:
         ValueError: the file is not the one meant, does not fit, or holds a value that is not finite.
     """
     pool.fills[bank] += 1
-    if not rank:
-        for target in targets.values():
-            target.down[:, bank].zero_()
-            target.up[:, bank].zero_()
-        return
     data = Path(path).read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
         raise ValueError("the file was changed on its way to the worker")
