@@ -35,7 +35,8 @@ class KeyTable:
 
         Computed in float64 and rounded to float32, so that batch mates do not matter.
         """
-        found = (unit @ self.keys.T).view(len(unit), -1, self.per_row).amax(dim=2).float()
+        sets = len(self.keys) // self.per_row  # not -1: there may be no query
+        found = (unit @ self.keys.T).view(len(unit), sets, self.per_row).amax(dim=2).float()
         return found[:, self.group]
 
 

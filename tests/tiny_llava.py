@@ -70,13 +70,14 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_tiny_llava(folder: Path, seed: int = 0, head_dim: int = 16) -> Path:
+def build_tiny_llava(folder: Path, seed: int = 0, head_dim: int = 16, kv_heads: int = 2) -> Path:
     """Write a tiny random LLaVA and its sentence encoder into ``folder`` and return it.
 
     Args:
         folder: created if missing.
         seed: another seed gives another base (other weights, other digest).
         head_dim: width of an attention head; vLLM's kernels take 32, not 16.
+        kv_heads: key-value heads, of four query heads.
     """
     folder = Path(folder)
     tokenizer = build_tokenizer()
@@ -96,7 +97,7 @@ def build_tiny_llava(folder: Path, seed: int = 0, head_dim: int = 16) -> Path:
             intermediate_size=128,
             num_hidden_layers=3,
             num_attention_heads=4,
-            num_key_value_heads=2,
+            num_key_value_heads=kv_heads,
             head_dim=head_dim,
             max_position_embeddings=1024,
             bos_token_id=_token_id(tokenizer, "<|endoftext|>"),

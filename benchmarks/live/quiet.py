@@ -37,10 +37,17 @@ class OtherLoad:
     def _read(self) -> tuple[float, float]:
         try:
             machine = busy_seconds(Path("/proc/stat").read_text(encoding="ascii"))
-            stats = [Path(f"/proc/{pid}/stat").read_text() for pid in self._pids() if pid is not None]
+            pids = {member for pid in self._pids() if pid is not None for member in family(pid)}
+            stats = [Path(f"/proc/{pid}/stat").read_text() for pid in pids]
         except OSError:
             return math.nan, math.nan
         return machine, sum(process_seconds(stat) for stat in stats)
+
+
+def family(pid: int) -> set[int]:
+    """Return a process and all that it started, engine processes among them."""
+    children = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return {pid}.union(*(family(int(child)) for text in children for child in text.split()))
 
 
 def busy_seconds(stat: str) -> float:

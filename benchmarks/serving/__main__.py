@@ -72,6 +72,7 @@ def make_systems(
         max_model_len=512,
         kv_bytes=arguments.kv_bytes,
         threads=arguments.threads,
+        gpu_memory_utilization=0.9 / len(names),  # all engines stay up side by side
         block_size=arguments.block_size,
     )
     found: dict[str, System] = {}

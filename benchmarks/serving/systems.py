@@ -86,12 +86,7 @@ class VllmSystem:
         limit = request.sampling.max_tokens or 1
         params = sampling_params(request.sampling, limit, frozenset(), gated)
         key = f"{request.request_id}-{next(_NUMBERS)}"
-        lora = self.lora(number)
-        stream = (
-            self.core.submit(key, prompt, params)
-            if lora is None
-            else self.core._open_llm.generate(prompt, params, key, lora_request=lora)
-        )
+        stream = self.core.submit(key, prompt, params, self.lora(number))
         async for output in stream:
             moment = time.perf_counter()
             for _ in output.outputs[0].token_ids:

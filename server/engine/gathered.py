@@ -18,24 +18,27 @@ if TYPE_CHECKING:
     from server.engine.banks import BankSlot
     from server.engine.sequence import Sequence
 
-_MOST_RANK = 512
+MOST_RANK = 512
 """The most that is copied for one request: 24 MB on ten linears of 576 by 576 in float32."""
 _NARROWER = 8
 """A request is gathered only if it touches less than this part of the pool; else the whole is cheaper."""
 
 
-def touched(slot: BankSlot, gate: torch.Tensor | None, dense_rank: int) -> tuple[int, ...] | None:
+def touched(
+    slot: BankSlot, gate: torch.Tensor | None, dense_rank: int, most_rank: int = MOST_RANK
+) -> tuple[int, ...] | None:
     """Return the increments that a request touches, if computing only those is cheaper; else None.
 
     Args:
         slot: the request's bank.
         gate: its coefficients by rank, ``[N * r]``, or None for the base.
         dense_rank: total rank up to which a pool is computed whole.
+        most_rank: the most that is copied for one request.
     """
     if gate is None or len(gate) <= dense_rank:
         return None
     rows = gate[:: slot.rank].nonzero().flatten()
-    if len(rows) * slot.rank > min(_MOST_RANK, len(gate) // _NARROWER):
+    if len(rows) * slot.rank > min(most_rank, len(gate) // _NARROWER):
         return None
     return tuple(rows.tolist())
 

@@ -101,9 +101,13 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Report the engine's state; counters with ``_total`` only grow."""
+    """Report the engine's state; counters with ``_total`` only grow.
+
+    ``restarting`` says of an engine that is not alive that it is being started again by itself.
+    """
 
     alive: bool = True
+    restarting: bool = False
     running: int = 0
     waiting: int = 0
     kv_used_tokens: int = 0

@@ -49,14 +49,16 @@ async def front_door(gateway: GatewayDep) -> dict[str, Any]:
     "/health", summary="200 while the process and its engine work", responses=example({"status": "ok"})
 )
 async def health(gateway: GatewayDep) -> dict[str, Any]:
-    """Tell whether a restart is called for: 503 once the engine's thread has died."""
-    if gateway.serving is not None:
+    """Tell whether a restart is called for: 503 once the engine has died and does not come back by itself."""
+    if gateway.serving is not None and not gateway.serving.engine.stats().restarting:
         _check_engine(gateway.serving)
     return {"status": "ok"}
 
 
 def _check_engine(serving: Serving) -> None:
     stats = serving.engine.stats()
+    if stats.restarting:
+        raise UnavailableError("the engine died and is being started again; try again soon")
     if not stats.alive or stats.error:
         raise UnavailableError("the engine has stopped; restart the server")
 

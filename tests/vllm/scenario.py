@@ -24,12 +24,12 @@ from adapter_store.state import AdapterState
 from server.engine.protocol import GenerationRequest
 from server.engine.transformers_engine import TransformersEngine
 from server.engine.vllm_client import VllmEngine
-from server.engine.vllm_client.state_file import write_state_file
+from server.engine.vllm_client.state_file import new_state_path, write_state_file
 from tests.unit.server.engine.world import World, collect
 from tests.vllm.asking import QUESTIONS, TOKENS, ask, compare, expected, make_requests, make_world, options
 from tests.vllm.oracles import embedded, native_lora
 
-TARGETS = ("o_proj", "q_proj", "v_proj", "down_proj", "up_proj")
+TARGETS = ("o_proj", "q_proj", "k_proj", "v_proj", "down_proj", "gate_proj", "up_proj")
 
 
 async def parity(world: World) -> dict[str, Any]:
@@ -105,6 +105,9 @@ async def faults(engine: VllmEngine, world: World) -> dict[str, str]:
     for name, c in {"short": torch.ones(3), "nan": torch.full((16,), torch.nan)}.items():
         request = world.request(name, version="v3", c=c)
         found[f"{name} coefficients"] = await refusal(collect(engine.generate(request)))
+    request = world.request("inf", version="v3", c=torch.full((16,), 3e38), logprobs=None)
+    answer = await collect(engine.generate(request))
+    found["overflow"] = f"{answer.last.finish_reason}, not finite {answer.last.not_finite}"
     found["changed file"] = await changed_file(engine, world)
     found["unknown version"] = await refusal(collect(engine.generate(world.request("x", version="v9"))))
     return found
@@ -112,16 +115,16 @@ async def faults(engine: VllmEngine, world: World) -> dict[str, str]:
 
 async def changed_file(engine: VllmEngine, world: World) -> str:
     """Hand a worker a file that is not the one announced: it must not take it."""
-    core = engine._core
-    assert core is not None
-    file = write_state_file(world.state(5), torch.float32)
-    (outcome,) = map(Path, await core.call("pool_fill", 0, str(file.path), "0" * 64, file.rank))
+    core = await engine._keeper.core()
+    path = new_state_path()
+    file = write_state_file(path, world.state(5), torch.float32)
+    (outcome,) = map(Path, await core.call("pool_fill", 0, str(path), "0" * 64, file.rank))
     while not outcome.exists():  # noqa: ASYNC110  no event
         await asyncio.sleep(0.01)
     fault = json.loads(outcome.read_text())["fault"]
-    file.path.unlink()
+    path.unlink()
     outcome.unlink()
-    return "accepted" if fault is None else "refused"
+    return "taken" if fault is None else "not taken"
 
 
 async def refusal(attempt: Any) -> str:
@@ -139,7 +142,7 @@ async def preemption(world: World) -> dict[str, Any]:
     engine.start()
     for version, state in states.items():
         await engine.stage(version, state)
-    scheduler = engine._core._engine.engine_core.engine_core.scheduler  # type: ignore[union-attr]
+    scheduler = engine._keeper._up._engine.engine_core.engine_core.scheduler  # type: ignore[union-attr]
     preempted: list[str] = []
     plain = scheduler._preempt_request
     scheduler._preempt_request = lambda request, *rest, **more: (
@@ -188,6 +191,9 @@ async def process(world: World) -> dict[str, Any]:
     found["broken_off"] = sorted(
         {str(answer.last.finish_reason) for answer in await asyncio.gather(*running)}
     )
+    engine.release("v2")
+    staging = await refusal(engine.stage("v3", world.state(3)))
+    found["staged_while_down"] = staging
     found["while_down"] = await refusal(collect(engine.generate(requests[0])))
     found["alive_while_down"] = engine.stats().alive
     for _ in range(600):
@@ -227,9 +233,14 @@ async def targets(world: World, **changed: Any) -> dict[str, Any]:
         world.request(f"r{n}", QUESTIONS[n % 4], version=f"v{n % 2 + 1}", c=torch.rand(8), max_tokens=TOKENS)
         for n in range(16)
     ]
-    found = {"first": compare(await ask(engine, requests), expected(world, requests, states))}
+    wanted = expected(world, requests, states)
+    found: dict[str, Any] = {"first": compare(await ask(engine, requests), wanted)}
     found["runner"] = engine.described["runner"]
     found["fixed"] = engine.described["fixed"]
+    bad = replace(states["v1"], up={name: up * torch.inf for name, up in states["v1"].up.items()})
+    engine.release("v2")
+    found["bad bank"] = await refusal(engine.stage("bad", bad))
+    found["beside a bad bank"] = compare(await ask(engine, requests[::2]), wanted[::2])
     engine.shutdown()
     return found
 
@@ -264,7 +275,8 @@ SCENARIOS = {
 
 def main(name: str, out: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        found = asyncio.run(SCENARIOS[name](make_world(Path(folder))))
+        kv_heads = 1 if name == "tensor_parallel" else 2  # two ranks that hold copies of one head
+        found = asyncio.run(SCENARIOS[name](make_world(Path(folder), kv_heads)))
     Path(out).write_text(json.dumps(found), encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ _NOT_FINITE = "the model's output was not finite"
 
 
 class Answer:
-    """Follow one request's output; ``done`` once a chunk with a finish reason was made."""
+    """Follow one request's output; ``done`` once a chunk ended it, ``failed`` if that told an error."""
 
     def __init__(self, request: GenerationRequest, texts: TokenTexts, end_ids: frozenset[int]) -> None:
         self._request, self._texts = request, texts
@@ -23,6 +23,7 @@ class Answer:
         self.completion_tokens = 0
         self.cached_tokens = 0
         self.done = False
+        self.failed = False
 
     def take(self, output: Any) -> list[Chunk]:
         """Return one chunk for each token that ``output``, vLLM's RequestOutput, brings."""
@@ -44,7 +45,7 @@ class Answer:
 
     def end(self, reason: FinishReason, error: str | None = None, *, not_finite: bool = False) -> Chunk:
         """Return the last chunk of an answer that ends without a token."""
-        self.done = True
+        self.done, self.failed = True, reason == "error"
         return self._make("", (), None, reason, error, not_finite=not_finite)
 
     def _chunk(self, token: int, found: Mapping[int, Any] | None, finished: str | None) -> Chunk:
@@ -61,7 +62,8 @@ class Answer:
         if reason is not None:
             text += self._stream.finish()
             self.done = True
-        logprob = None if found is None or ended else self._logprob(token, found)
+        asked = self._request.sampling.logprobs is not None
+        logprob = self._logprob(token, found) if asked and found is not None and not ended else None
         return self._make(text, () if ended else (token,), logprob, reason, None)
 
     def _make(

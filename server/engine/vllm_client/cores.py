@@ -6,54 +6,24 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
-from typing import Any, Protocol
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
 
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.engine.llm_engine import LLMEngine
 
+from adapter_store.errors import UnavailableError
 from server.engine.outbox import Outbox
+from server.engine.vllm_client.core import CoreDied
 
 log = logging.getLogger(__name__)
 
-
-class CoreDied(Exception):
-    """Report that the engine is gone and takes no more requests."""
-
-
-class Core(Protocol):
-    """Take requests and calls to all workers; ``open`` blocks until the model is loaded."""
-
-    restartable: bool
-
-    def open(self) -> None:
-        """Load the model; raises what vLLM raises."""
-        ...
-
-    @property
-    def dead(self) -> bool:
-        """Tell whether the engine is gone though nobody closed it."""
-        ...
-
-    @property
-    def kv_tokens(self) -> int:
-        """Return how many tokens the key-value memory holds."""
-        ...
-
-    def submit(self, request_id: str, prompt: Any, params: SamplingParams) -> AsyncIterator[Any]:
-        """Stream vLLM's RequestOutput; closing the stream frees the slot. Raises CoreDied."""
-        ...
-
-    async def call(self, method: str, *args: Any) -> list[Any]:
-        """Call a method of every worker between two steps and return every answer. Raises CoreDied."""
-        ...
-
-    def close(self) -> None:
-        """Stop; returns when the thread or process is gone."""
-        ...
+_LOOK_SECONDS = 0.25
 
 
 def _kv_tokens(config: Any) -> int:
@@ -84,20 +54,35 @@ class ProcessCore:
         """Return how many tokens the key-value memory holds."""
         return 0 if self._llm is None else _kv_tokens(self._llm.vllm_config)
 
-    async def submit(self, request_id: str, prompt: Any, params: SamplingParams) -> AsyncIterator[Any]:
+    async def submit(
+        self, request_id: str, prompt: Any, params: SamplingParams, lora: Any = None
+    ) -> AsyncGenerator[Any, None]:
         """Stream outputs; see ``Core.submit``."""
         try:
-            async for output in self._open_llm.generate(prompt, params, request_id):
-                yield output
-        except EngineDeadError as error:
+            stream = self._open_llm.generate(prompt, params, request_id, lora_request=lora)
+            async with aclosing(stream) as outputs:
+                async for output in outputs:
+                    yield output
+        except (EngineDeadError, EngineGenerateError) as error:
+            if isinstance(error, EngineGenerateError) and not self.dead:
+                raise UnavailableError("the engine gave up on the request; repeat it") from error
             raise CoreDied("the engine process died") from error
 
     async def call(self, method: str, *args: Any) -> list[Any]:
         """Call every worker; see ``Core.call``."""
+        called = asyncio.ensure_future(self._open_llm.collective_rpc(method, args=args))
         try:
-            return await self._open_llm.collective_rpc(method, args=args)
+            while not called.done():
+                await asyncio.wait({called}, timeout=_LOOK_SECONDS)
+                if self.dead:  # vLLM itself would wait for the answer for ever
+                    break
+            if not called.done():
+                raise CoreDied("the engine process died")
+            return called.result()
         except EngineDeadError as error:
             raise CoreDied("the engine process died") from error
+        finally:
+            called.cancel()
 
     def close(self) -> None:
         """Stop the processes."""
@@ -112,6 +97,14 @@ class ProcessCore:
         return self._llm
 
 
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """What the engine's thread is asked to do, and what to do if there is no such thread any more."""
+
+    run: Callable[[LLMEngine], None]
+    fail: Callable[[], None]
+
+
 class ThreadCore:
     """Run the engine in one thread of this process: no second process, for tests and small machines."""
 
@@ -120,10 +113,12 @@ class ThreadCore:
     def __init__(self, args: AsyncEngineArgs) -> None:
         self._args = args
         self._engine: LLMEngine | None = None
-        self._commands: queue.SimpleQueue[Callable[[LLMEngine], None] | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._streams: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Queue[Any]]] = {}
         self._outbox: Outbox[Any] = Outbox()
         self._opened: Future[None] = Future()
+        self._closed = False
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="vllm", daemon=True)
         self.dead = False
 
@@ -137,7 +132,9 @@ class ThreadCore:
         """Return how many tokens the key-value memory holds."""
         return 0 if self._engine is None else _kv_tokens(self._engine.vllm_config)
 
-    async def submit(self, request_id: str, prompt: Any, params: SamplingParams) -> AsyncIterator[Any]:
+    async def submit(
+        self, request_id: str, prompt: Any, params: SamplingParams, lora: Any = None
+    ) -> AsyncGenerator[Any, None]:
         """Stream outputs; see ``Core.submit``."""
         outputs: asyncio.Queue[Any] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -145,7 +142,7 @@ class ThreadCore:
         def add(engine: LLMEngine) -> None:
             self._streams[request_id] = (loop, outputs)
             try:
-                engine.add_request(request_id, prompt, params)
+                engine.add_request(request_id, prompt, params, lora_request=lora)
             except Exception as error:  # noqa: BLE001  it belongs to the one who asked
                 del self._streams[request_id]
                 self._outbox.add(loop, outputs, error)
@@ -154,7 +151,7 @@ class ThreadCore:
             if self._streams.pop(request_id, None) is not None:
                 engine.abort_request([request_id])
 
-        self._command(add)
+        self._command(_Command(add, lambda: self._outbox.add(loop, outputs, _gone())))
         try:
             while True:
                 output = await outputs.get()
@@ -164,19 +161,24 @@ class ThreadCore:
                 if output.finished:
                     return
         finally:
-            self._commands.put(abort)
+            self._commands.put(_Command(abort, _nothing))
 
     async def call(self, method: str, *args: Any) -> list[Any]:
         """Call the worker; see ``Core.call``."""
         answer: Future[list[Any]] = Future()
 
         def run(engine: LLMEngine) -> None:
-            try:
-                answer.set_result(engine.collective_rpc(method, args=args))
-            except Exception as error:  # noqa: BLE001  it belongs to the one who called
-                answer.set_exception(error)
+            if answer.set_running_or_notify_cancel():
+                try:
+                    answer.set_result(engine.collective_rpc(method, args=args))
+                except Exception as error:  # noqa: BLE001  it belongs to the one who called
+                    answer.set_exception(error)
 
-        self._command(run)
+        def fail() -> None:
+            if answer.set_running_or_notify_cancel():
+                answer.set_exception(_gone())
+
+        self._command(_Command(run, fail))
         return await asyncio.wrap_future(answer)
 
     def close(self) -> None:
@@ -185,15 +187,18 @@ class ThreadCore:
         if self._thread.is_alive():
             self._thread.join()
 
-    def _command(self, command: Callable[[LLMEngine], None]) -> None:
-        if self.dead or not self._thread.is_alive():
-            raise CoreDied("the engine's thread is gone")
-        self._commands.put(command)
+    def _command(self, command: _Command) -> None:
+        with self._lock:
+            if not self._closed:
+                self._commands.put(command)
+                return
+        raise _gone()
 
     def _run(self) -> None:
         try:
             self._engine = engine = LLMEngine.from_engine_args(self._args, enable_multiprocessing=False)
         except BaseException as error:  # noqa: BLE001  handed to the one who waits
+            self._closed = True
             self._opened.set_exception(error)
             return
         self._opened.set_result(None)
@@ -203,8 +208,21 @@ class ThreadCore:
         except Exception:
             log.exception("the engine's thread died")
             self.dead = True
+        self._end(engine)
+
+    def _end(self, engine: LLMEngine) -> None:
+        """Tell everybody who still waits, and stop vLLM."""
+        with self._lock:
+            self._closed = True
+        while True:
+            try:
+                command = self._commands.get(block=False)
+            except queue.Empty:
+                break
+            if command is not None:
+                command.fail()
         for loop, outputs in self._streams.values():
-            self._outbox.add(loop, outputs, CoreDied("the engine's thread is gone"))
+            self._outbox.add(loop, outputs, _gone())
         self._outbox.flush()
         engine.engine_core.shutdown()
 
@@ -218,7 +236,7 @@ class ThreadCore:
                 return True
             if command is None:
                 return False
-            command(engine)
+            command.run(engine)
             self._outbox.flush()
             wait = False
 
@@ -232,3 +250,11 @@ class ThreadCore:
                 if output.finished:
                     del self._streams[output.request_id]
         self._outbox.flush()
+
+
+def _gone() -> CoreDied:
+    return CoreDied("the engine's thread is gone")
+
+
+def _nothing() -> None:
+    """Do nothing: who leaves need not be told."""

@@ -8,10 +8,8 @@ died is started again and gets the versions it had before it takes the next requ
 from __future__ import annotations
 
 import asyncio
-import logging
-import threading
-from collections.abc import AsyncIterator
-from concurrent.futures import Future
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,10 +18,13 @@ from adapter_store.errors import BaseModelError, EngineBusy, StateInvalid, Targe
 from adapter_store.rendering import Renderer
 from server.engine.banks import Banks, BankSlot, spread
 from server.engine.detokenizer import TokenTexts
-from server.engine.gathered import gate_of_rows, touched
+from server.engine.gathered import MOST_RANK, gate_of_rows, touched
 from server.engine.protocol import Chunk, EngineStats, GenerationRequest
 from server.engine.requests import answer_limit, check_request
+from server.engine.vllm_client.core import Core, CoreDied
+from server.engine.vllm_client.keeper import Keeper
 from server.engine.vllm_client.options import VllmOptions, engine_args, prepare_environment
+from server.engine.vllm_client.state_file import sweep_state_files
 from server.engine.vllm_plugin.requests import Gated
 from server.logs import log
 
@@ -31,9 +32,8 @@ if TYPE_CHECKING:
     from adapter_store.base.load import Base
     from adapter_store.state import AdapterState
     from server.engine.vllm_client.answers import Answer
-    from server.engine.vllm_client.cores import Core
 
-_WATCH_SECONDS = 0.25
+_MOST_GATHERED_BYTES = 1 << 30
 
 
 class VllmEngine:
@@ -57,18 +57,12 @@ class VllmEngine:
         self._vocab_size = int(base.model.get_input_embeddings().num_embeddings)
         self._banks = Banks(self._build_bank, options.banks)
         self._states: dict[int, AdapterState] = {}
-        self._core: Core | None = None
         self.described: dict[str, Any] = {}
         self._shapes: dict[str, tuple[int, int, int]] = {}
-        self._opening: Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._attached = False
-        self._attaching = asyncio.Lock()
-        self._keeper: asyncio.Task[None] | None = None
-        self._stopping = False
+        self._keeper = Keeper(self._make_core, self._prepare)
         self._answers: dict[str, Answer] = {}
-        self._counts = {"prompt": 0, "generated": 0, "failed": 0, "hits": 0, "misses": 0, "restarts": 0}
-        self._died: str | None = None
+        self._counts = {"prompt": 0, "generated": 0, "failed": 0, "hits": 0, "misses": 0}
 
     @property
     def max_model_len(self) -> int:
@@ -77,25 +71,15 @@ class VllmEngine:
 
     def start(self) -> None:
         """Begin to start vLLM in the background; the first request waits. Calling it again does nothing."""
-        if self._opening is None:
-            self._opening = self._open()
+        self._keeper.start()
 
     def shutdown(self) -> None:
         """End running requests with ``finish_reason="abort"`` and stop vLLM."""
-        self._stopping = True
-        if self._keeper is not None and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._keeper.cancel)
-        if self._opening is not None:
-            try:
-                self._opening.result()
-            except Exception:  # noqa: BLE001  it was reported when it happened
-                return
-        if self._core is not None:
-            self._core.close()
+        self._keeper.shutdown()
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Chunk]:
         """Stream the answer; see ``Engine.generate``."""
-        core = await self._ready()
+        core = await self._keeper.core()
         check_request(
             request,
             vocab_size=self._vocab_size,
@@ -108,14 +92,15 @@ class VllmEngine:
         lease = self._banks.acquire(request.version)
         try:
             gated = self._gated(request, lease)
-            async for chunk in self._run(core, request, gated):
-                yield chunk
+            async with aclosing(self._run(core, request, gated)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
         finally:
             self._banks.leave(lease)
 
     async def stage(self, version: str, state: AdapterState) -> None:
         """Make ``state`` answerable as ``version``; see ``Engine.stage``."""
-        await self._ready()
+        await self._keeper.core()
         await self._banks.stage(version, state)
 
     def loaded(self) -> dict[str, int]:
@@ -130,25 +115,25 @@ class VllmEngine:
         """Read the counters; safe from any thread. A request counts as running from its first token on."""
         answers = list(self._answers.values())
         running = sum(1 for answer in answers if answer.completion_tokens)
-        core = self._core
-        alive = core is not None and not core.dead and self._died is None and not self._stopping
         return EngineStats(
-            alive=alive,
+            alive=self._keeper.alive,
+            restarting=self._keeper.restarting,
             running=running,
             waiting=len(answers) - running,
             kv_used_tokens=sum(answer.prompt_tokens + answer.completion_tokens for answer in answers),
-            kv_capacity_tokens=0 if core is None else core.kv_tokens,
+            kv_capacity_tokens=self._keeper.kv_tokens,
             prefix_hits_total=self._counts["hits"],
             prefix_misses_total=self._counts["misses"],
             prompt_tokens_total=self._counts["prompt"],
             generated_tokens_total=self._counts["generated"],
             failed_requests_total=self._counts["failed"],
-            error=self._died,
+            error=self._keeper.died,
         )
 
-    async def _run(self, core: Core, request: GenerationRequest, gated: Gated | None) -> AsyncIterator[Chunk]:
+    async def _run(
+        self, core: Core, request: GenerationRequest, gated: Gated | None
+    ) -> AsyncGenerator[Chunk, None]:
         from server.engine.vllm_client.answers import Answer
-        from server.engine.vllm_client.cores import CoreDied
         from server.engine.vllm_client.prompts import engine_prompt, sampling_params
 
         answer = Answer(request, self._texts, self._end_ids)
@@ -157,64 +142,55 @@ class VllmEngine:
         prompt = engine_prompt(request, self._base.image_token_id, gated)
         key = f"{request.request_id}-{id(answer):x}"
         self._answers[key] = answer
-        outputs = core.submit(key, prompt, params)
         try:
-            async for output in outputs:
-                for chunk in answer.take(output):
-                    yield chunk
-                if answer.done:
-                    break
+            async with aclosing(core.submit(key, prompt, params)) as outputs:
+                async for output in outputs:
+                    for chunk in answer.take(output):
+                        yield chunk
+                    if answer.done:
+                        break
         except CoreDied:
-            if self._stopping:
+            if self._keeper.stopping:
                 yield answer.end("abort")
             else:
-                self._counts["failed"] += 1
-                yield answer.end(
-                    "error", "the engine stopped working and is started again; repeat the request"
-                )
+                yield answer.end("error", self._keeper.told_of_death())
         finally:
             del self._answers[key]
             self._count(answer)
-            await outputs.aclose()  # pyright: ignore[reportAttributeAccessIssue]  an async generator
 
     def _gated(self, request: GenerationRequest, lease: BankSlot) -> Gated | None:
         """Return what a request brings to the workers; of a large pool only what it touches."""
         gate = spread(lease, request.coefficients)
         if gate is None:
             return None
-        rows = None if self.described["fixed"] else touched(lease, gate, self._options.dense_rank)
+        rows = (
+            None
+            if self.described["fixed"]
+            else touched(lease, gate, self._options.dense_rank, self._most_gathered)
+        )
         if rows is not None:
             gate = gate_of_rows(gate, rows, lease.rank)
         return Gated(lease.index, gate, request.gate_start, rows, lease.rank)
 
     def _count(self, answer: Answer) -> None:
         self._counts["generated"] += answer.completion_tokens
+        self._counts["failed"] += answer.failed
         if answer.completion_tokens:
             self._counts["prompt"] += answer.prompt_tokens
             self._counts["hits" if answer.cached_tokens else "misses"] += 1
 
-    # Opening, attaching, restarting
+    @property
+    def _most_gathered(self) -> int:
+        """Return how much rank a request may gather, so that all that run together stay within a bound."""
+        rank_bytes = sum(layers * (d_in + d_out) for layers, d_in, d_out in self._shapes.values())
+        rank_bytes *= self._dtype.itemsize * self._options.max_batch
+        return min(MOST_RANK, _MOST_GATHERED_BYTES // rank_bytes)
 
-    def _open(self) -> Future[None]:
-        """Load the model in a thread of its own, for that takes seconds to minutes."""
-        opened: Future[None] = Future()
-
-        def run() -> None:
-            try:
-                prepare_environment(self._options)
-                self._core = self._make_core()
-                self._core.open()
-            except Exception as error:  # noqa: BLE001  handed to all who wait for it
-                log("vLLM does not start", logging.ERROR, error=error)
-                self._died = f"{type(error).__name__}: {error}"
-                opened.set_exception(BaseModelError(f"vLLM does not start with this base: {error}"))
-            else:
-                opened.set_result(None)
-
-        threading.Thread(target=run, name="vllm-open", daemon=True).start()
-        return opened
+    # The engine's processes
 
     def _make_core(self) -> Core:
+        prepare_environment(self._options)
+        sweep_state_files()
         from vllm.platforms import current_platform
 
         from server.engine.vllm_client.cores import ProcessCore, ThreadCore
@@ -223,72 +199,28 @@ class VllmEngine:
         args = engine_args(self._options, self._base.path, dtype, on_cpu=current_platform.is_cpu())
         return ProcessCore(args) if self._options.own_process else ThreadCore(args)
 
-    async def _ready(self) -> Core:
-        """Wait for the first start; raise UnavailableError while a dead engine is started again."""
-        if self._opening is None or self._stopping:
-            raise UnavailableError("the engine is not running; look at /health and restart the server")
-        if not self._attached:
-            if self._counts["restarts"]:
-                raise UnavailableError("the engine died and is being started again; try again soon")
-            async with self._attaching:
-                if not self._attached:
-                    await asyncio.wrap_future(self._opening)
-                    await self._attach()
-                    self._keeper = asyncio.create_task(self._keep())
-        core = self._core
-        if core is None or core.dead:
-            raise UnavailableError("the engine died and is being started again; try again soon")
-        return core
-
-    async def _attach(self) -> None:
+    async def _prepare(self, core: Core) -> None:
         """Hook the pool in on every worker, prove that it acts, and bring back a dead engine's versions."""
+        from server.engine.vllm_client.staging import fill, prove_that_the_pool_acts
+
         self._loop = asyncio.get_running_loop()
-        core = self._core
-        assert core is not None
         answers = await core.call("pool_attach")
         if any(answer != answers[0] for answer in answers):
             raise BaseModelError(f"vLLM's workers disagree on what is adapted: {answers}")
         self.described = answers[0]
         self._shapes = {name: tuple(shape) for name, shape in answers[0]["shapes"].items()}
-        from server.engine.vllm_client.staging import prove_that_the_pool_acts
-
         await prove_that_the_pool_acts(core, self._shapes, self._base, self._dtype)
-        for index, state in self._states.items():
-            await self._fill(index, state)
-        self._attached = True
+        for index, state in list(self._states.items()):
+            await fill(core, index, state, self._dtype)
         log("vLLM runs", **answers[0], kv_tokens=core.kv_tokens)
-
-    async def _keep(self) -> None:
-        """Start a dead engine again, as often as it dies."""
-        while not self._stopping:
-            await asyncio.sleep(_WATCH_SECONDS)
-            core = self._core
-            if core is None or not core.dead:
-                continue
-            self._attached = False
-            self._counts["restarts"] += 1
-            log("the engine died", logging.ERROR, restarted=core.restartable)
-            if not core.restartable:
-                self._died = "the engine's thread died; restart the server"
-                return
-            await asyncio.to_thread(core.close)
-            self._opening = self._open()
-            try:
-                await asyncio.wrap_future(self._opening)
-                await self._attach()
-                self._died = None
-            except Exception as error:  # noqa: BLE001  the next round tries again
-                log("the engine cannot be started again", logging.ERROR, error=error)
 
     # Banks
 
-    def _build_bank(self, state: AdapterState, slot: BankSlot) -> Any:
+    def _build_bank(self, state: AdapterState, slot: BankSlot) -> int:
         """Fill the bank on every worker; runs in a thread that may wait."""
         self._check(state)
-        self._states.pop(slot.index, None)
         assert self._loop is not None
         asyncio.run_coroutine_threadsafe(self._fill(slot.index, state), self._loop).result()
-        self._states[slot.index] = state
         return slot.index
 
     def _check(self, state: AdapterState) -> None:
@@ -306,12 +238,13 @@ class VllmEngine:
             )
 
     async def _fill(self, bank: int, state: AdapterState) -> None:
-        from server.engine.vllm_client.cores import CoreDied
         from server.engine.vllm_client.staging import fill
 
-        core = self._core
-        assert core is not None
-        try:
-            await fill(core, bank, state, self._dtype)
-        except CoreDied:
-            raise UnavailableError("the engine died while a version was loaded; try again soon") from None
+        async with self._keeper.lock:
+            core = await self._keeper.core()
+            self._states.pop(bank, None)
+            try:
+                await fill(core, bank, state, self._dtype)
+            except CoreDied:
+                raise UnavailableError("the engine died while a version was loaded; try again soon") from None
+            self._states[bank] = state

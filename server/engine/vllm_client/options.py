@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adapter_store.settings import DENSE_RANK
-from server.engine.vllm_plugin import LOGGING_VARIABLE
+from server.engine.vllm_plugin import OURS_VARIABLE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,7 +17,7 @@ _CPU_STEP_TOKENS = 512
 _CPU_KV_BYTES = 1 << 30
 _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
-    LOGGING_VARIABLE: "0",  # logs are JSON lines, the gateway's and the engine's
+    "VLLM_CONFIGURE_LOGGING": "0",  # logs are JSON lines, the gateway's and the engine's
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer and the gateway run on the same cores
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
@@ -72,6 +72,7 @@ def prepare_environment(options: VllmOptions) -> None:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
     # Not which of the two cores runs, that is said elsewhere: on a CPU it would add a worker process to the
     # engine's.
+    os.environ[OURS_VARIABLE] = "1"
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 

@@ -21,7 +21,8 @@ from server.engine.protocol import GenerationRequest, Sampling
 from server.engine.vllm_plugin.requests import Gated, to_extra_args
 
 _MODALITY = "image"
-_GREEDY_BELOW = 1e-5
+_GREEDY_BELOW = 0.01
+"""vLLM raises lower temperatures to this, and warns each time; by then only near ties are not greedy."""
 
 
 def engine_prompt(request: GenerationRequest, image_token_id: int, gated: Gated | None) -> Any:
@@ -83,7 +84,7 @@ def sampling_params(
         frequency_penalty=sampling.frequency_penalty,
         presence_penalty=sampling.presence_penalty,
         max_tokens=max_tokens,
-        logprobs=sampling.logprobs,
+        logprobs=sampling.logprobs or 0,  # always, for they alone tell that the output was no number
         ignore_eos=True,
         stop_token_ids=[] if sampling.ignore_eos else sorted(end_ids),
         detokenize=False,

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from adapter_store.errors import BaseModelError, StateInvalid
+from adapter_store.errors import BaseModelError, StateInvalid, UnavailableError
 from adapter_store.state import AdapterState, Shape
 from server.engine.protocol import GenerationRequest, Sampling
-from server.engine.vllm_client.cores import CoreDied
+from server.engine.vllm_client.core import Core, CoreDied
 from server.engine.vllm_client.prompts import engine_prompt, sampling_params
-from server.engine.vllm_client.state_file import write_state_file
+from server.engine.vllm_client.state_file import new_state_path, write_state_file
 from server.engine.vllm_plugin.requests import Gated
+from server.logs import log
 
 if TYPE_CHECKING:
     from adapter_store.base.load import Base
-    from server.engine.vllm_client.cores import Core
 
 _POLL_SECONDS = 0.002
+_FILL_SECONDS = 120.0
 _BANK = 0
 _QUESTION = "What is shown in the picture?"
 
@@ -40,25 +43,39 @@ async def fill(core: Core, bank: int, state: AdapterState, dtype: torch.dtype) -
         dtype: what the model computes in.
 
     Raises:
-        StateInvalid: a worker could not take it.
+        StateInvalid: no worker will ever take it.
+        UnavailableError: a worker could not take it now.
         CoreDied: the engine is gone.
     """
-    file = await asyncio.to_thread(write_state_file, state, dtype)
     outcomes: list[Path] = []
+    path = new_state_path()
     try:
-        called = await core.call("pool_fill", bank, str(file.path), file.digest, file.rank)
+        file = await asyncio.to_thread(write_state_file, path, state, dtype)
+        called = await core.call("pool_fill", bank, str(path), file.digest, file.rank)
         outcomes = [Path(outcome) for outcome in called]
-        while not all(outcome.exists() for outcome in outcomes):
-            if core.dead:
-                raise CoreDied("the engine died while it filled a bank")
-            await asyncio.sleep(_POLL_SECONDS)
-        faults = {json.loads(outcome.read_text(encoding="utf-8"))["fault"] for outcome in outcomes}
+        async with asyncio.timeout(_FILL_SECONDS):
+            while not all(outcome.exists() for outcome in outcomes):
+                if core.dead:
+                    raise CoreDied("the engine died while it filled a bank")
+                await asyncio.sleep(_POLL_SECONDS)
+        told = [json.loads(outcome.read_text(encoding="utf-8")) for outcome in outcomes]
+    except TimeoutError:
+        raise UnavailableError("the engine did not fill the bank in time; try again later") from None
     finally:
-        for path in (file.path, *outcomes):
-            path.unlink(missing_ok=True)
-    if faults != {None}:
-        told = "; ".join(sorted(fault for fault in faults if fault))
-        raise StateInvalid(f"the increments cannot be loaded into the engine: {told}")
+        for left in (path, *outcomes):
+            left.unlink(missing_ok=True)
+    _judge(told)
+
+
+def _judge(told: Sequence[dict[str, str | None]]) -> None:
+    """Raise what the workers said: a refusal is for good, a fault may pass."""
+    refused = sorted({answer["refused"] for answer in told if answer["refused"]})
+    if refused:
+        raise StateInvalid(f"the increments cannot be served by this engine: {'; '.join(refused)}")
+    faults = sorted({answer["fault"] for answer in told if answer["fault"]})
+    if faults:
+        log("a bank was not filled", logging.ERROR, faults=faults)
+        raise UnavailableError("the engine could not take the increments now; try again later")
 
 
 async def prove_that_the_pool_acts(

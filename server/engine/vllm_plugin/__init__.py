@@ -13,18 +13,23 @@ ARCHITECTURE = "LlavaForConditionalGeneration"
 CONFIG_KEY = "strata"
 """Where ``additional_config`` and a request's ``extra_args`` carry what is ours."""
 
-LOGGING_VARIABLE = "VLLM_CONFIGURE_LOGGING"
-"""Set to 0 by the gateway: vLLM leaves the logs to us."""
+OURS_VARIABLE = "_STRATA_ENGINE"
+"""Set to 1 by the gateway for the processes of its own engine; any other vLLM is left as it is."""
 
 _MODEL = "server.engine.vllm_plugin.model:PooledLlava"
 
 
 def register() -> None:
-    """Have vLLM build ``PooledLlava`` for LLaVA checkpoints; in its processes, log and end as ours do."""
+    """Have vLLM build ``PooledLlava`` for LLaVA checkpoints; in processes of its own, log and end as ours do.
+
+    A vLLM that the gateway did not start is left as it is.
+    """
+    if os.environ.get(OURS_VARIABLE) != "1":
+        return
     from vllm import ModelRegistry
 
     ModelRegistry.register_model(ARCHITECTURE, _MODEL)
-    if multiprocessing.parent_process() is not None and os.environ.get(LOGGING_VARIABLE) == "0":
+    if multiprocessing.parent_process() is not None:
         from server.engine.vllm_plugin.orphans import end_with_parent
         from server.logs import configure_logs
 

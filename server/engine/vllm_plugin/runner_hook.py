@@ -26,6 +26,8 @@ class RunnerHook:
         runner = self._runner
         batch = runner.input_batch
         count = batch.num_reqs
+        if len(self._gates) > count:
+            self._forget_finished()
         self._pool.begin_step(
             [self._gate(req_id) for req_id in batch.req_ids[:count]],
             runner.query_start_loc.np[: count + 1],
@@ -38,7 +40,6 @@ class RunnerHook:
 
     def _gate(self, req_id: str) -> RequestGate | None:
         if req_id not in self._gates:
-            self._forget_finished()
             self._gates[req_id] = gate_of_request(self._runner.requests[req_id].sampling_params, self._pool)
         return self._gates[req_id]
 

@@ -1,14 +1,14 @@
 """What the gateway may ask of every worker: fill a bank while requests run, and say what lies in it.
 
-vLLM mixes this class into its worker (``worker_extension_cls``); the methods are called by
-``collective_rpc`` between two steps, so each must return at once. Filling happens in a thread of its own:
-an idle bank is read by no step.
+vLLM mixes this class into its worker (``worker_extension_cls``); ``collective_rpc`` calls the methods between
+two steps, so each returns at once. Filling happens in a thread of its own, while requests run on other banks.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from safetensors.torch import load
 from server.engine.vllm_plugin.linears import Target
 from server.engine.vllm_plugin.pool import Pool
 from server.engine.vllm_plugin.runner_hook import RunnerHook
+from server.logs import log
 
 
 class PoolWorker:
@@ -45,7 +46,7 @@ class PoolWorker:
         """Begin to fill ``bank`` from the safetensors file of that sha256; ``rank`` is its total rank.
 
         Returns:
-            The file that will say how it went, ``{"fault": null}`` or the fault in words: another call
+            The file that will say how it went, ``fault`` and ``refused`` null or in words: another call
             would wait for a step of the engine each time.
         """
         outcome = f"{path}.{self.rank}.json"
@@ -69,57 +70,76 @@ class PoolWorker:
         return model.pooled
 
     def _pool_run(self, outcome: str, bank: int, path: str, digest: str, rank: int) -> None:
-        fault = None
+        told: dict[str, str | None] = {"fault": None, "refused": None}
         try:
             with torch.inference_mode():
                 fill_bank(self._pool_of_model(), self._pool_targets(), bank, path, digest, rank)
+        except Unfit as error:
+            told["refused"] = str(error)
         except Exception as error:  # noqa: BLE001  whatever it is, it belongs to the one who asked
-            fault = f"{type(error).__name__}: {error}"
+            told["fault"] = f"{type(error).__name__}: {error}"
         unfinished = Path(f"{outcome}.part")
-        unfinished.write_text(json.dumps({"fault": fault}), encoding="utf-8")
-        unfinished.rename(outcome)
+        try:
+            unfinished.write_text(json.dumps(told), encoding="utf-8")
+            unfinished.rename(outcome)
+        except OSError as error:  # nobody will be told; who waits gives up after a while
+            log("a worker cannot say how filling a bank went", logging.ERROR, error=error)
+
+
+class Unfit(Exception):
+    """Say why increments can never be served by this engine."""
 
 
 def fill_bank(pool: Pool, targets: dict[str, Target], bank: int, path: str, digest: str, rank: int) -> None:
-    """Copy this rank's part of a version into an idle bank and read it back.
+    """Copy this rank's part of a version into an idle bank and read it back; if that fails the bank is empty.
 
     Args:
         pool: whose bank it is.
         targets: the increments by target.
-        bank: which one; no request may use it.
+        bank: which one; no request may use it. In a graph it is computed for all tokens even so.
         path: safetensors with ``down.<target>`` ``[L, N, r, d_in]`` and ``up.<target>`` ``[L, N, d_out, r]``.
         digest: sha256 of the file in hexadecimal.
         rank: total rank N * r.
 
     Raises:
-        ValueError: the file is not the one meant, does not fit, or holds a value that is not finite.
+        Unfit: the increments have other shapes than the model's linears, or a value is not finite.
+        OSError: the file cannot be read or is not the one meant, or memory does not read back what was
+            written.
     """
     pool.fills[bank] += 1
     data = Path(path).read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
-        raise ValueError("the file was changed on its way to the worker")
+        raise OSError("the file was changed on its way to the worker")
     tensors = load(data)
-    for name, target in targets.items():
-        down, up = tensors[f"down.{name}"], tensors[f"up.{name}"]
-        _check(name, target, down, up, rank, pool.capacity)
-        own_down = down[..., target.cut.inputs].flatten(1, 2)
-        own_up = up[:, :, target.cut.outputs].transpose(2, 3).flatten(1, 2)
-        for kept, given in ((target.down, own_down), (target.up, own_up)):
-            place = kept[:, bank, :rank]
-            place.copy_(given)
-            kept[:, bank, rank:].zero_()
-            if not bool(torch.isfinite(place).all()):
-                raise ValueError(f"{name} holds a value that is not finite in {pool.dtype}")
-            if not torch.equal(place.cpu(), given.to(pool.dtype)):
-                raise ValueError(f"{name} reads back differently: this device's memory cannot be trusted")
+    try:
+        for name, target in targets.items():
+            down, up = tensors[f"down.{name}"], tensors[f"up.{name}"]
+            _check(name, target, down, up, rank, pool.capacity)
+            own_down = down[..., target.cut.inputs].flatten(1, 2)
+            own_up = up[:, :, target.cut.outputs].transpose(2, 3).flatten(1, 2)
+            for kept, given in ((target.down[:, bank], own_down), (target.up[:, bank], own_up)):
+                _copy(name, kept, given.to(pool.dtype), rank)
+    except BaseException:
+        for target in targets.values():
+            target.down[:, bank].zero_()
+            target.up[:, bank].zero_()
+        raise
+
+
+def _copy(name: str, kept: torch.Tensor, given: torch.Tensor, rank: int) -> None:
+    """Copy ``[L, rank, d]`` into ``[L, R, d]`` and zero the rest, unless a value is not finite."""
+    if not bool(torch.isfinite(given).all()):
+        raise Unfit(f"{name} holds a value that is not finite in {given.dtype}")
+    kept[:, :rank].copy_(given)
+    kept[:, rank:].zero_()
+    if not torch.equal(kept[:, :rank].cpu(), given):
+        raise OSError(f"{name} reads back differently: this device's memory cannot be trusted")
 
 
 def _check(name: str, target: Target, down: torch.Tensor, up: torch.Tensor, rank: int, capacity: int) -> None:
     layers, d_in, d_out = target.shape
     rows, r = down.shape[1], down.shape[2]
     if tuple(down.shape) != (layers, rows, r, d_in) or tuple(up.shape) != (layers, rows, d_out, r):
-        raise ValueError(
-            f"{name} is {list(down.shape)} and {list(up.shape)}, the model adapts {target.shape}"
-        )
+        raise Unfit(f"{name} is {list(down.shape)} and {list(up.shape)}, the model adapts {target.shape}")
     if rows * r != rank or rank > capacity:
-        raise ValueError(f"{name} has total rank {rows * r}; {rank} was announced, {capacity} fit")
+        raise Unfit(f"{name} has total rank {rows * r}; {rank} was announced, {capacity} fit")

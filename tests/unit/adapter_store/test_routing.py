@@ -94,6 +94,11 @@ def test_an_increment_is_as_near_as_the_nearest_of_its_keys() -> None:
     torch.testing.assert_close(intrinsic(state, axes[[0, 1, 3]]), wanted / 2)
 
 
+def test_no_query_has_no_cosine() -> None:
+    state = make_state()
+    assert cosines(state, torch.zeros(0, state.query_width)).shape == (0, state.rows)
+
+
 def test_no_positive_cosine_gives_exact_zeros() -> None:
     state = make_state(tasks=1, rows=2)
     state = state.with_rows([0, 1], keys=torch.eye(WIDTH)[:2])
