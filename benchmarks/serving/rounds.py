@@ -8,9 +8,9 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
+from benchmarks.live.figures import gaps_of, percentile, poisson_moments
 from benchmarks.serving.systems import System
 from benchmarks.serving.workload import Workload
 
@@ -46,14 +46,14 @@ async def closed_load(system: System, requests: Sequence[Any], repeat: int) -> L
 
     times = await asyncio.gather(*(ask(number) for number in range(len(requests))))
     tokens = sum(len(moments) for moments in times)
-    gaps = sorted(b - a for moments in times for a, b in pairwise(moments))
+    gaps = [gap for moments in times for gap in gaps_of(moments)]
     return Load(
         system.name,
         len(requests),
         repeat,
         tokens / (max(moments[-1] for moments in times) - began),
         statistics.median(moments[0] - began for moments in times),
-        gaps[min(len(gaps) - 1, int(0.99 * len(gaps)))] if gaps else float("nan"),
+        percentile(gaps, 0.99),
     )
 
 
@@ -79,9 +79,8 @@ async def interleaved(
 
 async def open_load(system: System, workload: Workload, rate: float, seconds: float) -> Latency:
     """Offer requests at random moments (Poisson), ``rate`` a second, answered or not."""
-    count = max(4, int(rate * seconds))
-    requests = workload.requests(count, seed=int(rate * 1000))
-    dice = random.Random(int(rate * 1000))
+    waits = poisson_moments(rate, seconds, seed=int(rate * 1000))
+    requests = workload.requests(len(waits), seed=int(rate * 1000))
 
     async def ask(number: int, wait: float) -> float:
         await asyncio.sleep(wait)
@@ -90,9 +89,5 @@ async def open_load(system: System, workload: Workload, rate: float, seconds: fl
             pass
         return time.perf_counter() - began
 
-    moment, waits = 0.0, []
-    for _ in range(count):
-        moment += dice.expovariate(rate)
-        waits.append(moment)
-    took = sorted(await asyncio.gather(*(ask(number, wait) for number, wait in enumerate(waits))))
-    return Latency(system.name, rate, statistics.median(took), took[int(0.95 * (len(took) - 1))])
+    took = await asyncio.gather(*(ask(number, wait) for number, wait in enumerate(waits)))
+    return Latency(system.name, rate, statistics.median(took), percentile(took, 0.95))
