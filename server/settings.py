@@ -43,7 +43,10 @@ class GatewaySettings(SharedSettings):
         default=0, ge=0, description="memory of keys and values; 0: as the device allows"
     )
     pool_rank: int = Field(
-        default=512, ge=8, le=65536, description="vllm: total rank that a bank has room for"
+        default=512,
+        ge=8,
+        le=65536,
+        description="vllm: total rank that a bank has room for; without graphs it grows",
     )
     engine_process: bool = Field(default=True, description="vllm: run it as processes of its own")
     tensor_parallel_size: int = Field(default=1, ge=1, le=64, description="vllm: devices that share a model")

@@ -105,7 +105,7 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> int:
         teller.at("starting the gateway")
         flags = {"engine": arguments.engine, "base": arguments.base, "device": arguments.device}
         flags |= {"threads": arguments.threads, "max_waiting": 1024, "banks": arguments.banks}
-        flags |= {"pool_rank": 1024}  # room for versions of 7B size in the embedded base's shapes
+        flags |= {"pool_rank": 1024}  # in graphs: room for versions of 7B size in the embedded base's shapes
         gateway = stack.enter_context(GatewayProcess(folder / "home", flags))
         store = VersionStore(str(folder / "home" / "versions"), "strata")
         phases = asyncio.run(_run(gateway, store, load, planned, drafts, teller))

@@ -68,9 +68,13 @@ async def swap_under_load(
     running = [asyncio.create_task(collect(engine.generate(request))) for request in requests[:32]]
     given_up = [asyncio.create_task(first_token(engine, request)) for request in requests[32:]]
     engine.release("v2")
-    states["v3"] = world.state(3)
+    states["v3"] = world.state(3, tasks=6)  # wider than any before: the banks grow under way
     await engine.stage("v3", states["v3"])
-    late = make_requests(world, 16, ["v3"])
+    wide = world.coefficients(7, 48)
+    late = [
+        replace(request, coefficients=wide * (number % 5 + 1)) if request.version == "v3" else request
+        for number, request in enumerate(make_requests(world, 16, ["v3"]))
+    ]
     answers = [*await asyncio.gather(*running), *await ask(engine, late)]
     await asyncio.gather(*given_up)
     return compare(answers, expected(world, [*requests[:32], *late], states))
@@ -88,9 +92,6 @@ async def faults(engine: VllmEngine, world: World) -> dict[str, str]:
     bad = world.state(4)
     next(iter(bad.up.values()))[0, 0, 0, 0] = float("nan")
     other_base = AdapterState.empty("f" * 64, bad.shapes, 32).expand("task")
-    wide = AdapterState.empty(world.base.digest, bad.shapes, 32)
-    for task in range(17):
-        wide = wide.expand(f"task-{task}")
     layers, d_in, d_out = bad.shapes["o_proj"]
     fewer = AdapterState.empty(world.base.digest, {"o_proj": (layers - 1, d_in, d_out)}, 32).expand("task")
     engine.release("v1")
@@ -98,14 +99,13 @@ async def faults(engine: VllmEngine, world: World) -> dict[str, str]:
     for name, state in {
         "not finite": bad,
         "other base": other_base,
-        "too wide": wide,
         "fewer layers": fewer,
     }.items():
         found[name] = await refusal(engine.stage(f"bad-{name}", state))
-    for name, c in {"short": torch.ones(3), "nan": torch.full((16,), torch.nan)}.items():
+    for name, c in {"short": torch.ones(3), "nan": torch.full((48,), torch.nan)}.items():
         request = world.request(name, version="v3", c=c)
         found[f"{name} coefficients"] = await refusal(collect(engine.generate(request)))
-    request = world.request("inf", version="v3", c=torch.full((16,), 3e38), logprobs=None)
+    request = world.request("inf", version="v3", c=torch.full((48,), 3e38), logprobs=None)
     answer = await collect(engine.generate(request))
     found["overflow"] = f"{answer.last.finish_reason}, not finite {answer.last.not_finite}"
     found["changed file"] = await changed_file(engine, world)
@@ -137,7 +137,7 @@ async def refusal(attempt: Any) -> str:
 
 async def preemption(world: World) -> dict[str, Any]:
     """So little memory that running requests are thrown out and computed again."""
-    engine = VllmEngine(world.base, options(kv_bytes=1536 << 10, max_waiting=16, pool_rank=2048))
+    engine = VllmEngine(world.base, options(kv_bytes=1536 << 10, max_waiting=16, pool_rank=64))
     states = {"v1": world.state(1, tasks=24), "v2": world.state(2)}  # of v1, requests touch a few of 192
     engine.start()
     for version, state in states.items():
@@ -239,6 +239,9 @@ async def targets(world: World, **changed: Any) -> dict[str, Any]:
     found["fixed"] = engine.described["fixed"]
     bad = replace(states["v1"], up={name: up * torch.inf for name, up in states["v1"].up.items()})
     engine.release("v2")
+    if engine.described["fixed"]:
+        wide = AdapterState.empty(world.base.digest, states["v1"].shapes, 32).expand("a", rows=17)
+        found["too wide"] = await refusal(engine.stage("wide", wide))
     found["bad bank"] = await refusal(engine.stage("bad", bad))
     found["beside a bad bank"] = compare(await ask(engine, requests[::2]), wanted[::2])
     engine.shutdown()

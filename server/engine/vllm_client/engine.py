@@ -231,7 +231,7 @@ class VllmEngine:
                 f"the state adapts {state.shapes}, this engine {self._shapes}: "
                 f"set STRATA_TARGETS={','.join(state.shapes)} and the STRATA_FROZEN_SHARE it was taught with"
             )
-        if state.total_rank > self._options.pool_rank:
+        if self.described["fixed"] and state.total_rank > self._options.pool_rank:
             raise StateInvalid(
                 f"the state's total rank is {state.total_rank}, a bank holds {self._options.pool_rank}: "
                 "raise STRATA_POOL_RANK and restart the server"

@@ -31,7 +31,7 @@ class VllmOptions:
         targets: linears that versions adapt.
         frozen_share: part of the decoder layers, from the bottom, that no version adapts.
         banks: versions resident at once.
-        pool_rank: total rank that a bank has room for.
+        pool_rank: total rank that a bank has room for; without graphs it grows.
         dense_rank: total rank up to which a pool is computed whole; not used in graphs.
         max_batch: requests that run at once.
         max_waiting: requests that may wait; one more is refused.

@@ -9,7 +9,7 @@ needed. A column-parallel one gives a part of the outputs: B is cut likewise.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -68,17 +68,28 @@ class PooledMethod(LinearMethodBase):
         return y
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Target:
     """Hold one target's increments here: ``down`` ``[L, banks, R, d_in]``, ``up`` ``[L, banks, R, d_out]``.
 
-    ``shape`` is ``(L, d_in, d_out)`` of the whole linear, over all ranks.
+    ``shape`` is ``(L, d_in, d_out)`` of the whole linear, over all ranks; ``linears`` are views, by layer.
     """
 
     down: Tensor
     up: Tensor
     cut: Cut
     shape: tuple[int, int, int]
+    linears: list[Factors] = field(default_factory=list)
+
+    def grow(self, capacity: int) -> None:
+        """Make room for a total rank of ``capacity`` while steps run.
+
+        What a step reads is copied first and the same in both, so it may see either.
+        """
+        more = (0, 0, 0, capacity - self.down.shape[2])
+        self.down, self.up = nn.functional.pad(self.down, more), nn.functional.pad(self.up, more)
+        for layer, linear in enumerate(self.linears):
+            linear.down, linear.up = self.down[layer], self.up[layer]
 
 
 def adapt(layers: nn.ModuleList, targets: tuple[str, ...], first: int, pool: Pool) -> dict[str, Target]:
@@ -102,6 +113,7 @@ def adapt(layers: nn.ModuleList, targets: tuple[str, ...], first: int, pool: Poo
         for index, linear in enumerate(linears):
             factors = Factors(target.down[index], target.up[index], len(pool.linears), cut.columns)
             pool.linears.append(factors)
+            target.linears.append(factors)
             parts.setdefault(linear, []).append(factors)
     for linear, own in parts.items():
         linear.quant_method = PooledMethod(linear.quant_method, pool, own)

@@ -36,7 +36,7 @@ class RequestGate:
     gathered: Gathered | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Factors:
     """Hold one linear's increments in all banks: ``down`` ``[banks, R, d_in]``, ``up`` ``[banks, R, d_out]``.
 
@@ -66,7 +66,7 @@ class Pool:
 
     Attributes:
         banks: how many versions are resident.
-        capacity: total rank R that a bank has room for.
+        capacity: total rank R that a bank has room for; grows unless ``fixed``.
         fixed: compute as a graph must: every bank for every token.
         gates: ``[banks, tokens, R]``, written before each step; empty unless ``fixed``.
         linears: all adapted linears, by slot.

@@ -57,9 +57,8 @@ class PoolWorker:
 
     def pool_empty(self, bank: int) -> None:
         """Zero a bank that no request uses."""
-        for target in self._pool_targets().values():
-            target.down[:, bank].zero_()
-            target.up[:, bank].zero_()
+        with torch.inference_mode():  # as filled, and as read by steps
+            _empty(self._pool_targets(), bank)
 
     def _pool_of_model(self) -> Pool:
         model: Any = self.model_runner.model
@@ -112,6 +111,7 @@ def fill_bank(pool: Pool, targets: dict[str, Target], bank: int, path: str, dige
         raise OSError("the file was changed on its way to the worker")
     tensors = load(data)
     try:
+        _make_room(pool, targets, rank)
         for name, target in targets.items():
             down, up = tensors[f"down.{name}"], tensors[f"up.{name}"]
             _check(name, target, down, up, rank, pool.capacity)
@@ -120,10 +120,22 @@ def fill_bank(pool: Pool, targets: dict[str, Target], bank: int, path: str, dige
             for kept, given in ((target.down[:, bank], own_down), (target.up[:, bank], own_up)):
                 _copy(name, kept, given.to(pool.dtype), rank)
     except BaseException:
-        for target in targets.values():
-            target.down[:, bank].zero_()
-            target.up[:, bank].zero_()
+        _empty(targets, bank)
         raise
+
+
+def _empty(targets: dict[str, Target], bank: int) -> None:
+    for target in targets.values():
+        target.down[:, bank].zero_()
+        target.up[:, bank].zero_()
+
+
+def _make_room(pool: Pool, targets: dict[str, Target], rank: int) -> None:
+    if rank > pool.capacity and not pool.fixed:  # a graph knows the memory it was captured with
+        capacity = max(rank, pool.capacity + pool.capacity // 2)
+        for target in targets.values():
+            target.grow(capacity)
+        pool.capacity = capacity
 
 
 def _copy(name: str, kept: torch.Tensor, given: torch.Tensor, rank: int) -> None:
