@@ -197,7 +197,8 @@ def test_no_orphan_is_left_when_the_parent_is_killed(tmp_path: Path):
             programs = [Program(name, (sys.executable, "-c", code)) for name in ("gateway", "worker")]
 
             def show(_, line):
-                print(line, flush=True)
+                sys.stdout.write(f"{line}\\n")  # at once: print would let the other thread in between
+                sys.stdout.flush()
 
             Supervisor(programs, on_line=show, on_event=repr).run(threading.Event())
             """
@@ -208,9 +209,11 @@ def test_no_orphan_is_left_when_the_parent_is_killed(tmp_path: Path):
         [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment
     ) as parent:
         assert parent.stdout is not None
-        pids = [int(parent.stdout.readline()) for _ in range(2)]
-        assert all(alive(pid) for pid in pids)
-        parent.kill()
+        try:
+            pids = [int(parent.stdout.readline()) for _ in range(2)]
+            assert all(alive(pid) for pid in pids)
+        finally:
+            parent.kill()
         parent.wait(10)
         wait_for(lambda: not any(alive(pid) for pid in pids), seconds=5)
 
