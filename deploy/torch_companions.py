@@ -34,12 +34,12 @@ class _BeforeTorchvision(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname: str, path: object = None, target: ModuleType | None = None) -> None:  # noqa: ARG002
         if fullname == "torchvision":
             sys.meta_path.remove(self)
-            import torch
+            from torch import library
 
-            library = torch.library.Library("torchvision", "FRAGMENT")
+            fragment = library.Library("torchvision", "FRAGMENT")
             for schema in _SCHEMAS:
-                library.define(schema)
-            _declared.append(library)
+                fragment.define(schema)
+            _declared.append(fragment)
 
 
 def mend() -> list[str]:
