@@ -25,7 +25,7 @@ from adapter_store.errors import BaseModelError, StateInvalid, TargetMismatch
 from adapter_store.gathering import ActiveParts, GatheredTerm
 from adapter_store.state import AdapterState, Shape
 
-__all__ = ["AdaptedLinear", "Bank", "GatheredTerm", "Increments", "Term", "attach", "gate_of"]
+__all__ = ["AdaptedLinear", "Bank", "GatheredTerm", "Increments", "Term", "attach", "check_shapes", "gate_of"]
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
@@ -42,6 +42,15 @@ class Term:
 
     bank: Bank
     gate: Tensor
+
+
+def check_shapes(state: AdapterState, name: str, shapes: Mapping[str, Shape]) -> None:
+    """Raise TargetMismatch, with what to set, unless ``state``, called ``name``, has these shapes."""
+    if state.shapes != shapes:
+        raise TargetMismatch(
+            f"{name} adapts {state.shapes}, this program's model {shapes}: "
+            f"set STRATA_TARGETS={','.join(state.shapes)} and the STRATA_FROZEN_SHARE it was taught with"
+        )
 
 
 class Increments:
@@ -83,11 +92,7 @@ class Increments:
 
     def check_fits(self, state: AdapterState, name: str) -> None:
         """Raise TargetMismatch, with what to set, unless ``state`` (called ``name``) adapts these linears."""
-        if state.shapes != self.shapes:
-            raise TargetMismatch(
-                f"{name} adapts {state.shapes}, this program's model {self.shapes}: "
-                f"set STRATA_TARGETS={','.join(state.shapes)} and the STRATA_FROZEN_SHARE it was taught with"
-            )
+        check_shapes(state, name, self.shapes)
 
     @property
     def dtype(self) -> torch.dtype:

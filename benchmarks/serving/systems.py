@@ -62,9 +62,12 @@ class VllmSystem:
 
     def arguments(self) -> Any:
         """Return vLLM's arguments for the bare base."""
-        dtype = str(self.base.model.dtype).removeprefix("torch.")
-        arguments = engine_args(self.options, self.base.path, dtype, on_cpu=not torch.cuda.is_available())
-        return replace(arguments, additional_config={}, worker_extension_cls="")
+        return replace(self.with_pool(), additional_config={}, worker_extension_cls="")
+
+    def with_pool(self) -> Any:
+        """Return vLLM's arguments as the gateway has them."""
+        on_cpu = not torch.cuda.is_available()
+        return engine_args(self.options, self.base.path, self.base.model.dtype, on_cpu=on_cpu)
 
     async def prepare(self) -> None:
         """Load what requests will need."""
@@ -107,8 +110,7 @@ class Pool(VllmSystem):
 
     def arguments(self) -> Any:
         """Return vLLM's arguments with the pool."""
-        dtype = str(self.base.model.dtype).removeprefix("torch.")
-        return engine_args(self.options, self.base.path, dtype, on_cpu=not torch.cuda.is_available())
+        return self.with_pool()
 
     async def prepare(self) -> None:
         """Fill the banks."""

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from adapter_store.errors import BaseModelError, EngineBusy, StateInvalid, TargetMismatch, UnavailableError
+from adapter_store.errors import BaseModelError, EngineBusy, StateInvalid, UnavailableError
+from adapter_store.increments import check_shapes
 from adapter_store.rendering import Renderer
 from server.engine.banks import Banks, BankSlot, spread
 from server.engine.detokenizer import TokenTexts
@@ -195,8 +196,7 @@ class VllmEngine:
 
         from server.engine.vllm_client.cores import ProcessCore, ThreadCore
 
-        dtype = str(self._dtype).removeprefix("torch.")
-        args = engine_args(self._options, self._base.path, dtype, on_cpu=current_platform.is_cpu())
+        args = engine_args(self._options, self._base.path, self._dtype, on_cpu=current_platform.is_cpu())
         return ProcessCore(args) if self._options.own_process else ThreadCore(args)
 
     async def _prepare(self, core: Core) -> None:
@@ -226,11 +226,7 @@ class VllmEngine:
     def _check(self, state: AdapterState) -> None:
         if state.base_digest != self._base.digest:
             raise StateInvalid("the state was made for another base")
-        if state.shapes != self._shapes:
-            raise TargetMismatch(
-                f"the state adapts {state.shapes}, this engine {self._shapes}: "
-                f"set STRATA_TARGETS={','.join(state.shapes)} and the STRATA_FROZEN_SHARE it was taught with"
-            )
+        check_shapes(state, "the state", self._shapes)
         if self.described["fixed"] and state.total_rank > self._options.pool_rank:
             raise StateInvalid(
                 f"the state's total rank is {state.total_rank}, a bank holds {self._options.pool_rank}: "

@@ -12,6 +12,8 @@ from server.engine.vllm_plugin import OURS_VARIABLE
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
+
 _WORKER_EXTENSION = "server.engine.vllm_plugin.worker.PoolWorker"
 _CPU_STEP_TOKENS = 512
 _CPU_KV_BYTES = 1 << 30
@@ -70,19 +72,18 @@ def prepare_environment(options: VllmOptions) -> None:
         os.environ.setdefault(name, value)
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    # Not which of the two cores runs, that is said elsewhere: on a CPU it would add a worker process to the
-    # engine's.
     os.environ[OURS_VARIABLE] = "1"
+    # The core says itself whether it is a process; on a CPU this would add a worker process to that.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 
-def engine_args(options: VllmOptions, model: Path, dtype: str, *, on_cpu: bool) -> Any:
+def engine_args(options: VllmOptions, model: Path, dtype: torch.dtype, *, on_cpu: bool) -> Any:
     """Return vLLM's ``AsyncEngineArgs``.
 
     Args:
         options: what the operator chose.
         model: folder of the base.
-        dtype: such as ``float32``.
+        dtype: what the model computes in.
         on_cpu: whether this is vLLM's CPU build.
     """
     from vllm import AsyncEngineArgs
@@ -93,7 +94,7 @@ def engine_args(options: VllmOptions, model: Path, dtype: str, *, on_cpu: bool) 
     step_tokens = options.step_tokens or (_CPU_STEP_TOKENS if on_cpu else None)
     return AsyncEngineArgs(
         model=str(model),
-        dtype=dtype,  # pyright: ignore[reportArgumentType]
+        dtype=str(dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
         max_model_len=options.max_model_len,
         max_num_seqs=options.max_batch,
         max_num_batched_tokens=None if step_tokens is None else max(step_tokens, options.max_batch),

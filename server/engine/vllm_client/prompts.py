@@ -59,7 +59,7 @@ def engine_prompt(request: GenerationRequest, image_token_id: int, gated: Gated 
 def _places(request: GenerationRequest, image_token_id: int) -> Iterator[PlaceholderRange]:
     position = 0
     for image in request.images:
-        position = list(request.input_ids).index(image_token_id, position)
+        position = request.input_ids.index(image_token_id, position)
         length = image.embeds.shape[-2]
         yield PlaceholderRange(offset=position, length=length)
         position += length
