@@ -36,6 +36,7 @@ from adapter_store.settings import FROZEN_SHARE  # noqa: E402
 from adapter_store.state import AdapterState  # noqa: E402
 from adapter_store.vision import VisionEncoder  # noqa: E402
 from benchmarks.baselines import LibraryRunner  # noqa: E402
+from benchmarks.live.figures import percentile  # noqa: E402
 from server.engine.protocol import GenerationRequest, Sampling  # noqa: E402
 from server.engine.transformers_engine import TransformersEngine  # noqa: E402
 
@@ -76,12 +77,6 @@ class Question:
     text: str
     picture: Image.Image
     coefficients: torch.Tensor
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Give the value that ``share`` of ``values`` do not exceed; NaN for none."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
 
 def random_state(digest: str, shapes: dict[str, tuple[int, int, int]], seed: int = 0) -> AdapterState:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable
 
 import torch
@@ -11,7 +10,7 @@ import torch
 from server.engine.banks import BankSlot, spread
 from server.engine.gathered import gate_of_rows, touched
 from server.engine.transformers_engine import TransformersEngine
-from tests.unit.server.engine.world import QUESTIONS, Answer, World, collect, settle
+from tests.unit.server.engine.world import QUESTIONS, World, check_staggered, collect, settle
 
 TASKS = 24
 ROWS = 8 * TASKS
@@ -46,22 +45,7 @@ async def test_dense_gathered_and_base_rows_of_two_versions_in_one_batch(
                 span="all" if index % 3 == 0 else "after_image", max_tokens=4 + index % 9,
             )
         )  # fmt: skip
-    order = random.Random(1)
-
-    async def ask(index: int) -> Answer:
-        await asyncio.sleep(order.random() * 0.15)
-        return await collect(engine.generate(requests[index]))
-
-    answers = await asyncio.gather(*(ask(index) for index in range(len(requests))))
-    for request, answer in zip(requests, answers, strict=True):
-        adapted = None
-        if request.coefficients is not None:
-            adapted = world.oracle.adapted(states[request.version], request.coefficients)
-        tokens, logprobs = world.oracle.answer(request, request.sampling.max_tokens or 0, adapted)
-        assert answer.tokens == tokens, request.request_id
-        torch.testing.assert_close(torch.tensor(answer.logprobs), torch.tensor(logprobs), atol=1e-4, rtol=0)
-    assert engine.stats().failed_requests_total == 0
-    assert set(engine.loaded().values()) == {0}
+    await check_staggered(world, engine, requests, states, seed=1)
     assert engine._runner.gatherer.nbytes == 0, "a request that has ended still holds its copy"
 
 

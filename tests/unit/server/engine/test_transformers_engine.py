@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import threading
 from collections.abc import Callable
 
@@ -13,7 +12,7 @@ import torch
 from adapter_store.errors import EngineBusy, InputError, NotFoundError, UnavailableError
 from server.engine.sequence import Sequence
 from server.engine.transformers_engine import TransformersEngine
-from tests.unit.server.engine.world import QUESTIONS, Answer, World, collect, settle, until
+from tests.unit.server.engine.world import QUESTIONS, World, check_staggered, collect, settle, until
 
 
 async def test_base_answers_equal_generate(world: World, engine: TransformersEngine) -> None:
@@ -61,22 +60,7 @@ async def test_sixteen_mixes_in_one_batch_equal_one_at_a_time(
                 max_tokens=4 + index % 9,
             )
         )
-    order = random.Random(0)
-
-    async def ask(index: int) -> Answer:
-        await asyncio.sleep(order.random() * 0.15)
-        return await collect(engine.generate(requests[index]))
-
-    answers = await asyncio.gather(*(ask(index) for index in range(16)))
-    for request, answer in zip(requests, answers, strict=True):
-        adapted = None
-        if request.coefficients is not None:
-            adapted = world.oracle.adapted(states[request.version], request.coefficients)
-        tokens, logprobs = world.oracle.answer(request, request.sampling.max_tokens or 0, adapted)
-        assert answer.tokens == tokens, request.request_id
-        torch.testing.assert_close(torch.tensor(answer.logprobs), torch.tensor(logprobs), atol=1e-4, rtol=0)
-    assert engine.stats().failed_requests_total == 0
-    assert set(engine.loaded().values()) == {0}
+    await check_staggered(world, engine, requests, states, seed=0)
 
 
 async def test_zero_coefficients_are_the_base_bit_for_bit(world: World, engine: TransformersEngine) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Callable
+import random
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,6 +148,32 @@ async def collect(stream: AsyncIterator[Chunk]) -> Answer:
         last=chunks[-1],
         chunks=chunks,
     )
+
+
+async def check_staggered(
+    world: World,
+    engine: TransformersEngine,
+    requests: Sequence[GenerationRequest],
+    states: Mapping[str, AdapterState],
+    seed: int,
+) -> None:
+    """Ask all at random moments of 150 ms: every answer must be the oracle's, and nothing may stay behind."""
+    order = random.Random(seed)
+
+    async def ask(request: GenerationRequest) -> Answer:
+        await asyncio.sleep(order.random() * 0.15)
+        return await collect(engine.generate(request))
+
+    answers = await asyncio.gather(*(ask(request) for request in requests))
+    for request, answer in zip(requests, answers, strict=True):
+        adapted = None
+        if request.coefficients is not None:
+            adapted = world.oracle.adapted(states[request.version], request.coefficients)
+        tokens, logprobs = world.oracle.answer(request, request.sampling.max_tokens or 0, adapted)
+        assert answer.tokens == tokens, request.request_id
+        torch.testing.assert_close(torch.tensor(answer.logprobs), torch.tensor(logprobs), atol=1e-4, rtol=0)
+    assert engine.stats().failed_requests_total == 0
+    assert set(engine.loaded().values()) == {0}
 
 
 async def until(engine: TransformersEngine, reached: Callable[[EngineStats], bool]) -> None:
