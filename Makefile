@@ -3,7 +3,7 @@
 # make up     run the server, the trainer and Redis, and keep them up
 # make check  style, types and import rules only (seconds)
 # make setup  create .venv with pinned dependencies
-# make vllm   add vLLM's CPU build to .venv (x86-64 Linux), for the tests and for trying the engine without a GPU
+# make vllm   add vLLM's CPU build to .venv (Linux), for the tests and for trying the engine without a GPU
 
 PYTHON ?= python3
 VENV ?= .venv

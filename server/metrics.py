@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -169,8 +169,9 @@ class Metrics:
         self.queue_oldest_seconds.set(math.nan if depth is None else (oldest_seconds or 0.0))
 
     def watch_engine(self, read: Callable[[], Any]) -> None:
-        """Add the engine's own counters, read at every scrape."""
+        """Add the engine's own counters, read at every scrape, and vLLM's series if it runs."""
         self.registry.register(_EngineCollector(read))
+        self.registry.register(_VllmCollector())
 
     def render(self) -> bytes:
         """Return the text exposition."""
@@ -188,10 +189,18 @@ class _EngineCollector(Collector):
         stats = self._read()
         for name in stats.__slots__:
             value = getattr(stats, name)
-            if not isinstance(value, int | float):
+            if not isinstance(value, int | float) or math.isnan(value):
                 continue
             text = f"Engine: {name.removesuffix('_total').replace('_', ' ')}."
             if name.endswith("_total"):
                 yield CounterMetricFamily(f"strata_engine_{name}", text, value=float(value))
             else:
                 yield GaugeMetricFamily(f"strata_engine_{name}", text, value=float(value))
+
+
+class _VllmCollector(Collector):
+    """Pass on what vLLM counts: it registers its series in prometheus-client's common registry."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield vLLM's families; none with another engine."""
+        return (family for family in REGISTRY.collect() if family.name.startswith("vllm:"))

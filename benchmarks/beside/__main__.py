@@ -26,12 +26,13 @@ from typing import Any, Literal
 
 from adapter_store.errors import StrataError
 from benchmarks.beside.worker import Lesson, WorkerProcess, steps_per_second
+from benchmarks.live.arguments import live_parser
 from benchmarks.live.figures import Spread, percentile, poisson_moments, ratios
 from benchmarks.live.load import Answer, at_most, open_loop
-from benchmarks.live.process import GatewayProcess, gateway_threads
+from benchmarks.live.process import GatewayProcess
 from benchmarks.live.questions import QUESTIONS, Asked, mixed
 from benchmarks.live.quiet import OtherLoad
-from benchmarks.live.telling import Teller, console, told
+from benchmarks.telling import Teller, console, told
 
 P99_GOAL, SPEED_GOAL = 1.2, 0.7
 _SETTLE_SECONDS = 1.0
@@ -87,13 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.beside", description="Measure serving beside training."
-    )
-    parser.add_argument("--engine", default="transformers", help="engine of the gateway")
-    parser.add_argument("--base", default="embedded", help="a LLaVA folder or hub id")
-    parser.add_argument("--device", default="auto", help="device of both programs")
-    parser.add_argument("--threads", type=int, default=gateway_threads(), help="threads of the gateway")
+    parser = live_parser("benchmarks.beside", "Measure serving beside training.")
     parser.add_argument("--worker-threads", type=int, default=0, help="threads of each replica; 0: all cores")
     parser.add_argument("--rate", type=float, default=1.0, help="requests a second")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of a phase")
@@ -101,8 +96,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=24, help="pictures that are asked about")
     parser.add_argument("--taught", type=int, default=160, help="pictures that are learned")
     parser.add_argument("--batch-size", type=int, default=16, help="questions of a training step")
-    parser.add_argument("--max-tokens", type=int, default=32, help="longest answer")
-    parser.add_argument("--json", type=Path, help="file for all raw figures")
     return parser.parse_args(argv)
 
 

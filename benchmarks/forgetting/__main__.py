@@ -20,22 +20,13 @@ tune_allocator()
 import argparse  # noqa: E402
 import logging  # noqa: E402
 import sys  # noqa: E402
-from collections.abc import Callable, Iterator, Sequence  # noqa: E402
-from contextlib import contextmanager  # noqa: E402
+from collections.abc import Callable, Sequence  # noqa: E402
 from dataclasses import asdict, dataclass  # noqa: E402
+from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
 from tempfile import TemporaryDirectory  # noqa: E402
 
-from rich.console import Console  # noqa: E402
 from rich.markup import escape  # noqa: E402
-from rich.progress import (  # noqa: E402
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from adapter_store.errors import InputError, StrataError  # noqa: E402
 from benchmarks.forgetting.methods import ABLATIONS, BASELINES, COMING_BACK, METHODS, POINTLESS  # noqa: E402
@@ -61,6 +52,7 @@ from benchmarks.forgetting.streams import (  # noqa: E402
     build_stream,
     read_stream,
 )
+from benchmarks.telling import Teller, console, told  # noqa: E402
 from trainer_worker.workshop import Workshop  # noqa: E402
 
 
@@ -80,7 +72,6 @@ GROUPS = {
     "coming-back": COMING_BACK,
     "all": (*BASELINES, *ABLATIONS),
 }
-console = Console(stderr=True)
 
 
 def _at_least_one(text: str) -> int:
@@ -186,14 +177,19 @@ def _run_missing(arguments: argparse.Namespace, setup: Setup, folder: Path) -> N
     settings = {"base": arguments.base, "device": arguments.device, "nice": 0}
     with TemporaryDirectory(prefix="home-", dir=folder) as home, Site.open(Path(home), settings) as site:
         bench = _Bench(arguments, setup, folder, site)
-        with _progress(len(runs)) as told:
+        with told(len(runs)) as teller:
             for seed, name in runs:
                 with claimed(path_of(folder, name, seed)) as free:
                     if free:
-                        bench.run(seed, name, told(f"{name}, seed {seed}"))
+                        bench.run(seed, name, partial(_tell, teller, f"{name}, seed {seed}"))
+                teller.step()
     missing = [f"{name} (seed {seed})" for seed, name in runs if not path_of(folder, name, seed).exists()]
     if missing:
         console.print(f"other programs are still at {', '.join(missing)}: these tables lack them")
+
+
+def _tell(teller: Teller, title: str, task: str) -> None:
+    teller.at(f"{title}: {task}")
 
 
 class _Bench:
@@ -242,35 +238,6 @@ def _scorers(tasks: Sequence[StreamTask]) -> Callable[[Workshop], Scorer]:
         return known[key]
 
     return scorer
-
-
-@contextmanager
-def _progress(runs: int) -> Iterator[Callable[[str], Callable[[str], None]]]:
-    """Show how many runs are done and what is under way; without a terminal, a line for each task."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("starting", total=runs)
-        started = 0
-
-        def begin(title: str) -> Callable[[str], None]:
-            nonlocal started
-            progress.update(bar, completed=started, description=title)
-            started += 1
-
-            def at(task: str) -> None:
-                progress.update(bar, description=f"{title}: {task}")
-                if not console.is_terminal:
-                    console.print(f"{title}: {task}")
-
-            return at
-
-        yield begin
 
 
 if __name__ == "__main__":

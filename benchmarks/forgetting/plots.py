@@ -5,12 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from benchmarks.forgetting.report import Record, by_method
+from benchmarks.plotting import new_figure
 from server.demo.picture import draw_matrix
 
 
@@ -40,17 +37,11 @@ def _tasks(runs: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(runs[0]["stages"]))
 
 
-def _figure(width: float, height: float) -> Any:
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _draw_stages(target: Path, learned: dict[str, list[Record]]) -> None:
     """Draw each task's accuracy over the stages, one panel for each task."""
     first = next(iter(learned.values()))
     tasks = _tasks(first)
-    figure = _figure(3.0 * len(tasks), 3.4)
+    figure = new_figure(3.0 * len(tasks), 3.4)
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for number, (task, axes) in enumerate(zip(tasks, panels, strict=True)):
         for method, runs in learned.items():
@@ -69,7 +60,7 @@ def _draw_stages(target: Path, learned: dict[str, list[Record]]) -> None:
 
 def _draw_balance(target: Path, learned: dict[str, list[Record]]) -> None:
     """Draw final average accuracy over forgetting, one point for each run, colored by its method."""
-    figure = _figure(6.5, 5.0)
+    figure = new_figure(6.5, 5.0)
     axes = figure.subplots()
     for method, runs in learned.items():
         x = [100 * run["measures"]["forgetting"] for run in runs]

@@ -31,11 +31,11 @@ from adapter_store.versions import STABLE  # noqa: E402
 from benchmarks.gateway.client import ClientProcess  # noqa: E402
 from benchmarks.gateway.hosting import HostedGateway, LoadResult  # noqa: E402
 from benchmarks.gateway.routing import RoutingParts, routing_parts  # noqa: E402
+from benchmarks.live.arguments import live_parser  # noqa: E402
 from benchmarks.live.figures import Spread, ratios  # noqa: E402
-from benchmarks.live.process import gateway_threads  # noqa: E402
 from benchmarks.live.questions import Asked, mixed  # noqa: E402
 from benchmarks.live.quiet import OtherLoad  # noqa: E402
-from benchmarks.live.telling import Teller, console, told  # noqa: E402
+from benchmarks.telling import Teller, console, told  # noqa: E402
 
 OVERHEAD_GOAL, ROUTING_GOAL = 0.05, 0.02
 _SINGLES = 12
@@ -68,15 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gateway", description="Measure the gateway.")
-    parser.add_argument("--engine", default="transformers", help="engine of the gateway")
-    parser.add_argument("--base", default="embedded", help="a LLaVA folder or hub id")
-    parser.add_argument("--device", default="auto", help="device of the gateway")
-    parser.add_argument("--threads", type=int, default=gateway_threads(), help="computing threads")
+    parser = live_parser("benchmarks.gateway", "Measure the gateway.")
     parser.add_argument("--concurrent", type=int, default=64, help="streams at once")
     parser.add_argument("--repeats", type=int, default=5, help="loads over HTTP and directly, each")
-    parser.add_argument("--max-tokens", type=int, default=32, help="longest answer")
-    parser.add_argument("--json", type=Path, help="file for the figures")
     return parser.parse_args(argv)
 
 

@@ -28,7 +28,6 @@ from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn  # noqa: E402
 
 from adapter_store.base import ensure_embedded_base, load_base  # noqa: E402
 from adapter_store.base.load import Base  # noqa: E402
@@ -39,6 +38,7 @@ from benchmarks.serving.report import BASE, as_markdown, draw_latency, draw_thro
 from benchmarks.serving.rounds import Latency, Load, interleaved, open_load  # noqa: E402
 from benchmarks.serving.systems import NativeLora, Pool, System, VllmSystem  # noqa: E402
 from benchmarks.serving.workload import Workload, coefficients, random_pool, write_loras  # noqa: E402
+from benchmarks.telling import told  # noqa: E402
 from server.engine.vllm_client.options import VllmOptions  # noqa: E402
 
 TARGETS = ("o_proj",)
@@ -210,16 +210,17 @@ async def _with_progress(
     systems: dict[str, System], base: Base, arguments: argparse.Namespace
 ) -> tuple[list[Load], list[Latency]]:
     workload = Workload.for_base(base, arguments.new_tokens)
-    columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
     small = sum(1 for system in systems.values() if _small(system))
     rounds = arguments.repeats + 1
     steps = len(systems) + rounds * (len(systems) + small * (len(arguments.concurrent) - 1))
     steps += len(arguments.rates) * sum(1 for name in ("base", "r64", "r256") if name in systems)
-    with Progress(*columns) as progress:
-        bar = progress.add_task("starting", total=steps)
-        return await measure(
-            systems, workload, arguments, lambda text: progress.update(bar, advance=1, description=text)
-        )
+    with told(steps) as teller:
+
+        def tick(text: str) -> None:
+            teller.step()
+            teller.at(text)
+
+        return await measure(systems, workload, arguments, tick)
 
 
 if __name__ == "__main__":

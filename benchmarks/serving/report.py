@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
+from benchmarks.plotting import new_figure
 from benchmarks.serving.rounds import Latency, Load
 
 BASE = "bare base"
@@ -59,7 +57,7 @@ def as_markdown(loads: Sequence[Load], floors: dict[str, float]) -> str:
 
 def draw_throughput(target: Path, loads: Sequence[Load]) -> None:
     """Draw tokens/s over requests at once, one line for each system."""
-    figure, axes = _figure("requests at once", "tokens/s")
+    figure, axes = _panel("requests at once", "tokens/s")
     for system in dict.fromkeys(load.system for load in loads):
         mine = [load for load in loads if load.system == system]
         steps = sorted({load.concurrent for load in mine})
@@ -74,7 +72,7 @@ def draw_throughput(target: Path, loads: Sequence[Load]) -> None:
 
 def draw_latency(target: Path, latencies: Sequence[Latency]) -> None:
     """Draw seconds to the last token over requests offered a second: median solid, 95th percentile dashed."""
-    figure, axes = _figure("requests offered a second", "seconds to the last token")
+    figure, axes = _panel("requests offered a second", "seconds to the last token")
     for system in dict.fromkeys(latency.system for latency in latencies):
         mine = sorted((x for x in latencies if x.system == system), key=lambda x: x.offered_per_second)
         rates = [latency.offered_per_second for latency in mine]
@@ -83,9 +81,8 @@ def draw_latency(target: Path, latencies: Sequence[Latency]) -> None:
     _save(figure, axes, target)
 
 
-def _figure(x: str, y: str) -> tuple[Any, Any]:
-    figure = Figure(figsize=(7.0, 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+def _panel(x: str, y: str) -> tuple[Any, Any]:
+    figure = new_figure(7.0, 4.2)
     axes = figure.subplots()
     axes.set_xlabel(x)
     axes.set_ylabel(y)

@@ -31,13 +31,14 @@ from adapter_store.base.allocator import tune_allocator
 from adapter_store.errors import StrataError
 from adapter_store.settings import FROZEN_SHARE
 from adapter_store.versions import VersionStore
-from benchmarks.live.process import GatewayProcess, gateway_threads
-from benchmarks.live.telling import Teller, console, told
+from benchmarks.live.arguments import live_parser
+from benchmarks.live.process import GatewayProcess
 from benchmarks.swap.checking import find_changed
 from benchmarks.swap.phases import Load, Phase, PhaseKind, run_phase, warm
 from benchmarks.swap.plots import draw_all
 from benchmarks.swap.report import as_record, as_text, failures_of, report_of
 from benchmarks.swap.swapping import Kind, Swapper
+from benchmarks.telling import Teller, console, told
 
 SIZES = ("embedded", "7B")
 SIZE_OF_7B = 4 * 8 * 2 * 4096 * 32 * 4
@@ -56,15 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.swap", description="Measure swaps under load."
-    )
-    parser.add_argument("--engine", default="transformers", help="engine of the gateway")
-    parser.add_argument("--base", default="embedded", help="a LLaVA folder or hub id")
-    parser.add_argument("--device", default="auto", help="device of the gateway")
-    parser.add_argument(
-        "--threads", type=int, default=gateway_threads(), help="computing threads of the gateway"
-    )
+    parser = live_parser("benchmarks.swap", "Measure swaps under load.")
     parser.add_argument("--banks", type=int, default=2, help="versions resident at once")
     parser.add_argument("--rate", type=float, default=1.0, help="requests a second")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of a phase")
@@ -73,8 +66,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="sizes of versions")
     parser.add_argument("--bytes", type=int, default=SIZE_OF_7B, help="size of a version of 7B size")
     parser.add_argument("--pictures", type=int, default=24, help="size of the pool")
-    parser.add_argument("--max-tokens", type=int, default=32, help="longest answer")
-    parser.add_argument("--json", type=Path, help="file for all raw figures")
     parser.add_argument("--plots", type=Path, help="folder for the plots")
     return parser.parse_args(argv)
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from benchmarks.live.load import Answer, ask, at_most
-from benchmarks.live.telling import Teller
+from benchmarks.telling import Teller
 
 _CONCURRENT = 4
 NEAR_TIE = 0.01

@@ -16,9 +16,9 @@ from benchmarks.live.load import Answer, at_most, open_loop
 from benchmarks.live.process import GatewayProcess
 from benchmarks.live.questions import QUESTIONS, Asked, mixed
 from benchmarks.live.quiet import OtherLoad
-from benchmarks.live.telling import Teller
 from benchmarks.live.versions import Draft
 from benchmarks.swap.swapping import Kind, Swap, Swapper
+from benchmarks.telling import Teller
 
 PhaseKind = Literal["steady", "swaps"]
 

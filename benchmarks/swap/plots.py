@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
+from benchmarks.plotting import new_figure
 from benchmarks.swap.phases import Phase
 
 _COLORS = {"promoted": "tab:green", "rolled back": "tab:orange", "refused": "tab:red"}
@@ -23,15 +20,9 @@ def draw_all(folder: Path, phases: Sequence[Phase]) -> None:
         _draw_cumulative(folder / f"gaps-cumulative-{size}.png", own)
 
 
-def _figure(width: float, height: float) -> Any:
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _draw_over_time(target: Path, phases: Sequence[Phase]) -> None:
     """Draw each gap at the moment it ended, one line of panels for each phase."""
-    figure = _figure(9.0, 1.6 * len(phases) + 0.6)
+    figure = new_figure(9.0, 1.6 * len(phases) + 0.6)
     panels = figure.subplots(len(phases), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for phase, axes in zip(phases, panels, strict=True):
         points = [
@@ -53,7 +44,7 @@ def _draw_over_time(target: Path, phases: Sequence[Phase]) -> None:
 
 def _draw_cumulative(target: Path, phases: Sequence[Phase]) -> None:
     """Draw which share of the gaps is longer, on logarithmic axes: steady beside swaps."""
-    figure = _figure(5.5, 4.0)
+    figure = new_figure(5.5, 4.0)
     axes = figure.subplots()
     for kind in ("steady", "swaps"):
         gaps = sorted(1000 * gap for phase in phases if phase.kind == kind for gap in phase.gaps)

@@ -6,6 +6,7 @@ It knows nothing of HTTP, aliases, chat templates or routing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -103,7 +104,8 @@ class Chunk:
 class EngineStats:
     """Report the engine's state; counters with ``_total`` only grow.
 
-    ``restarting`` says of an engine that is not alive that it is being started again by itself.
+    ``restarting`` says of an engine that is not alive that it is being started again by itself. What an
+    engine does not count is NaN; vLLM has series of its own for it.
     """
 
     alive: bool = True
@@ -112,15 +114,15 @@ class EngineStats:
     waiting: int = 0
     kv_used_tokens: int = 0
     kv_capacity_tokens: int = 0
-    kv_bytes: int = 0
-    prefix_cache_bytes: int = 0
+    kv_bytes: float = math.nan
+    prefix_cache_bytes: float = math.nan
     prefix_hits_total: int = 0
     prefix_misses_total: int = 0
     prompt_tokens_total: int = 0
     generated_tokens_total: int = 0
-    steps_total: int = 0
-    step_seconds_total: float = 0.0
-    last_step_seconds: float = 0.0
+    steps_total: float = math.nan
+    step_seconds_total: float = math.nan
+    last_step_seconds: float = math.nan
     failed_requests_total: int = 0
     error: str | None = None
 

@@ -124,6 +124,22 @@ def test_versions_are_proven_served_and_rolled_back(served: Served) -> None:
     assert publisher.logprobs(None) == fingerprint(served.ask("strata@base"))
 
 
+def test_what_vllm_counts_lies_beside_the_gateways_own_series(served: Served) -> None:
+    def value(name: str) -> float | None:
+        lines = served.http.get("/metrics").text.splitlines()
+        return next((float(line.split()[-1]) for line in lines if line.startswith(name)), None)
+
+    ours = "strata_engine_generated_tokens_total"
+    counted = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total", ours)
+    before = [value(name) or 0.0 for name in counted]
+    tokens = served.ask().json()["usage"]
+    served.wait(lambda: (value(counted[0]) or 0.0) > before[0])
+    grown = [(value(name) or 0.0) - old for name, old in zip(counted, before, strict=True)]
+    assert grown == [tokens["completion_tokens"], tokens["prompt_tokens"], tokens["completion_tokens"]]
+    assert value("vllm:kv_cache_usage_perc") is not None
+    assert value("strata_engine_steps_total") is None, "not counted is not none"
+
+
 def test_a_version_that_does_not_reproduce_its_probe_is_never_served(served: Served) -> None:
     publisher = served.publisher
     state = publisher.state(3)

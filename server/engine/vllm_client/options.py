@@ -111,6 +111,7 @@ def engine_args(options: VllmOptions, model: Path, dtype: torch.dtype, *, on_cpu
         mm_processor_cache_gb=0,
         additional_config=pool.to_config(),
         worker_extension_cls=_WORKER_EXTENSION,
-        disable_log_stats=True,
+        served_model_name=model.name,  # a label of vLLM's series
+        disable_log_stats=False,
         enable_log_requests=False,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from PIL import Image
 
 from adapter_store.base.load import Base
 from adapter_store.encoder import SentenceEncoder
+from adapter_store.errors import EngineBusy, UnavailableError
 from adapter_store.rendering import Message, Renderer
 from adapter_store.vision import VisionEncoder
 from benchmarks.live.versions import VersionMaker
-from server.retrieval import Question, Retriever
+from server.retrieval import Prepared, Question, Retriever
 
 
 class NotingEncoder(SentenceEncoder):
@@ -78,3 +80,42 @@ async def test_a_broken_encoder_is_told_to_the_one_who_asked(
         await retriever.prepare(question)
     sentences.failing = False
     assert (await retriever.prepare(question)).coefficients is not None
+
+
+async def test_the_line_is_as_long_as_it_says(
+    loaded_tiny_base: Base, sentences: NotingEncoder, monkeypatch: pytest.MonkeyPatch
+):
+    base = loaded_tiny_base
+    retriever = Retriever(base, Renderer(base), VisionEncoder(base), sentences, max_waiting=2)
+    begun, go_on = threading.Event(), threading.Event()
+    answer = retriever._answer
+
+    def slow(batch: list[tuple[Question, Future[Prepared]]]) -> None:
+        begun.set()
+        assert go_on.wait(30)
+        answer(batch)
+
+    monkeypatch.setattr(retriever, "_answer", slow)
+    asked = questions(base, 4)
+    under_way = asyncio.ensure_future(retriever.prepare(asked[0]))
+    await asyncio.to_thread(begun.wait, 30)
+    waiting = [asyncio.ensure_future(retriever.prepare(question)) for question in asked[1:3]]
+    await asyncio.sleep(0)
+    with pytest.raises(EngineBusy, match="2 requests are waiting"):
+        await retriever.prepare(asked[3])
+    go_on.set()
+    done = await asyncio.gather(under_way, *waiting)
+    assert all(prepared.coefficients is not None for prepared in done)
+    retriever.close()
+
+
+async def test_what_waited_is_answered_and_what_comes_after_the_end_is_refused(
+    loaded_tiny_base: Base, retriever: Retriever
+):
+    first, late = questions(loaded_tiny_base, 2)
+    waiting = asyncio.ensure_future(retriever.prepare(first))
+    await asyncio.sleep(0)
+    retriever.close()
+    assert (await waiting).coefficients is not None
+    with pytest.raises(UnavailableError, match="stopping"):
+        await retriever.prepare(late)
