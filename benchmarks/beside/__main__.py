@@ -31,7 +31,7 @@ from benchmarks.live.figures import Spread, percentile, poisson_moments, ratios
 from benchmarks.live.load import Answer, at_most, open_loop
 from benchmarks.live.process import GatewayProcess
 from benchmarks.live.questions import QUESTIONS, Asked, mixed
-from benchmarks.live.quiet import OtherLoad
+from benchmarks.live.quiet import OtherLoad, seconds_of
 from benchmarks.telling import Teller, console, told
 
 P99_GOAL, SPEED_GOAL = 1.2, 0.7
@@ -47,6 +47,7 @@ class Phase:
     Attributes:
         training: steps a second, NaN where nothing was learned.
         others: cores that other programs of the machine used meanwhile.
+        gateway: cores that the gateway used.
     """
 
     kind: Kind
@@ -56,6 +57,7 @@ class Phase:
     answers: list[Answer] = field(default_factory=list)
     training: float = math.nan
     others: float = math.nan
+    gateway: float = math.nan
 
     def gap(self, share: float) -> float:
         """Return a percentile of the gaps between tokens, in seconds."""
@@ -151,6 +153,7 @@ def _phase(
     time.sleep(_SETTLE_SECONDS)
     watch = OtherLoad(lambda: (os.getpid(), gateway.pid, worker.pid))
     phase = Phase(kind, number, time.time())
+    used = seconds_of([gateway.pid] if gateway.pid else [])
     if kind == "training":
         time.sleep(arguments.seconds)
     else:
@@ -159,6 +162,7 @@ def _phase(
         phase.answers = asyncio.run(open_loop(gateway.url, moments, questions, "strata"))
     phase.ended = time.time()
     phase.others = watch.cores()
+    phase.gateway = (seconds_of([gateway.pid] if gateway.pid else []) - used) / (phase.ended - phase.began)
     if kind != "serving":
         phase.training = steps_per_second(lesson.steps(), phase.began, phase.ended)
     teller.step()
@@ -186,6 +190,12 @@ def as_text(phases: Sequence[Phase], failures: Sequence[str]) -> str:
     asked = sum(len(phase.answers) for phase in phases)
     others = Spread.of(phase.others for phase in phases).shown()
     lines += ["", f"{asked} requests, {len(failures)} failed; other programs used {others} cores meanwhile"]
+    cores = len(os.sched_getaffinity(0))
+    served = Spread.of(phase.gateway for phase in by_kind["both"])
+    lines.append(
+        f"the gateway used {served.shown()} of {cores} cores beside training, which leaves "
+        f"{1 - served.median / cores:.2f} of them"
+    )
     return "\n".join([*lines, *(f"failure: {text}" for text in failures[:20])])
 
 

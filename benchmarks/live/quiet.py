@@ -37,11 +37,18 @@ class OtherLoad:
     def _read(self) -> tuple[float, float]:
         try:
             machine = busy_seconds(Path("/proc/stat").read_text(encoding="ascii"))
-            pids = {member for pid in self._pids() if pid is not None for member in family(pid)}
-            stats = [Path(f"/proc/{pid}/stat").read_text() for pid in pids]
         except OSError:
             return math.nan, math.nan
-        return machine, sum(process_seconds(stat) for stat in stats)
+        return machine, seconds_of(pid for pid in self._pids() if pid is not None)
+
+
+def seconds_of(pids: Iterable[int]) -> float:
+    """Return the processor seconds that programs and all they started have used; NaN if it cannot be read."""
+    try:
+        members = {member for pid in pids for member in family(pid)}
+        return sum(process_seconds(Path(f"/proc/{pid}/stat").read_text()) for pid in members)
+    except OSError:
+        return math.nan
 
 
 def family(pid: int) -> set[int]:
