@@ -67,6 +67,7 @@ def draw_throughput(target: Path, loads: Sequence[Load]) -> None:
         ]
         axes.plot(steps, middle, marker="o", label=system)
     axes.set_xscale("log", base=2)
+    axes.set_xticks(counts := sorted({load.concurrent for load in loads}), labels=[str(n) for n in counts])
     _save(figure, axes, target)
 
 
