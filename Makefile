@@ -64,6 +64,7 @@ format: $(STAMP)
 	@$(BIN)/ruff format $(CODE)
 
 test: check base
+	@$(BIN)/python deploy/test_programs.py
 	@$(BIN)/pytest $(PYTEST_ARGS)
 
 clean:
