@@ -38,10 +38,13 @@ class Term:
         bank: the increments.
         gate: ``[B, T, R]``, ``[B, 1, R]`` (the same for all tokens of a row) or ``[tokens, R]``, R the
             bank's ``width``; zero switches a token back to the base.
+        rows: which rows of the batch a three-dimensional gate is for, ``[B]`` int64, others are not even
+            computed; None is all of them. For inference only.
     """
 
     bank: Bank
     gate: Tensor
+    rows: Tensor | None = None
 
 
 def check_shapes(state: AdapterState, name: str, shapes: Mapping[str, Shape]) -> None:
@@ -151,6 +154,10 @@ class Increments:
             raise StateInvalid(f"the gate is {list(term.gate.shape)}, its last size must be {bank.width}")
         pairs = bank.factors(self.targets, self.dtype)
         gate = term.gate.to(self.device, self.dtype)
+        if term.rows is not None:
+            if gate.ndim != 3 or len(gate) != len(term.rows):
+                raise StateInvalid(f"the gate is {list(gate.shape)} for {len(term.rows)} rows of the batch")
+            return _RowsTerm(pairs, gate, term.rows.to(self.device))
         shared = gate.ndim == 3 and gate.shape[1] == 1
         flat = gate.reshape(-1, bank.width)
         return _ActiveTerm(pairs, flat, gate if shared else None)
@@ -215,7 +222,22 @@ class _ActiveTerm:
         return (hidden.view(len(self.gate), -1, hidden.shape[-1]) * self.shared_gate).view_as(hidden)
 
 
-_Acting = _ActiveTerm | ActiveParts
+@dataclass(frozen=True, slots=True, eq=False)
+class _RowsTerm:
+    """Hold one term that acts on some rows of the batch: what overflows there is no other row's NaN."""
+
+    pairs: list[tuple[Tensor, Tensor]]
+    gate: Tensor
+    rows: Tensor
+
+    def add(self, y: Tensor, x: Tensor, slot: int) -> Tensor:
+        """Return ``y`` ``[B, T, d_out]`` with ``((x A^T) * gate) B^T`` added to the term's rows, in place."""
+        down, up = self.pairs[slot]
+        hidden = F.linear(x.index_select(0, self.rows), down) * self.gate
+        return y.index_add_(0, self.rows, hidden @ up)
+
+
+_Acting = _ActiveTerm | _RowsTerm | ActiveParts
 
 
 def attach(model: Any, targets: Sequence[str], frozen_share: float = 0.0) -> Increments:

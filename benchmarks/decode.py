@@ -4,9 +4,10 @@
                                 [--batch 32] [--rank 256] [--targets o_proj | all] [--json OUT]
 
 Weights are random, so nothing is downloaded and nothing that is said means anything; times are those of the
-shape. Every row of the batch has coefficients of its own over a pool of that total rank on all layers, and a
-context of its own in the key-value memory. Steps with increments, without, and with two banks of which each
-row uses one alternate. Two floors stand beside the ratio: multiply-adds alone, and bytes alone (weights and
+shape, on the ``transformers`` engine (vLLM computes whole banks in graphs: STRATA_POOL_RANK). Every row of
+the batch has coefficients of its own over a pool of that total rank on all layers, and a context of its own
+in the key-value memory. Steps with increments, without, and with two banks of which each row uses one
+alternate. Two floors stand beside the ratio: multiply-adds alone, and bytes alone (weights and
 keys that a step must read), which bounds a GPU's step.
 """
 

@@ -102,7 +102,7 @@ async def open_serving(choice: ModelChoice, name: str, store: VersionStore, metr
         probe=Prober(retriever, engine, end_ids=end_ids, tolerance=_tolerance(base, choice)),
         metrics=metrics,
         banks=choice.banks,
-        open_pool=_pool_opener(choice.dense_rank),
+        open_pool=_pool_opener(engine),
     )
     live = LiveVersions(
         name=name, store=store, residents=residents, metrics=metrics, poll_seconds=choice.alias_poll_seconds
@@ -212,11 +212,11 @@ def _length_of(base: Base) -> int:
     return min(int(getattr(text, "max_position_embeddings", _DEFAULT_LENGTH)), _LONGEST_DEFAULT)
 
 
-def _pool_opener(dense_rank: int) -> OpenPool:
+def _pool_opener(engine: Engine) -> OpenPool:
     def opened(state: AdapterState) -> ServedPool:
         from adapter_store.served import open_pool
 
-        return open_pool(state, dense_rank)
+        return open_pool(state, engine.whole_rank)
 
     return opened
 

@@ -69,11 +69,13 @@ class PeftSystem:
         from transformers import LogitsProcessorList
 
         model, width = self.model, max(len(request.input_ids) for _, request in batch)
-        embeds = torch.zeros(len(batch), width, model.config.text_config.hidden_size, dtype=model.dtype)
-        mask = torch.zeros(len(batch), width, dtype=torch.long)
+        place = {"device": model.device}
+        hidden = model.config.text_config.hidden_size
+        embeds = torch.zeros(len(batch), width, hidden, dtype=model.dtype, **place)
+        mask = torch.zeros(len(batch), width, dtype=torch.long, **place)
         table = model.get_input_embeddings()
         for row, (_, request) in enumerate(batch):
-            ids = torch.tensor(request.input_ids)
+            ids = torch.tensor(request.input_ids, **place)
             own = table(ids).clone()
             own[ids == self.base.image_token_id] = torch.cat([image.embeds for image in request.images]).to(
                 own

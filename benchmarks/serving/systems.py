@@ -115,10 +115,13 @@ class Pool(VllmSystem):
     async def prepare(self) -> None:
         """Fill the banks."""
         from server.engine.vllm_client.staging import fill
+        from server.engine.vllm_client.state_file import StateFolder
 
         await self.core.call("pool_attach")
+        folder = StateFolder()
         for bank, state in enumerate(self.states):
-            await fill(self.core, bank, state, self.base.model.dtype)
+            await fill(self.core, bank, state, self.base.model.dtype, folder)
+        folder.close()
 
     def gated(self, number: int, start: int) -> Gated | None:
         """Return another vector for every request, banks in turn."""

@@ -72,7 +72,10 @@ def report_of(phases: Sequence[Phase], size: str) -> SizeReport:
     own = sorted((phase for phase in phases if phase.size == size), key=lambda phase: phase.number)
     steady = [phase for phase in own if phase.kind == "steady"]
     under = [phase for phase in own if phase.kind == "swaps"]
-    served = [swap for phase in under for swap in phase.swaps if swap.kind != "refused" and swap.first_token]
+    swaps = [swap for phase in under for swap in phase.swaps if swap.kind != "refused"]
+    served = [
+        swap for swap in swaps if swap.first_new and swap.first_token
+    ]  # the others stand in the failures
     calm, busy = [phase.p99_gap_seconds for phase in steady], [phase.p99_gap_seconds for phase in under]
     middles = ratios([percentile(p.gaps, 0.5) for p in under], [percentile(p.gaps, 0.5) for p in steady])
     return SizeReport(

@@ -93,7 +93,11 @@ class TextStream:
             return ""
         if self._wide is None:
             return self._decoder.decode(self._texts.bytes_of(token_id))
-        return self._wide.step(self._texts.backend, token_id) or ""
+        try:
+            return self._wide.step(self._texts.backend, token_id) or ""
+        except Exception:  # noqa: BLE001  all that the library raises: bytes that are no character stood before
+            self._wide = decoders.DecodeStream(skip_special_tokens=True)
+            return self._wide.step(self._texts.backend, token_id) or ""
 
     def _possible_stop(self) -> int:
         """Give the length of the longest tail that begins a stop string."""

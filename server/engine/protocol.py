@@ -135,6 +135,11 @@ class Engine(Protocol):
         """Give the largest prompt + answer length, in tokens."""
         ...
 
+    @property
+    def whole_rank(self) -> int:
+        """Give the total rank up to which a pool is computed whole; contexts of a larger one are folded."""
+        ...
+
     def start(self) -> None:
         """Start the engine's thread or process; calling it again does nothing."""
         ...

@@ -17,6 +17,7 @@ from server.engine.sequence import Sequence
 
 if TYPE_CHECKING:
     from adapter_store.increments import GatheredTerm, Increments
+    from server.engine.banks import BankSlot
 
 
 class Runner:
@@ -149,16 +150,15 @@ class Runner:
         else:
             gathered = self.gatherer.decode_term(rows)
         terms: list[Term | GatheredTerm] = [] if gathered is None else [gathered]
-        dense = [row.gate if row.rows is None else None for row in rows]
-        slots = {id(row.lease): row.lease for row, gate in zip(rows, dense, strict=True) if gate is not None}
-        for slot in slots.values():
-            bank = slot.bank
-            assert bank is not None
-            empty = torch.zeros(slot.increments * slot.rank)
-            gates = [
-                gate if gate is not None and row.lease is slot else empty
-                for row, gate in zip(rows, dense, strict=True)
-            ]
+        members: dict[BankSlot, list[int]] = {}
+        for place, row in enumerate(rows):
+            if row.gate is not None and row.rows is None:
+                members.setdefault(row.lease, []).append(place)
+        for slot, places in members.items():
+            gates = [gate for place in places if (gate := rows[place].gate) is not None]
             gate = torch.stack(gates).to(self.device, self.dtype)[:, None]
-            terms.append(Term(bank, gate if reach is None else gate * reach))
+            own = None if len(places) == len(rows) else self._long(places)
+            if reach is not None:
+                gate = gate * (reach if own is None else reach[own])
+            terms.append(Term(slot.bank, gate, own))
         return self.increments.active(terms)

@@ -131,6 +131,11 @@ class TransformersEngine:
         )
 
     @property
+    def whole_rank(self) -> int:
+        """Give the total rank up to which a pool is computed whole."""
+        return self._intake.dense_rank
+
+    @property
     def max_model_len(self) -> int:
         """Give the largest prompt + answer length, in tokens."""
         return self._max_model_len
@@ -330,7 +335,11 @@ class TransformersEngine:
             if not sequence.output:
                 self._scheduler.remember(sequence)
                 self._counts["prompt"] += sequence.prompt_tokens
-            self._accept(sequence, picked)
+            try:
+                self._accept(sequence, picked)
+            except Exception as error:
+                log.exception("a token cannot be told")
+                self._fail([sequence], error)
 
     def _accept(self, sequence: Sequence, picked: Picked) -> None:
         sequence.append(picked.token_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,10 @@ def compare(answers: Sequence[Answer], wanted: Sequence[tuple[list[int], list[fl
     equal = [answer.tokens == tokens for answer, (tokens, _) in pairs]
     off = [
         abs(mine - theirs)
-        for answer, (_, logprobs) in pairs
-        for mine, theirs in zip(answer.logprobs, logprobs, strict=False)
+        for answer, (tokens, logprobs) in pairs
+        for mine, theirs in zip(answer.logprobs, logprobs, strict=answer.tokens == tokens)
     ]
+    assert all(map(math.isfinite, off))
     return {"asked": len(pairs), "equal": sum(equal), "off": max(off)}
 
 

@@ -24,7 +24,7 @@ from adapter_store.state import AdapterState
 from server.engine.protocol import GenerationRequest
 from server.engine.transformers_engine import TransformersEngine
 from server.engine.vllm_client import VllmEngine
-from server.engine.vllm_client.state_file import new_state_path, write_state_file
+from server.engine.vllm_client.state_file import StateFolder
 from tests.unit.server.engine.world import World, collect
 from tests.vllm.asking import QUESTIONS, TOKENS, ask, compare, expected, make_requests, make_world, options
 from tests.vllm.oracles import embedded, native_lora
@@ -116,14 +116,13 @@ async def faults(engine: VllmEngine, world: World) -> dict[str, str]:
 async def changed_file(engine: VllmEngine, world: World) -> str:
     """Hand a worker a file that is not the one announced: it must not take it."""
     core = await engine._keeper.core()
-    path = new_state_path()
-    file = write_state_file(path, world.state(5), torch.float32)
-    (outcome,) = map(Path, await core.call("pool_fill", 0, str(path), "0" * 64, file.rank))
+    folder = StateFolder()
+    file = folder.write(world.state(5), torch.float32)
+    (outcome,) = map(Path, await core.call("pool_fill", 0, str(file.path), "0" * 64, file.rank))
     while not outcome.exists():  # noqa: ASYNC110  no event
         await asyncio.sleep(0.01)
     fault = json.loads(outcome.read_text())["fault"]
-    path.unlink()
-    outcome.unlink()
+    folder.close()
     return "taken" if fault is None else "not taken"
 
 

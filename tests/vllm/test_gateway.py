@@ -173,7 +173,7 @@ def test_a_killed_engine_is_told_and_comes_back_with_the_version(served: Served)
 
 def test_logs_stay_json_and_no_engine_outlives_the_gateway(served: Served) -> None:
     lines = [line for line in served.log.read_text().splitlines() if not line.startswith(NO_LOGGING_YET)]
-    assert sum(json.loads(line)["message"] == "vLLM runs" for line in lines) == 2
+    assert any(json.loads(line)["message"] == "vLLM runs" for line in lines)
     (engine,) = served.engines()
     served.process.kill()
     served.process.wait(30)

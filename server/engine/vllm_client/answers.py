@@ -55,9 +55,9 @@ class Answer:
         ended = token in self._end_ids
         text = "" if ended else self._stream.push(token)
         reason: FinishReason | None = None
-        if ended or self._stream.stopped:
+        if ended or self._stream.stopped or finished == "stop":
             reason = "stop"
-        elif finished is not None:
+        elif finished == "length":
             reason = "length"
         if reason is not None:
             text += self._stream.finish()

@@ -25,7 +25,7 @@ from server.engine.requests import answer_limit, check_request
 from server.engine.vllm_client.core import Core, CoreDied
 from server.engine.vllm_client.keeper import Keeper
 from server.engine.vllm_client.options import VllmOptions, engine_args, prepare_environment
-from server.engine.vllm_client.state_file import sweep_state_files
+from server.engine.vllm_client.state_file import StateFolder
 from server.engine.vllm_plugin.requests import Gated
 from server.logs import log
 
@@ -58,6 +58,7 @@ class VllmEngine:
         self._vocab_size = int(base.model.get_input_embeddings().num_embeddings)
         self._banks = Banks(self._build_bank, options.banks)
         self._states: dict[int, AdapterState] = {}
+        self._files = StateFolder()
         self.described: dict[str, Any] = {}
         self._shapes: dict[str, tuple[int, int, int]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -70,6 +71,13 @@ class VllmEngine:
         """Give the largest prompt + answer length, in tokens."""
         return self._options.max_model_len
 
+    @property
+    def whole_rank(self) -> int:
+        """Give the total rank up to which a pool is computed whole: in graphs all that a bank holds."""
+        eager = self._options.eager
+        fixed = self.described.get("fixed", torch.cuda.is_available() if eager is None else not eager)
+        return self._options.pool_rank if fixed else self._options.dense_rank
+
     def start(self) -> None:
         """Begin to start vLLM in the background; the first request waits. Calling it again does nothing."""
         self._keeper.start()
@@ -77,6 +85,7 @@ class VllmEngine:
     def shutdown(self) -> None:
         """End running requests with ``finish_reason="abort"`` and stop vLLM."""
         self._keeper.shutdown()
+        self._files.close()
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Chunk]:
         """Stream the answer; see ``Engine.generate``."""
@@ -121,7 +130,11 @@ class VllmEngine:
             restarting=self._keeper.restarting,
             running=running,
             waiting=len(answers) - running,
-            kv_used_tokens=sum(answer.prompt_tokens + answer.completion_tokens for answer in answers),
+            kv_used_tokens=sum(
+                answer.prompt_tokens + answer.completion_tokens
+                for answer in answers
+                if answer.completion_tokens
+            ),
             kv_capacity_tokens=self._keeper.kv_tokens,
             prefix_hits_total=self._counts["hits"],
             prefix_misses_total=self._counts["misses"],
@@ -191,7 +204,6 @@ class VllmEngine:
 
     def _make_core(self) -> Core:
         prepare_environment(self._options)
-        sweep_state_files()
         from vllm.platforms import current_platform
 
         from server.engine.vllm_client.cores import ProcessCore, ThreadCore
@@ -209,9 +221,9 @@ class VllmEngine:
             raise BaseModelError(f"vLLM's workers disagree on what is adapted: {answers}")
         self.described = answers[0]
         self._shapes = {name: tuple(shape) for name, shape in answers[0]["shapes"].items()}
-        await prove_that_the_pool_acts(core, self._shapes, self._base, self._dtype)
+        await prove_that_the_pool_acts(core, self._shapes, self._base, self._dtype, self._files)
         for index, state in list(self._states.items()):
-            await fill(core, index, state, self._dtype)
+            await fill(core, index, state, self._dtype, self._files)
         log("vLLM runs", **answers[0], kv_tokens=core.kv_tokens)
 
     # Banks
@@ -240,7 +252,7 @@ class VllmEngine:
             core = await self._keeper.core()
             self._states.pop(bank, None)
             try:
-                await fill(core, bank, state, self._dtype)
+                await fill(core, bank, state, self._dtype, self._files)
             except CoreDied:
                 raise UnavailableError("the engine died while a version was loaded; try again soon") from None
             self._states[bank] = state

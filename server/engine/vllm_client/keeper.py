@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 
-from adapter_store.errors import BaseModelError, StrataError, UnavailableError
+from adapter_store.errors import BaseModelError, UnavailableError
 from server.engine.vllm_client.core import Core, CoreDied
 from server.logs import log
 
@@ -115,6 +115,8 @@ class Keeper:
                 core = self._make()
                 self._open_cores.add(core)
                 core.open()
+                if self._stopping:
+                    raise UnavailableError(STOPPED)
             except Exception as error:  # noqa: BLE001  handed to all who wait for it
                 log("vLLM does not start", logging.ERROR, error=error)
                 if core is not None:
@@ -143,6 +145,14 @@ class Keeper:
         self._up = core
 
     async def _watch(self) -> None:
+        """Keep a core; should that itself fail, say that there will be none any more."""
+        try:
+            await self._keep()
+        except Exception as error:
+            self.died, self.restarting = f"the engine is not watched any more: {error}", False
+            raise
+
+    async def _keep(self) -> None:
         """Replace a dead core, with longer and longer pauses if that keeps failing."""
         failures = 0
         while not self._stopping:
@@ -175,7 +185,7 @@ class Keeper:
         try:
             core = await asyncio.shield(asyncio.wrap_future(self._open()))
             await self._take(core)
-        except (StrataError, OSError, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001  vLLM reports a failed call as a plain Exception
             log("the engine cannot be started again yet", logging.ERROR, error=error)
             if core is not None:
                 await asyncio.to_thread(self._close, core)

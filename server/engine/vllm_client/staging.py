@@ -17,7 +17,7 @@ from adapter_store.state import AdapterState, Shape
 from server.engine.protocol import GenerationRequest, Sampling
 from server.engine.vllm_client.core import Core, CoreDied
 from server.engine.vllm_client.prompts import engine_prompt, sampling_params
-from server.engine.vllm_client.state_file import new_state_path, write_state_file
+from server.engine.vllm_client.state_file import StateFolder
 from server.engine.vllm_plugin.requests import Gated
 from server.logs import log
 
@@ -30,7 +30,7 @@ _BANK = 0
 _QUESTION = "What is shown in the picture?"
 
 
-async def fill(core: Core, bank: int, state: AdapterState, dtype: torch.dtype) -> None:
+async def fill(core: Core, bank: int, state: AdapterState, dtype: torch.dtype, folder: StateFolder) -> None:
     """Copy a state into an idle bank of every worker while requests run on the others.
 
     The workers copy in threads of their own, so no step waits for it; each verifies the file's hash, that
@@ -41,6 +41,7 @@ async def fill(core: Core, bank: int, state: AdapterState, dtype: torch.dtype) -
         bank: an idle bank.
         state: what to copy.
         dtype: what the model computes in.
+        folder: where the file lies on its way.
 
     Raises:
         StateInvalid: no worker will ever take it.
@@ -48,12 +49,11 @@ async def fill(core: Core, bank: int, state: AdapterState, dtype: torch.dtype) -
         CoreDied: the engine is gone.
     """
     outcomes: list[Path] = []
-    path = new_state_path()
+    file = await asyncio.to_thread(folder.write, state, dtype)
     try:
-        file = await asyncio.to_thread(write_state_file, path, state, dtype)
-        called = await core.call("pool_fill", bank, str(path), file.digest, file.rank)
-        outcomes = [Path(outcome) for outcome in called]
         async with asyncio.timeout(_FILL_SECONDS):
+            called = await core.call("pool_fill", bank, str(file.path), file.digest, file.rank)
+            outcomes = [Path(outcome) for outcome in called]
             while not all(outcome.exists() for outcome in outcomes):
                 if core.dead:
                     raise CoreDied("the engine died while it filled a bank")
@@ -62,7 +62,7 @@ async def fill(core: Core, bank: int, state: AdapterState, dtype: torch.dtype) -
     except TimeoutError:
         raise UnavailableError("the engine did not fill the bank in time; try again later") from None
     finally:
-        for left in (path, *outcomes):
+        for left in (file.path, *outcomes):
             left.unlink(missing_ok=True)
     _judge(told)
 
@@ -79,7 +79,7 @@ def _judge(told: Sequence[dict[str, str | None]]) -> None:
 
 
 async def prove_that_the_pool_acts(
-    core: Core, shapes: dict[str, Shape], base: Base, dtype: torch.dtype
+    core: Core, shapes: dict[str, Shape], base: Base, dtype: torch.dtype, folder: StateFolder
 ) -> None:
     """Answer one question with and without made-up increments: the distributions must differ.
 
@@ -95,7 +95,7 @@ async def prove_that_the_pool_acts(
     )
     for name, up in state.up.items():
         up.copy_(torch.randn(up.shape, generator=generator) / math.sqrt(shapes[name][1]))
-    await fill(core, _BANK, state, dtype)
+    await fill(core, _BANK, state, dtype, folder)
     plain = await _first_logprob(core, base, None)
     adapted = await _first_logprob(core, base, Gated(_BANK, torch.ones(1), 0, None, 1))
     await core.call("pool_empty", _BANK)

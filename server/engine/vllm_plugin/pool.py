@@ -103,7 +103,7 @@ class Pool:
             index = torch.tensor(rows, device=self.device)
             sides = [
                 tuple(
-                    side[bank].view(-1, rank, side.shape[-1]).index_select(0, index).flatten(0, 1)
+                    _by_increment(side[bank], rank).index_select(0, index).flatten(0, 1)
                     for side in (linear.down, linear.up)
                 )
                 for linear in self.linears
@@ -148,7 +148,9 @@ class Pool:
         if self.fixed:
             tokens = x.shape[0]
             for bank in range(self.banks):
-                hidden = F.linear(x, factors.down[bank]) * self.gates[bank, :tokens]
+                gate = self.gates[bank, :tokens]
+                hidden = F.linear(x, factors.down[bank]) * gate
+                hidden = torch.where(gate == 0, 0, hidden)  # what overflows for one version is no other's NaN
                 part.addmm_(hidden, factors.up[bank])
             return y
         for active in self.active:
@@ -195,6 +197,12 @@ class Pool:
             else:
                 target.index_copy_(0, active.rows, active.gate)
         self._written = tokens
+
+
+def _by_increment(side: Tensor, rank: int) -> Tensor:
+    """Return ``[R, d]`` as ``[increments, rank, d]``; a bank's room need not be a multiple of the rank."""
+    whole = len(side) // rank * rank
+    return side[:whole].view(-1, rank, side.shape[-1])
 
 
 def _parts(requests: Sequence[RequestGate | None], bounds: np.ndarray, positions: np.ndarray) -> list[Part]:

@@ -21,6 +21,9 @@ from server.engine.vllm_plugin.pool import Pool
 from server.engine.vllm_plugin.runner_hook import RunnerHook
 from server.logs import log
 
+_FILLING = threading.Lock()
+"""One bank at a time: a slow copy must not run into the next one of the same bank."""
+
 
 class PoolWorker:
     """Extend a worker by its part of the pool; names begin with ``pool_`` to keep out of vLLM's way."""
@@ -50,9 +53,10 @@ class PoolWorker:
             would wait for a step of the engine each time.
         """
         outcome = f"{path}.{self.rank}.json"
-        threading.Thread(
-            target=self._pool_run, args=(outcome, bank, path, digest, rank), name="pool-fill", daemon=True
-        ).start()
+        pool = self._pool_of_model()
+        pool.fills[bank] += 1
+        asked = (outcome, pool.fills[bank], bank, path, digest, rank)
+        threading.Thread(target=self._pool_run, args=asked, name="pool-fill", daemon=True).start()
         return outcome
 
     def pool_empty(self, bank: int) -> None:
@@ -68,10 +72,12 @@ class PoolWorker:
         model: Any = self.model_runner.model
         return model.pooled
 
-    def _pool_run(self, outcome: str, bank: int, path: str, digest: str, rank: int) -> None:
+    def _pool_run(self, outcome: str, number: int, bank: int, path: str, digest: str, rank: int) -> None:
         told: dict[str, str | None] = {"fault": None, "refused": None}
         try:
-            with torch.inference_mode():
+            with _FILLING, torch.inference_mode():
+                if self._pool_of_model().fills[bank] != number:  # given up on: another version came
+                    raise OSError("the bank was given to another version meanwhile")
                 fill_bank(self._pool_of_model(), self._pool_targets(), bank, path, digest, rank)
         except Unfit as error:
             told["refused"] = str(error)
@@ -105,7 +111,6 @@ def fill_bank(pool: Pool, targets: dict[str, Target], bank: int, path: str, dige
         OSError: the file cannot be read or is not the one meant, or memory does not read back what was
             written.
     """
-    pool.fills[bank] += 1
     data = Path(path).read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
         raise OSError("the file was changed on its way to the worker")

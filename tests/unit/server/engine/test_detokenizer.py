@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from server.engine.detokenizer import TextStream, TokenTexts
 from tests.tiny_llava import build_tokenizer
@@ -80,3 +82,20 @@ def test_a_stop_that_does_not_come_is_shown_at_the_end(tokenizer, texts: TokenTe
     assert shown == "value"
     assert not stream.stopped
     assert stream.finish() == "</answ"
+
+
+def test_bytes_that_are_no_character_end_no_answer() -> None:
+    """Llama's kind of tokenizer: words with a mark before them, and bytes for what it has no word for."""
+    words = {"<unk>": 0, "\u2581a": 1, "b": 2, **{f"<0x{byte:02X}>": 3 + byte for byte in range(256)}}
+    core = Tokenizer(models.BPE(vocab=words, merges=[], unk_token="<unk>", byte_fallback=True))
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    texts = TokenTexts(PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>"))
+    stream = TextStream(texts)
+    fox = [3 + byte for byte in "🦊".encode()]
+    assert "".join(stream.push(token) for token in [1, *fox, 2]) == "a🦊b"
+    broken = TextStream(texts)
+    pieces = [broken.push(token) for token in [1, 3 + 0xD2, 3 + 0xAD, 3 + 0x87, 2, 2]]
+    assert pieces[0] == "a"
+    assert pieces[-2:] == ["b", "b"]

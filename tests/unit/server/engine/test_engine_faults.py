@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from adapter_store.errors import UnavailableError
+from server.engine.detokenizer import TextStream
 from server.engine.protocol import GenerationRequest
 from server.engine.transformers_engine import TransformersEngine
 from tests.unit.server.engine.world import QUESTIONS, Answer, World, collect, settle, until
@@ -73,6 +74,38 @@ async def test_a_failing_step_ends_its_rows_and_the_engine_lives(
     assert engine.stats().alive
     assert engine.stats().failed_requests_total == 3
     assert engine.loaded() == {"base": 0}
+
+
+async def test_a_token_that_cannot_be_told_ends_its_own_row_only(
+    world: World, engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push = TextStream.push
+
+    def stumble(stream: TextStream, token: int) -> str:
+        if stream._stop == ("never",):
+            raise RuntimeError("no text for this token")
+        return push(stream, token)
+
+    monkeypatch.setattr(TextStream, "push", stumble)
+    requests = [world.request("a"), world.request("b", stop=("never",)), world.request("c", picture=1)]
+    answers = await asyncio.gather(*(collect(engine.generate(request)) for request in requests))
+    assert [answer.last.finish_reason for answer in answers] == ["length", "error", "length"]
+
+
+async def test_what_overflows_for_one_version_is_no_other_requests_fault(
+    world: World, engine: TransformersEngine
+) -> None:
+    huge = world.state(1)
+    for down in huge.down.values():
+        down.fill_(1e38)
+    await engine.stage("huge", huge)
+    await engine.stage("v2", world.state(2))
+    c = torch.full((world.state(1).rows,), 0.1)
+    requests = [world.request(v, version=v, c=c) for v in ("huge", "v2")]
+    requests.append(world.request("base"))
+    answers = await asyncio.gather(*(collect(engine.generate(request)) for request in requests))
+    assert [answer.last.finish_reason for answer in answers] == ["error", "length", "length"]
+    assert answers[0].last.not_finite
 
 
 async def test_running_out_of_memory_fails_what_runs_and_no_more(

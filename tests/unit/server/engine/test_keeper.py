@@ -39,10 +39,11 @@ class Mortal:
 class Row:
     """Give cores one after the other, and note which were prepared."""
 
-    def __init__(self, *cores: Mortal, faults: int = 0) -> None:
+    def __init__(self, *cores: Mortal, faults: int = 0, fault: Exception | None = None) -> None:
         self.cores, self.given = list(cores), 0
         self.prepared: list[Mortal] = []
         self.faults = faults
+        self.fault = fault or UnavailableError("a worker could not take it now")
 
     def make(self) -> Any:
         self.given += 1
@@ -51,7 +52,7 @@ class Row:
     async def prepare(self, core: Any) -> None:
         if self.prepared and self.faults:
             self.faults -= 1
-            raise UnavailableError("a worker could not take it now")
+            raise self.fault
         self.prepared.append(core)
 
 
@@ -87,8 +88,12 @@ async def test_a_dead_core_is_replaced_and_prepared_before_requests_get_it() -> 
     assert second.closed
 
 
-async def test_a_restart_that_fails_is_tried_again() -> None:
-    row = Row(first := Mortal(), Mortal(opens=False), fourth := Mortal(), last := Mortal(), faults=1)
+@pytest.mark.parametrize(
+    "fault", [None, Exception("Call to collective_rpc method failed"), TypeError("None")]
+)
+async def test_a_restart_that_fails_is_tried_again(fault: Exception | None) -> None:
+    cores = (first := Mortal(), Mortal(opens=False), fourth := Mortal(), last := Mortal())
+    row = Row(*cores, faults=1, fault=fault)
     keeper = Keeper(row.make, row.prepare)
     keeper.start()
     await keeper.core()
@@ -99,6 +104,35 @@ async def test_a_restart_that_fails_is_tried_again() -> None:
     assert await keeper.core() is last
     assert fourth.closed
     assert not keeper.restarting
+    keeper.shutdown()
+
+
+async def test_who_watches_does_not_leave_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Row(Mortal())
+    keeper = Keeper(row.make, row.prepare)
+    keeper.start()
+
+    async def stumble() -> None:
+        raise KeyError("not foreseen")
+
+    monkeypatch.setattr(keeper, "_keep", stumble)
+    await keeper.core()
+    await until(lambda: keeper.died is not None)
+    assert "not foreseen" in (keeper.died or "")
+    assert keeper._watching is not None
+    assert isinstance(keeper._watching.exception(), KeyError)
+    keeper.shutdown()
+
+
+async def test_a_core_that_opens_after_the_end_is_closed() -> None:
+    class Slow(Mortal):
+        def open(self) -> None:
+            keeper._stopping = True
+
+    row = Row(slow := Slow())
+    keeper = Keeper(row.make, row.prepare)
+    keeper.start()
+    await until(lambda: slow.closed)
     keeper.shutdown()
 
 

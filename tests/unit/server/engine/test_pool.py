@@ -133,3 +133,24 @@ def test_a_graph_reads_the_same_memory_in_every_step() -> None:
         assert pool.gates.data_ptr() == address
         assert bool(pool.gates[1, :tokens, :8].all())
         assert not bool(pool.gates[:, tokens:].any())
+
+
+def test_a_bank_may_have_room_for_a_part_of_an_increment() -> None:
+    pool = Pool(BANKS, CAPACITY + 3, 64, torch.float64, torch.device("cpu"))
+    factors = make_factors()
+    padded = Factors(*(torch.nn.functional.pad(side, (0, 0, 0, 3)) for side in (factors.down, factors.up)))
+    pool.linears.append(padded)
+    gathered = pool.gather(1, (2, 0), 4)
+    down, up = gathered.factors[0]
+    assert torch.equal(down, torch.cat([factors.down[1, 8:12], factors.down[1, :4]]))
+    assert torch.equal(up, torch.cat([factors.up[1, 8:12], factors.up[1, :4]]))
+
+
+def test_in_a_graph_what_overflows_in_one_bank_is_no_other_requests_nan() -> None:
+    pool, factors = make_pool(fixed=True), make_factors()
+    factors.down[0] = 1e308
+    pool.begin_step([gate(0, 1), gate(1, 2), None], np.arange(4), np.array([5, 5, 5]))
+    x = torch.ones(3, D_IN, dtype=torch.float64)
+    y = pool.add(torch.zeros(3, D_OUT, dtype=torch.float64), x, factors)
+    assert not y[0].isfinite().all()
+    assert y[1:].isfinite().all()
