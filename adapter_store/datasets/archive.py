@@ -16,6 +16,7 @@ from adapter_store.datasets.archive_members import (
     BLOCK_BYTES,
     DAMAGE,
     HEAD_BYTES,
+    Reached,
     Readable,
     Refused,
     archive_kind,
@@ -37,10 +38,23 @@ class Member:
     head: bytes
 
 
-def unpack(path: Path, kind: str, folder: Path, limits: Limits, faults: FaultList) -> list[Member]:
+def unpack(
+    path: Path,
+    kind: str,
+    folder: Path,
+    limits: Limits,
+    faults: FaultList,
+    reached: Reached = lambda _: None,
+) -> list[Member]:
     """Stream every plain file of an archive into ``folder`` and return what was kept.
 
-    ``kind`` is "zip", "tar" or "gzip" (a tar.gz, or one packed data file).
+    Args:
+        path: the archive.
+        kind: "zip", "tar" or "gzip" (a tar.gz, or one packed data file).
+        folder: where the files go, under numbers.
+        limits: bounds on members and bytes.
+        faults: what is refused is noted here.
+        reached: told how many bytes of the archive are read.
     """
     opened = {"zip": zip_members, "tar": tar_members, "gzip": gzip_members}.get(kind)
     if opened is None:
@@ -48,7 +62,7 @@ def unpack(path: Path, kind: str, folder: Path, limits: Limits, faults: FaultLis
         return []
     sink = _Sink(folder, limits, faults, packed_bytes=path.stat().st_size)
     try:
-        for name, stream in opened(path, limits, faults):
+        for name, stream in opened(path, limits, faults, reached):
             try:
                 sink.keep(name, stream)
             except DAMAGE:
@@ -60,6 +74,39 @@ def unpack(path: Path, kind: str, folder: Path, limits: Limits, faults: FaultLis
     except DAMAGE:
         faults.add(None, "file", f"the {kind} archive is damaged or cut off; pack and send it again")
     return sink.members
+
+
+def folder_members(root: Path, limits: Limits, faults: FaultList) -> list[Member]:
+    """Return every plain file below a folder where it lies; links, bad names and archives are faults."""
+    members: list[Member] = []
+    for path in sorted(root.rglob("*")):
+        if len(members) >= limits.max_members:
+            faults.add(None, "file", f"the folder has more than {limits.max_members} files")
+            break
+        name = path.relative_to(root).as_posix()
+        if _is_system_file(name):
+            continue
+        if path.is_symlink():
+            faults.add(None, "file", "a link is not followed; put the file itself there", file=name)
+        elif path.is_file() and (member := _file_member(name, path, faults)) is not None:
+            members.append(member)
+    return members
+
+
+def _file_member(name: str, path: Path, faults: FaultList) -> Member | None:
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError as error:
+        faults.add(None, "file", f"cannot be read: {error.strerror}", file=name)
+        return None
+    reason, field = name_fault(name), "name"
+    if reason is None and (nested := archive_kind(head)):
+        reason, field = f"a {nested} archive inside the folder is not read; unpack it", "file"
+    if reason is not None:
+        faults.add(None, field, reason, file=name)
+        return None
+    return Member(clean_name(name), path, path.stat().st_size, head)
 
 
 class _Sink:

@@ -7,6 +7,7 @@ decoded once, whatever the number of examples that use it.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -41,7 +42,7 @@ class ImageSource:
         self._files: dict[str, Path] = {}
         self._by_last: dict[str, list[str]] = {}
         self._checked: dict[str, StoredImage] = {}
-        self._count = 0
+        self._count = itertools.count(1)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -99,9 +100,11 @@ class ImageSource:
         return path
 
     def check(self, name: str) -> StoredImage:
-        """Decode a picture once and return what to store of it.
+        """Decode a picture once and return what to store of it; threads may check different ones at once.
 
-        PNG and JPEG keep their bytes; WEBP and GIF become PNG.
+        The whole picture is decoded, not its header only: a file that breaks off is found
+        in no other way, and its pixels name it. PNG and JPEG keep their bytes; WEBP and
+        GIF become PNG.
 
         Raises:
             ImageError: too large, not a picture, truncated or damaged.
@@ -154,5 +157,4 @@ class ImageSource:
         raise ImageError(f'"{shown(reference)}" is not in {where}')
 
     def _next_path(self) -> Path:
-        self._count += 1
-        return self.folder / f"p{self._count:07d}"
+        return self.folder / f"p{next(self._count):07d}"
