@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from adapter_store.datasets.archive_members import (
@@ -79,7 +80,7 @@ def unpack(
 def folder_members(root: Path, limits: Limits, faults: FaultList) -> list[Member]:
     """Return every plain file below a folder where it lies; links, bad names and archives are faults."""
     members: list[Member] = []
-    for path in sorted(root.rglob("*")):
+    for path in sorted(islice(root.rglob("*"), 2 * limits.max_members + 1)):
         if len(members) >= limits.max_members:
             faults.add(None, "file", f"the folder has more than {limits.max_members} files")
             break
