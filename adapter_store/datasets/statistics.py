@@ -124,8 +124,12 @@ def _lengths(texts: Counter[str], context: Context) -> Lengths:
 
 
 def keys_of(examples: Sequence[Example], stored: Mapping[str, str]) -> list[str]:
-    """Return the key of every example; its picture's stored name takes the place of the uploaded one."""
+    """Return the key of every example; of a faulty picture, its name in the upload."""
     return [
-        stored.get(example.image, example.image).rpartition(".")[0] if example.image else picture_key(example)
+        picture_key(example)
+        if example.image is None
+        else stored[example.image].rpartition(".")[0]
+        if example.image in stored
+        else example.image
         for example in examples
     ]

@@ -18,7 +18,7 @@ from adapter_store.datasets.json_stream import Record, detect_encoding, open_tex
 from adapter_store.datasets.records import MIB, Limits, shown
 
 TABLE_SUFFIXES = (".csv", ".tsv")
-ENDS_OPEN = "a quotation mark is opened and never closed"
+ENDS_OPEN = "a quotation mark is opened and not closed where a cell ends"
 _DELIMITERS = (",", ";", "\t", "|")
 _HEADER_CHARS = 64 * 1024
 _SEARCHED_LINES = 100
@@ -153,8 +153,9 @@ class _Table:
             text += line[1]
             if '"' in line[1]:
                 cells, reason = _split_row(text, self._delimiter)
-        if reason == ENDS_OPEN:
+        if reason == ENDS_OPEN or (taken and (reason or len(cells) != len(self._names))):
             # The mark is a fault of its own line; the lines behind it are rows and are read as such.
+            reason = ENDS_OPEN
             self._open_ends += 1
             self._waiting.extendleft(reversed(taken))
         return cells, reason or text_fault(text)

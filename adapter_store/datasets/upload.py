@@ -33,7 +33,8 @@ from adapter_store.images import picture_kind
 _NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 _DATA_SUFFIXES = (".parquet", "")
-_LAYOUT_ORDER = ("folders", "examples", "llava", "openai", "sharegpt")
+_FOLDERS = "folders"
+_LAYOUT_ORDER = ("examples", "llava", "openai", "sharegpt")
 _NO_DATA_FILE = (
     f"there is no data file (JSON, JSONL, CSV or parquet) beside the pictures; accepted are {ACCEPTED}, "
     "or one subfolder of pictures for each answer with one question for all"
@@ -238,10 +239,10 @@ class Reading:
         data_names = {member.name for member in data}
         self.source.add_members(member for member in members if member.name not in data_names)
         if data:
-            parts = {member.name: part_of_path(member.name) for member in data}
-            only_tests = all(part == "test" for part in parts.values())
+            parts: dict[str, Part | None] = {member.name: part_of_path(member.name) for member in data}
+            are_tests = {part == "test" for part in parts.values()}
             for member in sorted(data, key=lambda member: member.name):
-                self._part = None if only_tests else parts[member.name]
+                self._part = parts[member.name] if are_tests == {True, False} else None
                 self._read_data_file(member.name, member.path, member.head)
         elif not holds_classes(members):
             if not self.faults:
@@ -249,9 +250,10 @@ class Reading:
         elif self.context.question is None:
             self.faults.add(None, "question", _NO_QUESTION)
         else:
-            self._layouts = frozenset({"folders"})
+            self._layouts = frozenset({_FOLDERS})
             for record, name in class_records(members, self.context.question):
-                self._take_bounded(record, name)
+                if not self._take_bounded(record, name):
+                    break
         unused = sum(name not in self._used for name in self.source.names if not name.startswith("inline:"))
         if unused and self.examples:
             what = "folder" if self.format == "folder" else "archive"
@@ -263,7 +265,7 @@ class Reading:
             self.format = "parquet"
             records: Iterator[Record] = read_parquet(path, self.limits)
         elif _is_table_name(name or "") or not looks_like_json(path):
-            if name is None and not looks_like_table(path):
+            if not _is_table_name(name or "") and not looks_like_table(path):
                 what = "a picture alone" if picture_kind(head) else "this file"
                 reason = f"{what} is not a data set; accepted as {_CONTAINERS} are {ACCEPTED}"
                 self.faults.add(None, "file", reason, name)
@@ -289,7 +291,7 @@ class Reading:
         return True
 
     def _check_layout(self, draft: Draft, note: Note) -> None:
-        if "folders" in self._layouts:
+        if _FOLDERS in self._layouts:
             return
         common = self._layouts & draft.layouts
         if common:
@@ -314,7 +316,7 @@ def with_stored_names(reading_examples: list[Example], source: ImageSource) -> l
 
 
 def _layout_name(layouts: frozenset[str]) -> str:
-    return next((name for name in _LAYOUT_ORDER if name in layouts), "unknown")
+    return next((name for name in (_FOLDERS, *_LAYOUT_ORDER) if name in layouts), "unknown")
 
 
 def _data_members(members: list[Member]) -> list[Member]:

@@ -71,8 +71,8 @@ async def validate(request: Request, gateway: GatewayDep) -> dict[str, Any]:
     """
     if is_multipart(request):
         async with received_form(request, gateway.uploads, FILES.run) as form:
-            path, beside = form.file("file").path, _beside(form)
-            report = await DATASETS.run(gateway.datasets.validate, path, **beside)
+            path, (question, task) = form.file("file").path, _beside(form)
+            report = await DATASETS.run(gateway.datasets.validate, path, question=question, task=task)
     else:
         body = await read_json(request, FILES.run)
         task = _task(body.get("task"))
@@ -92,8 +92,10 @@ async def create(request: Request, gateway: GatewayDep) -> dict[str, Any]:
     if is_multipart(request):
         async with received_form(request, gateway.uploads, FILES.run) as form:
             sent = form.file("file")
-            beside = _beside(form)
-            ref = await DATASETS.run(gateway.datasets.put, sent.path, filename=sent.filename, **beside)
+            question, task = _beside(form)
+            ref = await DATASETS.run(
+                gateway.datasets.put, sent.path, filename=sent.filename, question=question, task=task
+            )
     else:
         body = await read_json(request, FILES.run)
         ref = await DATASETS.run(gateway.datasets.put_examples, _examples(body))
@@ -129,9 +131,9 @@ def _body(ref: DatasetRef) -> dict[str, Any]:
     return {"object": "dataset", **asdict(ref)}
 
 
-def _beside(form: Form) -> dict[str, str | None]:
-    """Return what a form says beside its file."""
-    return {"question": form.fields.get("question"), "task": _task(form.fields.get("task"))}
+def _beside(form: Form) -> tuple[str | None, str | None]:
+    """Return the question and the task that a form names beside its file."""
+    return form.fields.get("question"), _task(form.fields.get("task"))
 
 
 def _task(name: Any) -> str | None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from adapter_store.datasets import Dataset, DatasetStore, Example, Turn
+from adapter_store.datasets.records import Part
 from tests.unit.trainer_worker.test_heldout import keys, png
 from trainer_worker.heldout import HeldOut
 
 
 def dataset(store: DatasetStore, train: range, test: range, questions: int = 2) -> Dataset:
+    parts: list[tuple[Part, range]] = [("train", train), ("test", test)]
     examples = [
         Example(f"{part}-{n}-{q}", f"{n}.png", (Turn(f"question {q}?", f"{n}"),), part)
-        for part, numbers in (("train", train), ("test", test))
+        for part, numbers in parts
         for n in numbers
         for q in range(questions)
     ]
