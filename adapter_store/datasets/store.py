@@ -178,7 +178,7 @@ class DatasetStore:
         source = ImageSource(work, self.limits)
         reading = Reading(self.limits, source, context)
         for name, data in images.items():
-            source.add_file(clean_name(name), source.keep(data))
+            source.add_picture(clean_name(name), source.keep(data))
         if not examples:
             reading.faults.add(None, "examples", "the list of examples is empty")
         for index, example in enumerate(examples[: self.limits.max_examples + 1]):
@@ -254,12 +254,8 @@ class DatasetStore:
             if example.image is not None:
                 picture = source.check(example.image)
                 place = target / "images" / picture.name
-                if place.exists():
-                    continue
-                if picture.path.is_relative_to(work):
-                    picture.path.replace(place)
-                else:
-                    shutil.copyfile(picture.path, place)  # a folder that was read where it lies stays whole
+                if not place.exists():
+                    place.write_bytes(picture.place.read())
         return self._finish(work, target, stored, report, filename)
 
     def _finish(

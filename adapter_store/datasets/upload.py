@@ -339,6 +339,8 @@ def _is_data(member: Member, *, alone: bool) -> bool:
     suffix = "." + last.rsplit(".", 1)[-1].lower() if "." in last else ""
     if suffix in _JSON_SUFFIXES:
         return True  # what it says it is: if its content is no JSON, that is a fault to report
+    if picture_kind(member.head[:12]) is not None:
+        return False  # it lies among the others and is no file to look into
     return (alone or suffix in _DATA_SUFFIXES) and (
         member.head.startswith(b"PAR1") or looks_like_json(member.path) or looks_like_table(member.path)
     )
