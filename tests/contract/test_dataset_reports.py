@@ -73,7 +73,7 @@ def test_class_folders_with_a_question_become_a_job(running: RunningGateway, htt
     beside = {"question": "Which color?", "n_epochs": "2"}
     sent = http.post("/v1/tasks/hues/batches", files={"file": ("c.zip", CLASSES)}, data=beside)
     assert sent.status_code == 202, sent.text
-    assert sent.json()["hyperparameters"] == {"n_epochs": 2}
+    assert sent.json()["hyperparameters"]["n_epochs"] == 2
     dataset = running.gateway.datasets.open(sent.json()["dataset"]["id"])
     asked = {(turn.question, turn.answer) for example in dataset.examples for turn in example.turns}
     assert asked == {("Which color?", color) for color in COLORS}
