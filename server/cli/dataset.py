@@ -107,7 +107,8 @@ def _show(name: str, report: Report) -> None:
     if report.ok:
         stdout.print("[green]it can be taught[/]")
     else:
-        stdout.print(f"[red]it cannot be taught[/]: {len(report.faults) + report.truncated_faults} faults")
+        count = len(report.faults) + report.truncated_faults
+        stdout.print(f"[red]it cannot be taught[/]: {count} fault{'' if count == 1 else 's'}")
 
 
 def _facts(report: Report) -> Iterator[tuple[str, str]]:
@@ -118,9 +119,9 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     yield "pictures", f"{report.images:,}, {report.image_bytes / 2**20:,.1f} MiB"
     common = ", ".join(f"{text} {count:,}" for text, count in report.answer_histogram[:_SHOWN_ANSWERS])
     yield "answers", f"{report.answers:,} different: {common}" if common else "none"
-    for title, lengths in (("questions", report.question_lengths), ("answers", report.answer_lengths)):
-        text = f"{lengths.median} {report.length_unit} in the middle, {lengths.p95} for 95 of 100 at most"
-        yield title, f"{text}, {lengths.longest} the longest"
+    for title, lengths in (("question", report.question_lengths), ("answer", report.answer_lengths)):
+        text = f"{report.length_unit}: median {lengths.median}, 95 % up to {lengths.p95}"
+        yield title, f"{text}, longest {lengths.longest}"
     split = report.split
     if split.given:
         yield (
