@@ -9,8 +9,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 
 from fastapi import FastAPI
 
-from adapter_store.datasets import DatasetStore
-from adapter_store.datasets.records import Limits as DatasetLimits
 from adapter_store.errors import StrataError
 from adapter_store.jobs import JobJournal
 from adapter_store.lora.store import LoraStore
@@ -18,6 +16,7 @@ from adapter_store.versions import VersionStore
 from server.adapters.router import router as adapters_router
 from server.auth import KeyCheck, parse_keys
 from server.chat.router import router as chat_router
+from server.datasets.opening import open_datasets
 from server.datasets.router import router as datasets_router
 from server.errors import install_handlers
 from server.evaluations.router import router as evaluations_router
@@ -99,7 +98,7 @@ def create_app(settings: GatewaySettings, *, on_fatal: OnFatal | None = None) ->
 
 def _build_gateway(settings: GatewaySettings, metrics: Metrics, link: QueueLink) -> Gateway:
     home = settings.home
-    datasets = DatasetStore(home / "datasets", DatasetLimits(max_upload_bytes=settings.max_upload_bytes))
+    datasets = open_datasets(settings, home / "datasets")
     return Gateway(
         model_name=settings.model_name,
         uploads=home / "uploads",

@@ -2,7 +2,8 @@
 
 The split is by picture (by question for examples without one): a picture is held out if the hash of its
 pixels lies under a fixed bar, whatever else is in the batch, so that a picture is on one side in all batches,
-tasks and jobs. Only batches too small for that are bent (see ``HeldOut.split``). Each task has a folder with
+tasks and jobs. Only batches too small for that are bent (see ``HeldOut.split``), and data sets that name a
+test part of their own: that part is held out and nothing else of them. Each task has a folder with
 its held-out examples as data sets, one per state of the split, and ``split.json``, which remembers hashes
 (never data) of what was held out and trained on: a picture that was once on one side stays there.
 
@@ -12,19 +13,18 @@ newest: what a rejected job held out does not blur the measure of the next.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapter_store.datasets import Dataset, DatasetStore, Example
-from adapter_store.datasets.records import distinct_images
+from adapter_store.datasets.held_out import SPLIT_FILE
+from adapter_store.datasets.records import distinct_images, picture_key
 from adapter_store.durable import make_folder, write_durably
 from adapter_store.names import check_task_name
 
 EXAMPLES_PER_PICTURE = 8
-SPLIT_FILE = "split.json"
 LEAST_HELD_OUT = 4
 
 
@@ -64,6 +64,10 @@ class HeldOut:
         told; and of new pictures at least one is left to learn from. Repeating a call changes nothing and
         returns the same.
 
+        Where examples say that they are of the test part, their pictures take the place of that choice.
+        They are never learned from; they are measured on unless the task learned from them before. What
+        was held out earlier stays so, whatever part it is given now.
+
         Args:
             task: the task's name.
             dataset: the batch.
@@ -73,11 +77,18 @@ class HeldOut:
         record = self.record(task)
         if earlier is None or not self._data(task).exists(earlier):
             earlier = None
-        held = self._choose(record, set(keys), anything_to_measure=earlier is not None)
-        train = tuple(example for example, key in zip(dataset.examples, keys, strict=True) if key not in held)
+        tested = {key for example, key in zip(dataset.examples, keys, strict=True) if example.split == "test"}
+        if tested:
+            held = (set(keys) & record.held_out) | (tested - record.trained)
+        else:
+            held = self._choose(record, set(keys), anything_to_measure=earlier is not None)
+        unseen = held | tested
+        train = tuple(
+            example for example, key in zip(dataset.examples, keys, strict=True) if key not in unseen
+        )
         dataset_id, pictures = self._store(task, dataset, keys, held, earlier)
         opened_by = dataset.ref.id if earlier is None else record.opened_by
-        known_held, known_trained = record.held_out | held, record.trained | (set(keys) - held)
+        known_held, known_trained = record.held_out | held, record.trained | (set(keys) - unseen)
         self._write(task, Record(opened_by, dataset_id, known_held, known_trained))
         return Split(train, pictures, dataset_id)
 
@@ -158,13 +169,3 @@ def _by_picture(examples: Iterable[Example]) -> dict[str, list[Example]]:
     for example in examples:
         found.setdefault(picture_key(example), []).append(example)
     return found
-
-
-def picture_key(example: Example) -> str:
-    """Return the hash that decides an example's side: its picture's pixels, or its first question.
-
-    Stored pictures are named by the sha256 of their pixels.
-    """
-    if example.image is not None:
-        return Path(example.image).stem
-    return hashlib.sha256(b"text:" + example.turns[0].question.encode()).hexdigest()

@@ -7,6 +7,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from adapter_store.base.load import load_base
 from adapter_store.datasets import DatasetStore
+from adapter_store.datasets.held_out import held_out_folder
 from adapter_store.encoder import SentenceEncoder
 from adapter_store.increments import attach
 from adapter_store.jobs.hyperparameters import Hyperparameters
@@ -40,7 +41,7 @@ def open_workshop(settings: WorkerSettings) -> Workshop:
     base = load_base(settings.base, dtype=settings.dtype, device=settings.device, cache_dir=settings.cache)
     renderer = Renderer(base)
     queries = QueryEncoder(SentenceEncoder(base.sentence_encoder, base.model.device), base.calibration)
-    held_out = settings.home / "heldout" / settings.model_name
+    held_out = held_out_folder(settings.home, settings.model_name)
     longest = min(LONGEST_SAMPLE, int(base.model.config.text_config.max_position_embeddings))
     increments = attach(base.model, settings.target_names, settings.frozen_share)
     language = LanguageModel.of(base.model, base.image_token_id, increments.first_layer)

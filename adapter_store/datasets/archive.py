@@ -1,7 +1,7 @@
 """Unpack zip and tar archives from strangers into one flat folder.
 
-Members are streamed one by one and kept under numbers, so no name of the
-archive ever becomes a path on this machine. Links, devices, nested archives,
+Members are streamed one by one and kept under numbers (pictures in one file), so no
+name of the archive ever becomes a path on this machine. Links, devices, nested archives,
 names that point outside, too many members and archives that grow without
 bound are faults.
 """
@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import IO
 
 from adapter_store.datasets.archive_members import (
     BLOCK_BYTES,
     DAMAGE,
     HEAD_BYTES,
+    Reached,
     Readable,
     Refused,
     archive_kind,
@@ -24,23 +27,51 @@ from adapter_store.datasets.archive_members import (
     zip_members,
 )
 from adapter_store.datasets.records import FaultList, Limits
+from adapter_store.datasets.spool import Stretch
 from adapter_store.images import picture_kind
+
+_DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One unpacked file: its name in the archive, where it lies, and its first bytes."""
+    """One unpacked file: its name in the archive, its first bytes, and where it lies.
+
+    Pictures lie behind each other in one file, all others each in a file of its own.
+    """
 
     name: str
-    path: Path
-    bytes: int
+    place: Stretch
     head: bytes
 
+    @property
+    def path(self) -> Path:
+        """Return the file that this member alone lies in; of no use for pictures."""
+        return self.place.path
 
-def unpack(path: Path, kind: str, folder: Path, limits: Limits, faults: FaultList) -> list[Member]:
+    @property
+    def bytes(self) -> int:
+        """Return its size."""
+        return self.place.bytes
+
+
+def unpack(
+    path: Path,
+    kind: str,
+    folder: Path,
+    limits: Limits,
+    faults: FaultList,
+    reached: Reached = lambda _: None,
+) -> list[Member]:
     """Stream every plain file of an archive into ``folder`` and return what was kept.
 
-    ``kind`` is "zip", "tar" or "gzip" (a tar.gz, or one packed data file).
+    Args:
+        path: the archive.
+        kind: "zip", "tar" or "gzip" (a tar.gz, or one packed data file).
+        folder: where the files go, under numbers.
+        limits: bounds on members and bytes.
+        faults: what is refused is noted here.
+        reached: told how many bytes of the archive are read.
     """
     opened = {"zip": zip_members, "tar": tar_members, "gzip": gzip_members}.get(kind)
     if opened is None:
@@ -48,18 +79,52 @@ def unpack(path: Path, kind: str, folder: Path, limits: Limits, faults: FaultLis
         return []
     sink = _Sink(folder, limits, faults, packed_bytes=path.stat().st_size)
     try:
-        for name, stream in opened(path, limits, faults):
-            try:
-                sink.keep(name, stream)
-            except DAMAGE:
-                faults.add(None, "file", "the member is damaged or cut off", file=name)
-                if kind != "zip":
-                    break
+        with sink.pictures:
+            for name, stream in opened(path, limits, faults, reached):
+                try:
+                    sink.keep(name, stream)
+                except DAMAGE:
+                    faults.add(None, "file", "the member is damaged or cut off", file=name)
+                    if kind != "zip":
+                        break
     except Refused as refusal:
         faults.add(None, "file", str(refusal))
     except DAMAGE:
         faults.add(None, "file", f"the {kind} archive is damaged or cut off; pack and send it again")
     return sink.members
+
+
+def folder_members(root: Path, limits: Limits, faults: FaultList) -> list[Member]:
+    """Return every plain file below a folder where it lies; links, bad names and archives are faults."""
+    members: list[Member] = []
+    for path in sorted(islice(root.rglob("*"), 2 * limits.max_members + 1)):
+        if len(members) >= limits.max_members:
+            faults.add(None, "file", f"the folder has more than {limits.max_members} files")
+            break
+        name = path.relative_to(root).as_posix()
+        if _is_system_file(name):
+            continue
+        if path.is_symlink():
+            faults.add(None, "file", "a link is not followed; put the file itself there", file=name)
+        elif path.is_file() and (member := _file_member(name, path, faults)) is not None:
+            members.append(member)
+    return members
+
+
+def _file_member(name: str, path: Path, faults: FaultList) -> Member | None:
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError as error:
+        faults.add(None, "file", f"cannot be read: {error.strerror}", file=name)
+        return None
+    reason, field = name_fault(name), "name"
+    if reason is None and (nested := archive_kind(head)):
+        reason, field = f"a {nested} archive inside the folder is not read; unpack it", "file"
+    if reason is not None:
+        faults.add(None, field, reason, file=name)
+        return None
+    return Member(clean_name(name), Stretch(path, 0, path.stat().st_size), head)
 
 
 class _Sink:
@@ -70,6 +135,7 @@ class _Sink:
         self.limits = limits
         self.faults = faults
         self.members: list[Member] = []
+        self.pictures = (folder / "members").open("wb")
         self._names: set[str] = set()
         self._total = 0
         self._allowed = min(
@@ -96,27 +162,34 @@ class _Sink:
             reason = f"a {nested} archive inside the archive is not read; unpack it and pack its files"
             self.faults.add(None, "file", reason, file=name)
             return
-        path = self.folder / f"m{len(self.members):07d}"
-        size = self._copy(head, stream, path)
-        self.members.append(Member(name, path, size, head))
+        self.members.append(Member(name, self._copied(name, head, stream), head))
 
-    def _copy(self, head: bytes, stream: Readable, path: Path) -> int:
+    def _copied(self, name: str, head: bytes, stream: Readable) -> Stretch:
+        if picture_kind(head) and not name.lower().endswith(_DATA_SUFFIXES):
+            offset = self.pictures.tell()
+            size = self._copy(head, stream, self.pictures, self.limits.max_image_bytes)
+            return Stretch(Path(self.pictures.name), offset, size)
+        path = self.folder / f"m{len(self.members):07d}"
+        with path.open("wb") as out:
+            return Stretch(path, 0, self._copy(head, stream, out, self._allowed))
+
+    def _copy(self, head: bytes, stream: Readable, out: IO[bytes], enough: int) -> int:
+        """Copy a member; of one with more than ``enough`` bytes the rest is of no use."""
         size = 0
         block = head
-        with path.open("wb") as out:
-            while block:
-                size += len(block)
-                self._total += len(block)
-                if self._total > self._allowed:
-                    raise Refused(
-                        f"the archive unpacks to more than {self._allowed} bytes; "
-                        f"at most {self.limits.max_total_bytes} bytes and "
-                        f"{self.limits.max_expansion:g} times its packed size are accepted"
-                    )
-                out.write(block)
-                if picture_kind(head) and size > self.limits.max_image_bytes:
-                    break  # the reference to it reports the size; its rest is of no use
-                block = stream.read(BLOCK_BYTES)
+        while block:
+            size += len(block)
+            self._total += len(block)
+            if self._total > self._allowed:
+                raise Refused(
+                    f"the archive unpacks to more than {self._allowed} bytes; "
+                    f"at most {self.limits.max_total_bytes} bytes and "
+                    f"{self.limits.max_expansion:g} times its packed size are accepted"
+                )
+            out.write(block)
+            if size > enough:
+                break  # the reference to a picture reports its size
+            block = stream.read(BLOCK_BYTES)
         return size
 
 

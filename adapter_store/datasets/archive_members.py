@@ -8,7 +8,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -35,6 +35,10 @@ DAMAGE = (
 )
 
 
+Reached = Callable[[int], None]
+"""Is told how many bytes of the archive itself are behind us."""
+
+
 class Refused(Exception):
     """Stop reading an archive; the text is the fault."""
 
@@ -59,11 +63,14 @@ def archive_kind(head: bytes) -> str | None:
     return None
 
 
-def zip_members(path: Path, limits: Limits, faults: FaultList) -> Iterator[tuple[str, Readable]]:
+def zip_members(
+    path: Path, limits: Limits, faults: FaultList, reached: Reached
+) -> Iterator[tuple[str, Readable]]:
     """Yield name and content of every plain file of a zip; note the others as faults."""
     _check_central_directory(path, limits)
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
+            reached(info.header_offset)
             if info.is_dir():
                 continue
             name = _zip_name(info)
@@ -156,10 +163,14 @@ class _StrictTarInfo(tarfile.TarInfo):
         return info
 
 
-def tar_members(path: Path, limits: Limits, faults: FaultList) -> Iterator[tuple[str, Readable]]:
+def tar_members(
+    path: Path, limits: Limits, faults: FaultList, reached: Reached
+) -> Iterator[tuple[str, Readable]]:
     """Yield name and content of every plain file of a tar; note the others as faults."""
     with path.open("rb") as stream:
-        yield from _tar_stream(stream, limits, faults)
+        for member in _tar_stream(stream, limits, faults):
+            reached(stream.tell())
+            yield member
 
 
 def _tar_stream(stream: Any, limits: Limits, faults: FaultList) -> Iterator[tuple[str, Readable]]:
@@ -204,7 +215,9 @@ class _Watched(io.RawIOBase):
         return block
 
 
-def gzip_members(path: Path, limits: Limits, faults: FaultList) -> Iterator[tuple[str, Readable]]:
+def gzip_members(
+    path: Path, limits: Limits, faults: FaultList, reached: Reached
+) -> Iterator[tuple[str, Readable]]:
     """Yield the members of a tar.gz, or the one file that a plain gzip holds."""
     with gzip.open(path, "rb") as probe:
         head = probe.read(HEAD_BYTES)
@@ -213,10 +226,12 @@ def gzip_members(path: Path, limits: Limits, faults: FaultList) -> Iterator[tupl
     allowed = min(
         limits.max_total_bytes, max(limits.free_expansion_bytes, int(packed * limits.max_expansion))
     )
-    with gzip.open(path, "rb") as stream:
+    with path.open("rb") as raw, gzip.GzipFile(fileobj=raw) as stream:
         watched = _Watched(stream, allowed + limits.max_members * 1024)
         if inner == "tar":
-            yield from _tar_stream(watched, limits, faults)
+            for member in _tar_stream(watched, limits, faults):
+                reached(raw.tell())
+                yield member
         elif inner:
             raise Refused(f"a {inner} archive inside gzip is not read; pack the data as zip or tar.gz")
         else:

@@ -3,29 +3,31 @@
 Layouts: LLaVA (``conversations`` + ``image``), ShareGPT and LLaMA-Factory
 (``conversations`` or ``messages`` + ``images``), OpenAI (``messages`` whose
 content parts hold ``image_url``) and plain examples (``question``, ``answer``,
-``image``). Pictures are only referred to here; nothing is opened.
+``image``, under any of their usual names), the instructions of LLaMA-Factory
+(``instruction``, ``input``, ``output``, ``history``) and the pairs of the Cauldron
+(``texts``) among them. Pictures are only referred to here; nothing is opened.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from adapter_store.datasets.records import Limits, Turn, shown
+from adapter_store.datasets.columns import columns_of
+from adapter_store.datasets.plain import Message, Note, paired_messages, plain_messages
+from adapter_store.datasets.records import Limits, Part, Turn, shown
+from adapter_store.datasets.splits import part_of
 from adapter_store.texts import IMAGE_MARK as MARK
 from adapter_store.texts import join_parts, strip_image_marks
 
 ACCEPTED = (
     "LLaVA (conversations, image), ShareGPT (conversations or messages, images), "
-    "OpenAI (messages with image_url) or plain examples (question, answer, image)"
+    "OpenAI (messages with image_url), plain examples or a table (question, answer, image)"
 )
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
-          "model": "assistant", "system": "system"}  # fmt: skip
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
+          "chatgpt": "assistant", "system": "system", "developer": "system"}  # fmt: skip
+_TALKS = ("conversations", "messages", "texts")
 _CONTROL = {chr(code) for code in range(32)} - {"\n", "\t", "\r"}
-
-Note = Callable[[str, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +50,14 @@ class Draft:
     turns: tuple[Turn, ...]
     layouts: frozenset[str]
     has_system: bool
+    split: Part | None
 
 
-@dataclass(slots=True)
-class _Message:
-    role: str
-    field: str
-    text: str
-    marks: int
+def normalize(record: Any, limits: Limits, note: Note, question: str | None = None) -> Draft | None:
+    """Return the draft of a record, or None after noting every fault as (field, reason).
 
-
-def normalize(record: Any, limits: Limits, note: Note) -> Draft | None:
-    """Return the draft of a record, or None after noting every fault as (field, reason)."""
+    ``question`` is asked by a plain record that has none.
+    """
     if not isinstance(record, dict):
         note("", f"a record must be an object with named fields; accepted are {ACCEPTED}")
         return None
@@ -73,8 +71,12 @@ def normalize(record: Any, limits: Limits, note: Note) -> Draft | None:
     for kind in ("videos", "audios", "video", "audio"):
         if record.get(kind):
             counted(kind, "only pictures and text can be trained on")
-    references = _top_references(record)
-    layouts, messages = _messages(record, references, counted)
+    columns = columns_of(record)
+    references = _top_references(record, columns)
+    layouts, messages = _messages(record, columns, references, question, counted)
+    split, reason = part_of(record.get(columns.get("split", "split")))
+    if reason is not None:
+        counted(columns["split"], reason)
     if messages is None:
         return None
     identity = _identity(record, counted)
@@ -84,12 +86,14 @@ def normalize(record: Any, limits: Limits, note: Note) -> Draft | None:
     if faults:
         return None
     has_system = has_system or bool(record.get("system"))
-    return Draft(identity, references[0] if references else None, turns, layouts, has_system)
+    return Draft(identity, references[0] if references else None, turns, layouts, has_system, split)
 
 
-def _top_references(record: dict[str, Any]) -> list[Reference]:
+def _top_references(record: dict[str, Any], columns: dict[str, str]) -> list[Reference]:
     references: list[Reference] = []
-    for field in ("image", "images"):
+    # Only plain records name their picture as they like: in others "path" or "file" may be anything.
+    is_plain = not any(record.get(key) is not None for key in _TALKS)
+    for field in dict.fromkeys((columns.get("image", "image") if is_plain else "image", "images")):
         value = record.get(field)
         if isinstance(value, list):
             references += [Reference(f"{field}[{i}]", item) for i, item in enumerate(value) if item]
@@ -99,8 +103,12 @@ def _top_references(record: dict[str, Any]) -> list[Reference]:
 
 
 def _messages(
-    record: dict[str, Any], references: list[Reference], note: Note
-) -> tuple[frozenset[str], list[_Message] | None]:
+    record: dict[str, Any],
+    columns: dict[str, str],
+    references: list[Reference],
+    question: str | None,
+    note: Note,
+) -> tuple[frozenset[str], list[Message] | None]:
     for key in ("conversations", "messages"):
         value = record.get(key)
         if value is None:
@@ -112,8 +120,10 @@ def _messages(
         messages = [message for message in found if message is not None]
         layouts = _layouts(key, record, value)
         return layouts, messages if len(messages) == len(found) else None
-    if "question" in record or "answer" in record:
-        return frozenset({"examples"}), _plain_messages(record, note)
+    if record.get("texts") is not None:
+        return frozenset({"examples"}), paired_messages(record["texts"], "texts", ("user", "assistant"), note)
+    if "question" in columns or "answer" in columns:
+        return frozenset({"examples"}), plain_messages(record, columns, question, note)
     names = ", ".join(shown(str(name), 24) for name in list(record)[:6]) or "none"
     note("", f"the layout is not known (fields: {names}); accepted are {ACCEPTED}")
     return frozenset(), None
@@ -131,23 +141,7 @@ def _layouts(key: str, record: dict[str, Any], messages: list[Any]) -> frozenset
     return frozenset({"openai"}) if has_parts else frozenset({"openai", "sharegpt"})
 
 
-def _plain_messages(record: dict[str, Any], note: Note) -> list[_Message] | None:
-    messages: list[_Message] = []
-    for role, key in (("user", "question"), ("assistant", "answer")):
-        value = record.get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and key == "answer":
-            if isinstance(value, float) and not math.isfinite(value):
-                note(key, f"the answer is the number {value}; write a finite number, or text in quotes")
-                continue
-            value = str(value)
-        if not isinstance(value, str):
-            note(key, f"the {key} is missing" if value is None else f"the {key} must be text")
-            continue
-        messages.append(_Message(role, key, strip_image_marks(value), value.count(MARK)))
-    return messages if len(messages) == 2 else None
-
-
-def _message(item: Any, field: str, references: list[Reference], note: Note) -> _Message | None:
+def _message(item: Any, field: str, references: list[Reference], note: Note) -> Message | None:
     if not isinstance(item, dict):
         note(field, "a message must be an object")
         return None
@@ -160,7 +154,7 @@ def _message(item: Any, field: str, references: list[Reference], note: Note) -> 
     content = item.get(text_key)
     where = f"{field}.{text_key}"
     if isinstance(content, str):
-        return _Message(role, where, strip_image_marks(content), content.count(MARK))
+        return Message(role, where, strip_image_marks(content), content.count(MARK))
     if isinstance(content, list):
         return _parts(role, where, content, references, note)
     note(where, "the text is missing" if content is None else "must be text or a list of parts")
@@ -169,8 +163,8 @@ def _message(item: Any, field: str, references: list[Reference], note: Note) -> 
 
 def _parts(
     role: str, field: str, parts: list[Any], references: list[Reference], note: Note
-) -> _Message | None:
-    message = _Message(role, field, "", 0)
+) -> Message | None:
+    message = Message(role, field, "", 0)
     texts: list[str] = []
     for index, part in enumerate(parts):
         where = f"{field}[{index}]"
@@ -205,7 +199,7 @@ def _identity(record: dict[str, Any], note: Note) -> str | None:
     return None
 
 
-def _check_marks(messages: list[_Message], references: list[Reference], plain: bool, note: Note) -> None:
+def _check_marks(messages: list[Message], references: list[Reference], plain: bool, note: Note) -> None:
     marks = sum(message.marks for message in messages)
     if len(references) > 1:
         note(references[1].field, f"{len(references)} pictures in one example; one is accepted: split it")
@@ -220,7 +214,7 @@ def _check_marks(messages: list[_Message], references: list[Reference], plain: b
             note(message.field, "the picture must come with the first question")
 
 
-def _pair(messages: list[_Message], limits: Limits, note: Note) -> tuple[tuple[Turn, ...], bool]:
+def _pair(messages: list[Message], limits: Limits, note: Note) -> tuple[tuple[Turn, ...], bool]:
     has_system = messages[0].role == "system"
     spoken = messages[1:] if has_system else messages
     for index, message in enumerate(spoken):
@@ -241,7 +235,7 @@ def _pair(messages: list[_Message], limits: Limits, note: Note) -> tuple[tuple[T
     return tuple(Turn(*pair) for pair in zip(texts[0::2], texts[1::2], strict=False)), has_system
 
 
-def _text(message: _Message, limits: Limits, note: Note) -> str:
+def _text(message: Message, limits: Limits, note: Note) -> str:
     text = message.text.strip()
     what = "question" if message.role == "user" else "answer"
     most = limits.max_question_chars if what == "question" else limits.max_answer_chars

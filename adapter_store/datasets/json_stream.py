@@ -46,11 +46,11 @@ _BOMS = (
 class Record:
     """One value of a data file, or the reason why it cannot be read.
 
-    ``line`` is where it starts, from 1; ``index`` its place in an array, from 0,
-    None for JSONL. Exactly one of ``value`` and ``reason`` is of use.
+    ``line`` is where it starts, from 1, None where there are no lines; ``index`` its
+    place in an array, from 0, None for JSONL. Exactly one of ``value`` and ``reason`` is of use.
     """
 
-    line: int
+    line: int | None
     index: int | None
     value: Any = None
     reason: str | None = None
@@ -70,10 +70,11 @@ def detect_encoding(head: bytes) -> tuple[str, int]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[str]]:
-    """Open a file as text in the encoding that its byte order mark names, behind the mark."""
+def open_text(path: Path, encoding: str = "utf-8") -> Iterator[IO[str]]:
+    """Open a file as text in the encoding that its byte order mark names, behind the mark; else as given."""
     with path.open("rb") as raw:
-        encoding, skip = detect_encoding(raw.read(4))
+        marked, skip = detect_encoding(raw.read(4))
+    encoding = marked if skip else encoding
     with path.open("r", encoding=encoding, errors=_MARK_BAD_BYTES, newline="\n") as stream:
         if skip:
             stream.read(1)
@@ -82,7 +83,7 @@ def _opened(path: Path) -> Iterator[IO[str]]:
 
 def looks_like_json(path: Path) -> bool:
     """Say whether a file is JSON or JSONL by content, also if its first lines are broken."""
-    with _opened(path) as stream:
+    with open_text(path) as stream:
         first = True
         for _ in range(_SEARCHED_LINES):
             line = stream.readline(_HEAD_CHARS)
@@ -102,7 +103,7 @@ def read_records(path: Path, max_record_bytes: int) -> Iterator[Record]:
     A broken line of JSONL is one faulty record and reading goes on. In an array
     there is no place to go on from, so the first broken record is the last.
     """
-    with _opened(path) as stream:
+    with open_text(path) as stream:
         window = _Window(stream, max_record_bytes, 1)
         head = window.head()
         wrapped = _WRAPPED.match(head)
@@ -116,7 +117,7 @@ def read_records(path: Path, max_record_bytes: int) -> Iterator[Record]:
         if _is_spread(head):
             yield from _spread(window)
             return
-    with _opened(path) as stream:
+    with open_text(path) as stream:
         yield from _lines(stream, max_record_bytes)
 
 
@@ -142,7 +143,7 @@ def _lines(stream: IO[str], limit: int) -> Iterator[Record]:
 
 
 def _parse_line(line: str, number: int) -> Record:
-    reason = _text_fault(line)
+    reason = text_fault(line)
     if reason is None and len(line) > 2 * _CHUNK_CHARS and line.count(",") > _MAX_COMMAS:
         reason = "the record holds too many values"
     if reason is None:
@@ -157,7 +158,8 @@ def _parse_line(line: str, number: int) -> Record:
     return Record(number, None, reason=reason)
 
 
-def _text_fault(text: str) -> str | None:
+def text_fault(text: str) -> str | None:
+    """Say whether text holds bytes that were no text in the file's encoding."""
     if text.isascii():
         return None
     try:
@@ -244,7 +246,7 @@ class _Window:
             else:
                 text = self.buffer[self.position : end]
                 self.position = end
-                return found, _text_fault(text)
+                return found, text_fault(text)
             if size > self.limit:
                 return None, f"the record is longer than {self.limit} bytes"
             self.more()

@@ -6,15 +6,16 @@ Needs the optional package ``pyarrow``.
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from adapter_store.datasets.columns import columns_of
 from adapter_store.datasets.json_stream import Record
 from adapter_store.datasets.records import Limits
 
-_COLUMNS = ("id", "image", "images", "messages", "conversations", "question", "answer", "system",
-            "videos", "audios")  # fmt: skip
+_COLUMNS = ("images", "messages", "conversations", "texts", "system", "input", "history", "videos", "audios")
 _ROWS_AT_ONCE = 16
 
 
@@ -38,16 +39,33 @@ def read_parquet(path: Path, limits: Limits) -> Iterator[Record]:
 
 
 def _rows(file: Any) -> Iterator[Record]:
-    known = [name for name in file.schema_arrow.names if name in _COLUMNS]
+    schema = file.schema_arrow
+    used = set(columns_of(schema.names).values())
+    known = [name for name in schema.names if name in _COLUMNS or name in used]
     if not known:
-        names = ", ".join(file.schema_arrow.names[:6])
+        names = ", ".join(schema.names[:6])
         yield Record(1, None, reason=f"no known column (found: {names!a}); needed are messages and images")
         return
+    classes = _class_names(schema.metadata or {}, known)
     line = 0
     for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=known, use_threads=False):
         for row in batch.to_pylist():
             line += 1
+            for name, words in classes.items():
+                number = row[name]
+                if isinstance(number, int) and 0 <= number < len(words):
+                    row[name] = words[number]
             yield Record(line, None, row)
+
+
+def _class_names(metadata: dict[bytes, bytes], known: list[str]) -> dict[str, list[str]]:
+    """Return the words behind the numbers of label columns, which Hugging Face keeps beside the schema."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        found = {name: features[name]["names"] for name in known if "names" in features.get(name, {})}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+    return {name: list(map(str, words)) for name, words in found.items() if isinstance(words, list)}
 
 
 def _too_large(metadata: Any, packed_bytes: int, limits: Limits) -> str | None:

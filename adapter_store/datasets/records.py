@@ -6,13 +6,21 @@ store. Nothing here reads a file.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import PurePath
+from typing import Any, Literal
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+
+Part = Literal["train", "test"]
+CountTokens = Callable[[Sequence[str]], Sequence[int]]
+"""Returns how many tokens each text has."""
+Tell = Callable[[str, int, int], None]
+"""Is told what is under way, how many of its steps are done, and how many there are (0: not known)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,23 +37,26 @@ class Example:
 
     ``image`` names a picture of the upload or of the stored data set, or is None
     for text alone. The turns carry no ``<image>`` marks: the picture belongs to
-    the first question.
+    the first question. ``split`` is the part that whoever made the data chose for it:
+    what is "test" is measured on and never trained on; None leaves the choice to us.
     """
 
     id: str
     image: str | None
     turns: tuple[Turn, ...]
+    split: Part | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form that ``examples.jsonl`` keeps, one per line."""
         turns = [{"question": turn.question, "answer": turn.answer} for turn in self.turns]
-        return {"id": self.id, "image": self.image, "turns": turns}
+        given = {} if self.split is None else {"split": self.split}
+        return {"id": self.id, "image": self.image, "turns": turns, **given}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Example:
         """Rebuild an example from its JSON form."""
         turns = tuple(Turn(turn["question"], turn["answer"]) for turn in data["turns"])
-        return cls(data["id"], data["image"], turns)
+        return cls(data["id"], data["image"], turns, data.get("split"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +100,74 @@ class Limits:
     max_turns: int = 32
     max_faults: int = 200
 
+    @classmethod
+    def of_uploads(cls, max_upload_bytes: int) -> Limits:
+        """Return the limits of a server that takes uploads of this size; unpacked they may be twice that."""
+        usual = cls()
+        return cls(
+            max_upload_bytes=max_upload_bytes,
+            max_total_bytes=max(usual.max_total_bytes, 2 * max_upload_bytes),
+        )
+
+
+def _silent(_title: str, _done: int, _total: int) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What is known beside the upload itself.
+
+    ``question`` is asked where the data has none. ``held_out`` has, for every task, the
+    keys (see ``picture_key``) of what it is measured on; ``task`` is the one that the
+    data is for, None if it is not known.
+    """
+
+    question: str | None = None
+    task: str | None = None
+    held_out: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    count_tokens: CountTokens | None = None
+    tell: Tell = _silent
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """How long texts of one kind are, in the report's ``length_unit``."""
+
+    median: int = 0
+    p95: int = 0
+    longest: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """Examples and pictures in each part; ``given`` says whether the data names a test part itself.
+
+    If it does not, the trainer holds some pictures of the train part back for measuring.
+    """
+
+    given: bool = False
+    train_examples: int = 0
+    train_images: int = 0
+    test_examples: int = 0
+    test_images: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """How many pictures (or questions without one) another task is measured on, too."""
+
+    task: str
+    images: int
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """What validation found in an upload.
 
     ``faults`` refuse the upload, ``warnings`` do not. Both lists are capped;
-    ``truncated_faults`` says how many more faults there are.
+    ``truncated_faults`` says how many more faults there are. Lengths are counted in
+    tokens of the base if its tokenizer is at hand, else in characters.
     """
 
     format: str = "unknown"
@@ -109,6 +181,11 @@ class Report:
     answers: int = 0
     answer_histogram: tuple[tuple[str, int], ...] = ()
     duplicates: int = 0
+    length_unit: Literal["tokens", "characters"] = "characters"
+    question_lengths: Lengths = Lengths()
+    answer_lengths: Lengths = Lengths()
+    split: Division = Division()
+    overlap: tuple[Overlap, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -180,3 +257,13 @@ def example_line(example: Example) -> bytes:
 def distinct_images(examples: Iterable[Example]) -> set[str]:
     """Return the names of the pictures that the examples use."""
     return {example.image for example in examples if example.image is not None}
+
+
+def picture_key(example: Example) -> str:
+    """Return the hash that decides an example's side: its picture's pixels, or its first question.
+
+    Stored pictures are named by the sha256 of their pixels.
+    """
+    if example.image is not None:
+        return PurePath(example.image).stem
+    return hashlib.sha256(b"text:" + example.turns[0].question.encode()).hexdigest()

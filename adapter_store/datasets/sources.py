@@ -1,13 +1,13 @@
 """Find, check and hold the pictures of one upload.
 
-Pictures lie as files in a work folder, so memory stays bounded. Each one is
+Pictures lie in a work folder, so memory stays bounded. Each one is
 decoded once, whatever the number of examples that use it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 import re
 import shutil
 from collections.abc import Iterable
@@ -17,6 +17,7 @@ from typing import Any
 
 from adapter_store.datasets.archive import Member, clean_name, name_fault
 from adapter_store.datasets.records import Limits, shown
+from adapter_store.datasets.spool import Spool, Stretch
 from adapter_store.errors import ImageError
 from adapter_store.images import decode_image, decode_inline, image_digest, looks_inline, picture_kind
 
@@ -28,8 +29,12 @@ class StoredImage:
     """A checked picture: its content-addressed file name and where its bytes lie now."""
 
     name: str
-    path: Path
-    bytes: int
+    place: Stretch
+
+    @property
+    def bytes(self) -> int:
+        """Return the size of what is stored of it."""
+        return self.place.bytes
 
 
 class ImageSource:
@@ -38,10 +43,10 @@ class ImageSource:
     def __init__(self, folder: Path, limits: Limits) -> None:
         self.folder = folder
         self._limits = limits
-        self._files: dict[str, Path] = {}
+        self._files: dict[str, Stretch] = {}
         self._by_last: dict[str, list[str]] = {}
         self._checked: dict[str, StoredImage] = {}
-        self._count = 0
+        self._spool = Spool(folder / "pictures")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -51,11 +56,11 @@ class ImageSource:
     def add_members(self, members: Iterable[Member]) -> None:
         """Offer the unpacked files of an archive for look-up by path."""
         for member in members:
-            self.add_file(member.name, member.path)
+            self.add_picture(member.name, member.place)
 
-    def add_file(self, name: str, path: Path) -> None:
-        """Offer one file under a relative path."""
-        self._files[name] = path
+    def add_picture(self, name: str, place: Stretch) -> None:
+        """Offer one picture under a relative path."""
+        self._files[name] = place
         self._by_last.setdefault(name.rsplit("/", 1)[-1], []).append(name)
 
     def add_bytes(self, data: bytes) -> str:
@@ -91,37 +96,35 @@ class ImageSource:
             return self.add_bytes(decode_inline(reference, max_bytes=self._limits.max_image_bytes))
         return self._find(reference, beside)
 
-    def keep(self, data: bytes) -> Path:
+    def keep(self, data: bytes) -> Stretch:
         """Write bytes into the work folder and return where."""
-        path = self._next_path()
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
-            out.write(data)
-        return path
+        return self._spool.append(data)
 
     def check(self, name: str) -> StoredImage:
-        """Decode a picture once and return what to store of it.
+        """Decode a picture once and return what to store of it; threads may check different ones at once.
 
-        PNG and JPEG keep their bytes; WEBP and GIF become PNG.
+        The whole picture is decoded, not its header only: a file that breaks off is found
+        in no other way, and its pixels name it. PNG and JPEG keep their bytes; WEBP and
+        GIF become PNG.
 
         Raises:
             ImageError: too large, not a picture, truncated or damaged.
         """
         if name in self._checked:
             return self._checked[name]
-        path = self._files[name]
-        size = path.stat().st_size
-        if size > self._limits.max_image_bytes:
+        place = self._files[name]
+        if place.bytes > self._limits.max_image_bytes:
             raise ImageError(f"the picture has more than {self._limits.max_image_bytes} bytes")
-        data = path.read_bytes()
+        data = place.read()
         image = decode_image(
             data, max_pixels=self._limits.max_image_pixels, max_bytes=self._limits.max_image_bytes
         )
         kind = picture_kind(data[:12])
         if kind not in ("png", "jpg"):
-            kind, path = "png", self._next_path()
-            image.save(path, format="PNG")
-            size = path.stat().st_size
-        checked = StoredImage(f"{image_digest(image)}.{kind}", path, size)
+            packed = io.BytesIO()
+            image.save(packed, format="PNG")
+            kind, place = "png", self._spool.append(packed.getvalue())
+        checked = StoredImage(f"{image_digest(image)}.{kind}", place)
         self._checked[name] = checked
         return checked
 
@@ -152,7 +155,3 @@ class ImageSource:
             raise ImageError(f'"{shown(reference)}" is the name of {len(matches)} files; write the path')
         where = "the archive" if self._by_last else "the upload; send a zip that holds it, or a data: URL"
         raise ImageError(f'"{shown(reference)}" is not in {where}')
-
-    def _next_path(self) -> Path:
-        self._count += 1
-        return self.folder / f"p{self._count:07d}"

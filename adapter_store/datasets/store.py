@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,16 @@ from PIL import Image
 
 from adapter_store.datasets.archive import clean_name
 from adapter_store.datasets.formats import MARK
+from adapter_store.datasets.held_out import held_out_keys
 from adapter_store.datasets.json_stream import Record
 from adapter_store.datasets.records import (
+    Context,
+    CountTokens,
     DatasetRef,
     Example,
     Limits,
     Report,
+    Tell,
     distinct_images,
     example_line,
     shown,
@@ -89,16 +93,37 @@ class Dataset:
 class DatasetStore:
     """The data sets under one folder; safe to use from several processes."""
 
-    def __init__(self, root: Path, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        limits: Limits | None = None,
+        *,
+        held_out: Path | None = None,
+        count_tokens: CountTokens | None = None,
+    ) -> None:
+        """Create a view of the data sets under ``root``.
+
+        Args:
+            root: the folder.
+            limits: bounds on uploads.
+            held_out: where the trainer keeps what its tasks are measured on; uploads are compared with it.
+            count_tokens: counts lengths for the report; None: in characters.
+        """
         self.root = root
         self.limits = limits or Limits()
+        self._held_out = held_out
+        self._count_tokens = count_tokens
 
-    def put(self, path: Path, *, filename: str) -> DatasetRef:
+    def put(
+        self, path: Path, *, filename: str, question: str | None = None, task: str | None = None
+    ) -> DatasetRef:
         """Validate an uploaded file and store it; the same content gives the same id.
 
         Args:
             path: the upload on disk; it is only read.
             filename: the name that the sender gave it, kept for people.
+            question: asked where the data has none.
+            task: the task that the data is for, if that is known.
 
         Raises:
             DatasetError: the upload has faults; ``report`` lists them.
@@ -106,7 +131,9 @@ class DatasetStore:
         with self._incoming() as work:
             raw = work / "raw"
             raw.mkdir()
-            examples, source, report = read_upload(path, limits=self.limits, work_folder=raw)
+            examples, source, report = read_upload(
+                path, limits=self.limits, work_folder=raw, context=self._context(question, task)
+            )
             return self._keep(work, examples, source, report, filename)
 
     def put_examples(
@@ -115,6 +142,7 @@ class DatasetStore:
         images: Mapping[str, bytes] | None = None,
         *,
         filename: str = "examples.json",
+        task: str | None = None,
     ) -> DatasetRef:
         """Validate and store examples that came in one call.
 
@@ -124,26 +152,33 @@ class DatasetStore:
                 base64 text or a key of ``images``.
             images: picture bytes by the name that the examples use.
             filename: kept for people.
+            task: the task that they are for, if that is known.
 
         Raises:
             DatasetError: faults; their fields begin with the index, as in "[3].answer".
         """
         with self._incoming() as work:
-            reading = self._read_examples(work, examples, images or {})
+            reading = self._read_examples(work, examples, images or {}, self._context(task=task))
             return self._keep(work, reading.examples, reading.source, reading.report(), filename)
 
-    def validate_examples(self, examples: Sequence[Example | Mapping[str, Any]]) -> Report:
+    def validate_examples(
+        self, examples: Sequence[Example | Mapping[str, Any]], *, task: str | None = None
+    ) -> Report:
         """Return the report on examples, as ``put_examples`` takes them, and store nothing."""
         with self._incoming() as work:
-            return self._read_examples(work, examples, {}).report()
+            return self._read_examples(work, examples, {}, self._context(task=task)).report()
 
     def _read_examples(
-        self, work: Path, examples: Sequence[Example | Mapping[str, Any]], images: Mapping[str, bytes]
+        self,
+        work: Path,
+        examples: Sequence[Example | Mapping[str, Any]],
+        images: Mapping[str, bytes],
+        context: Context,
     ) -> Reading:
         source = ImageSource(work, self.limits)
-        reading = Reading(self.limits, source)
+        reading = Reading(self.limits, source, context)
         for name, data in images.items():
-            source.add_file(clean_name(name), source.keep(data))
+            source.add_picture(clean_name(name), source.keep(data))
         if not examples:
             reading.faults.add(None, "examples", "the list of examples is empty")
         for index, example in enumerate(examples[: self.limits.max_examples + 1]):
@@ -156,10 +191,21 @@ class DatasetStore:
         reading.check_images()
         return reading
 
-    def validate(self, path: Path) -> Report:
-        """Return the report on an upload and store nothing."""
+    def validate(
+        self, path: Path, *, question: str | None = None, task: str | None = None, tell: Tell | None = None
+    ) -> Report:
+        """Return the report on a file or a folder and store nothing; ``tell`` hears how far it is."""
+        context = self._context(question, task)
+        if tell is not None:
+            context = replace(context, tell=tell)
         with self._incoming() as work:
-            return read_upload(path, limits=self.limits, work_folder=work)[2]
+            return read_upload(path, limits=self.limits, work_folder=work, context=context)[2]
+
+    def _context(self, question: str | None = None, task: str | None = None) -> Context:
+        held_out = {} if self._held_out is None else held_out_keys(self._held_out)
+        return Context(
+            question=question or None, task=task, held_out=held_out, count_tokens=self._count_tokens
+        )
 
     def exists(self, dataset_id: str) -> bool:
         """Say whether a complete data set of this id is stored."""
@@ -209,7 +255,7 @@ class DatasetStore:
                 picture = source.check(example.image)
                 place = target / "images" / picture.name
                 if not place.exists():
-                    picture.path.replace(place)
+                    place.write_bytes(picture.place.read())
         return self._finish(work, target, stored, report, filename)
 
     def _finish(
@@ -279,7 +325,8 @@ def _as_record(example: Example) -> dict[str, Any]:
         messages += [{"from": "human", "value": turn.question}, {"from": "gpt", "value": turn.answer}]
     if example.image is not None and messages:
         messages[0]["value"] = f"{MARK}\n{messages[0]['value']}"
-    return {"id": example.id, "image": example.image, "conversations": messages}
+    record = {"id": example.id, "image": example.image, "conversations": messages}
+    return record if example.split is None else {**record, "split": example.split}
 
 
 def _new_folder(work: Path) -> Path:

@@ -3,42 +3,68 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from adapter_store.datasets.archive import Member, unpack
+from adapter_store.datasets.archive import Member, folder_members, unpack
 from adapter_store.datasets.archive_members import archive_kind
-from adapter_store.datasets.formats import ACCEPTED, Draft, Note, normalize
+from adapter_store.datasets.decoding import check_all
+from adapter_store.datasets.folders import class_records, holds_classes
+from adapter_store.datasets.formats import ACCEPTED, Draft, normalize
 from adapter_store.datasets.json_stream import Record, looks_like_json, read_records
 from adapter_store.datasets.parquet import read_parquet
-from adapter_store.datasets.records import Example, FaultList, Limits, Report, shown
+from adapter_store.datasets.plain import Note
+from adapter_store.datasets.records import Context, Example, FaultList, Limits, Part, Report, shown
 from adapter_store.datasets.sources import ImageSource
+from adapter_store.datasets.splits import part_of_path
+from adapter_store.datasets.statistics import (
+    count_answers,
+    count_repeats,
+    divide,
+    find_overlap,
+    keys_of,
+    measure_lengths,
+)
+from adapter_store.datasets.table import TABLE_SUFFIXES, looks_like_table, read_table
 from adapter_store.errors import ImageError
 from adapter_store.images import picture_kind
 
 _NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 _DATA_SUFFIXES = (".parquet", "")
+_FOLDERS = "folders"
 _LAYOUT_ORDER = ("examples", "llava", "openai", "sharegpt")
 _NO_DATA_FILE = (
-    f"the archive holds no data file (JSON, JSONL or parquet) beside its pictures; accepted are {ACCEPTED}. "
-    "From one subfolder of pictures per answer, examples/teach.py makes and sends one"
+    f"there is no data file (JSON, JSONL, CSV or parquet) beside the pictures; accepted are {ACCEPTED}, "
+    "or one subfolder of pictures for each answer with one question for all"
 )
-_HISTOGRAM = 20
-_MAX_ANSWERS_COUNTED = 50_000
+_NO_QUESTION = (
+    "the pictures lie in one subfolder for each answer, but there is no question: give one for all of them "
+    '(a form field "question", or --question), or send a data file as examples/teach.py makes one'
+)
+_NOTHING_TO_LEARN = (
+    "every example is in the test part; leave at least one picture in the train part to learn from"
+)
+_CONTAINERS = "JSON, JSONL, CSV, parquet, zip, tar or tar.gz"
+_TOLD_EVERY = 500
 
 
 def read_upload(
-    path: Path, *, limits: Limits | None = None, work_folder: Path | None = None
+    path: Path,
+    *,
+    limits: Limits | None = None,
+    work_folder: Path | None = None,
+    context: Context | None = None,
 ) -> tuple[list[Example], ImageSource, Report]:
     """Read an upload of any accepted format.
 
     Args:
-        path: a JSON, JSONL or parquet file, or a zip, tar or tar.gz of one with pictures.
+        path: a JSON, JSONL, CSV or parquet file; a zip, tar or tar.gz of one with pictures,
+            or of one folder of pictures for each answer; or a folder of the same.
         limits: bounds on size; the defaults suit one machine.
         work_folder: an empty folder for unpacked files; a temporary one if None.
+        context: what is known beside the upload.
 
     Returns:
         The examples, whose ``image`` names a picture of the source; the source, which
@@ -48,7 +74,7 @@ def read_upload(
     folder = work_folder or Path(tempfile.mkdtemp(prefix="strata-upload-"))
     source = ImageSource(folder, limits)
     try:
-        reading = Reading(limits, source)
+        reading = Reading(limits, source, context or Context())
         reading.read(path)
         return reading.examples, source, reading.report()
     except BaseException:
@@ -71,12 +97,14 @@ class Reading:
 
     limits: Limits
     source: ImageSource
+    context: Context = field(default_factory=Context)
     examples: list[Example] = field(default_factory=list)
     format: str = "unknown"
     faults: FaultList = field(init=False)
     warnings: FaultList = field(init=False)
     _layouts: frozenset[str] = frozenset(_LAYOUT_ORDER)
-    _ids: dict[str, int] = field(default_factory=dict)
+    _part: Part | None = None
+    _ids: dict[str, int | None] = field(default_factory=dict)
     _used: dict[str, Place] = field(default_factory=dict)
     _systems: int = 0
     _records: int = 0
@@ -89,7 +117,17 @@ class Reading:
         self.warnings = FaultList(self.limits.max_faults)
 
     def read(self, path: Path) -> None:
-        """Read one file, packed or not, then check every picture that it uses."""
+        """Read one file, packed or not, or a folder where it lies; then check every picture that is used."""
+        if path.is_dir():
+            self.format = "folder"
+            self._read_members(folder_members(path, self.limits, self.faults))
+        else:
+            self._read_file(path)
+        if self._records == 0 and not self.faults:
+            self.faults.add(None, "file", "the data set holds no examples")
+        self.check_images()
+
+    def _read_file(self, path: Path) -> None:
         size = path.stat().st_size
         if size == 0:
             self.faults.add(None, "file", "the file is empty (0 bytes)")
@@ -102,12 +140,9 @@ class Reading:
             head = stream.read(512)
         kind = archive_kind(head)
         if kind:
-            self._read_archive(path, kind)
+            self._read_archive(path, kind, size)
         else:
             self._read_data_file(None, path, head)
-        if self._records == 0 and not self.faults:
-            self.faults.add(None, "file", "the data set holds no examples")
-        self.check_images()
 
     def take(self, record: Record, file: str | None = None) -> None:
         """Normalize one record into an example, or note its faults."""
@@ -127,7 +162,7 @@ class Reading:
         def note(name: str, reason: str) -> None:
             self.faults.add(line, (prefix + name).rstrip("."), reason, file)
 
-        draft = normalize(record.value, self.limits, note)
+        draft = normalize(record.value, self.limits, note, self.context.question)
         if draft is None:
             return
         self._check_layout(draft, note)
@@ -145,15 +180,15 @@ class Reading:
             note("id", f'the id "{shown(identity)}" is used before, on line {earlier}')
             identity = f"{identity}#{len(self.examples)}"
             self._ids[identity] = line
-        self.examples.append(Example(identity, image, draft.turns))
+        self.examples.append(Example(identity, image, draft.turns, draft.split or self._part))
 
     def check_images(self) -> None:
         """Decode every picture that an example uses, once."""
-        for name, place in self._used.items():
-            try:
-                stored = self.source.check(name)
-            except ImageError as error:
-                self.faults.add(place.line, place.field, error.message, place.file)
+        for done, (name, stored) in enumerate(check_all(self.source, list(self._used)), start=1):
+            self.context.tell("checking pictures", done, len(self._used))
+            if isinstance(stored, ImageError):
+                place = self._used[name]
+                self.faults.add(place.line, place.field, stored.message, place.file)
                 continue
             if stored.name not in self._pictures:
                 self._pictures.add(stored.name)
@@ -162,62 +197,102 @@ class Reading:
 
     def report(self) -> Report:
         """Count what was read and add the warnings about the whole."""
-        answers: Counter[str] = Counter()
-        for example in self.examples:
-            for turn in example.turns:
-                if len(answers) < _MAX_ANSWERS_COUNTED or turn.answer in answers:
-                    answers[turn.answer] += 1
-        duplicates = self._count_repeats()
-        self._warn(answers, duplicates)
-        common = sorted(answers.items(), key=lambda pair: (-pair[1], pair[0]))[:_HISTOGRAM]
+        examples, context = self.examples, self.context
+        keys = keys_of(examples, self._stored)
+        answers = count_answers(examples, self.warnings)
+        duplicates = count_repeats(examples, self._stored, self.warnings)
+        division = divide(examples, keys, self.warnings)
+        overlap = find_overlap(keys, context, self.warnings)
+        question_lengths, answer_lengths = measure_lengths(examples, context)
+        if examples and not division.train_examples:
+            self.faults.add(None, "split", _NOTHING_TO_LEARN)
+        if self._systems:
+            self.warnings.add(None, "system", f"the system text of {self._systems} examples is left out")
         return Report(
             format=self._format_name(),
             faults=tuple(self.faults.faults),
             truncated_faults=self.faults.truncated,
             warnings=tuple(self.warnings.faults),
-            examples=len(self.examples),
-            turns=sum(len(example.turns) for example in self.examples),
+            examples=len(examples),
+            turns=sum(len(example.turns) for example in examples),
             images=len(self._pictures),
             image_bytes=self._stored_bytes,
-            answers=len(answers),
-            answer_histogram=tuple((shown(text, 120), count) for text, count in common),
+            answers=answers.distinct,
+            answer_histogram=answers.histogram,
             duplicates=duplicates,
+            length_unit="tokens" if context.count_tokens else "characters",
+            question_lengths=question_lengths,
+            answer_lengths=answer_lengths,
+            split=division,
+            overlap=overlap,
         )
 
-    def _read_archive(self, path: Path, kind: str) -> None:
-        members = unpack(path, kind, self.source.folder, self.limits, self.faults)
+    def _read_archive(self, path: Path, kind: str, packed_bytes: int) -> None:
+        def reached(position: int) -> None:
+            self.context.tell("unpacking", position, packed_bytes)
+
         self.format = kind
-        data = [member for member in members if _is_data(member, alone=len(members) == 1)]
+        self._read_members(unpack(path, kind, self.source.folder, self.limits, self.faults, reached))
+
+    def _read_members(self, members: list[Member]) -> None:
+        data = _data_members(members)
         data_names = {member.name for member in data}
         self.source.add_members(member for member in members if member.name not in data_names)
-        if not data and not self.faults:
-            self.faults.add(None, "file", _NO_DATA_FILE)
-        for member in sorted(data, key=lambda member: member.name):
-            self._read_data_file(member.name, member.path, member.head)
+        if data:
+            parts: dict[str, Part | None] = {member.name: part_of_path(member.name) for member in data}
+            are_tests = {part == "test" for part in parts.values()}
+            for member in sorted(data, key=lambda member: member.name):
+                self._part = parts[member.name] if are_tests == {True, False} else None
+                self._read_data_file(member.name, member.path, member.head)
+        elif not holds_classes(members):
+            if not self.faults:
+                self.faults.add(None, "file", _NO_DATA_FILE)
+        elif self.context.question is None:
+            self.faults.add(None, "question", _NO_QUESTION)
+        else:
+            self._layouts = frozenset({_FOLDERS})
+            for record, name in class_records(members, self.context.question):
+                if not self._take_bounded(record, name):
+                    break
         unused = sum(name not in self._used for name in self.source.names if not name.startswith("inline:"))
-        if unused and data:
-            self.warnings.add(None, "file", f"{unused} files of the archive are not used by any example")
+        if unused and self.examples:
+            what = "folder" if self.format == "folder" else "archive"
+            self.warnings.add(None, "file", f"{unused} files of the {what} are not used by any example")
 
     def _read_data_file(self, name: str | None, path: Path, head: bytes) -> None:
+        packing = self.format
         if head.startswith(b"PAR1"):
             self.format = "parquet"
             records: Iterator[Record] = read_parquet(path, self.limits)
-        elif looks_like_json(path):
-            records = read_records(path, self.limits.max_record_bytes)
-        else:
-            what = "a picture alone" if picture_kind(head) else "this file"
-            self.faults.add(None, "file", f"{what} is not a data set; accepted as JSON, JSONL, parquet, zip "
-                            f"or tar.gz are {ACCEPTED}", name)  # fmt: skip
-            return
-        for record in records:
-            if len(self.examples) >= self.limits.max_examples:
-                most = self.limits.max_examples
-                reason = f"more than {most} examples; split the data set"
-                self.faults.add(record.line, record.prefix.rstrip("."), reason, name)
+        elif _is_table_name(name or "") or not looks_like_json(path):
+            if not _is_table_name(name or "") and not looks_like_table(path):
+                what = "a picture alone" if picture_kind(head) else "this file"
+                reason = f"{what} is not a data set; accepted as {_CONTAINERS} are {ACCEPTED}"
+                self.faults.add(None, "file", reason, name)
                 return
-            self.take(record, name)
+            self.format = "table" if packing == "unknown" else packing
+            records = read_table(path, self.limits, lambda reason: self.warnings.add(1, "", reason, name))
+        else:
+            records = read_records(path, self.limits.max_record_bytes)
+        for record in records:
+            if not self._take_bounded(record, name):
+                return
+
+    def _take_bounded(self, record: Record, name: str | None) -> bool:
+        """Take a record unless there are too many already; say whether to go on."""
+        if self._records % _TOLD_EVERY == 0:
+            self.context.tell("reading", self._records, 0)
+        if len(self.examples) >= self.limits.max_examples:
+            most = self.limits.max_examples
+            reason = f"more than {most} examples; split the data set"
+            self.faults.add(record.line, record.prefix.rstrip("."), reason, name)
+            return False
+        self.take(record, name)
+        return True
 
     def _check_layout(self, draft: Draft, note: Note) -> None:
+        if _FOLDERS in self._layouts:
+            return
         common = self._layouts & draft.layouts
         if common:
             self._layouts = common
@@ -231,31 +306,6 @@ class Reading:
         layout = _layout_name(self._layouts)
         return layout if self.format == "unknown" else f"{layout} ({self.format})"
 
-    def _count_repeats(self) -> int:
-        seen: set[int] = set()
-        answers: dict[int, int] = {}
-        repeats = conflicts = 0
-        for example in self.examples:
-            picture = self._stored.get(example.image or "", example.image)
-            whole = hash((picture, example.turns))
-            asked = hash((picture, tuple(turn.question for turn in example.turns)))
-            repeats += whole in seen
-            conflicts += answers.setdefault(asked, whole) != whole
-            seen.add(whole)
-        if conflicts:
-            reason = f"{conflicts} examples ask the same of the same picture but answer otherwise"
-            self.warnings.add(None, "answer", reason)
-        return repeats
-
-    def _warn(self, answers: Counter[str], duplicates: int) -> None:
-        if len(answers) == 1 and len(self.examples) > 1:
-            reason = f'all answers are "{shown(next(iter(answers)))}"; nothing can be told apart by them'
-            self.warnings.add(None, "answer", reason)
-        if duplicates:
-            self.warnings.add(None, "", f"{duplicates} examples repeat an earlier one word for word")
-        if self._systems:
-            self.warnings.add(None, "system", f"the system text of {self._systems} examples is left out")
-
 
 def with_stored_names(reading_examples: list[Example], source: ImageSource) -> list[Example]:
     """Return the examples with content-addressed picture names in place of upload names."""
@@ -266,16 +316,31 @@ def with_stored_names(reading_examples: list[Example], source: ImageSource) -> l
 
 
 def _layout_name(layouts: frozenset[str]) -> str:
-    return next((name for name in _LAYOUT_ORDER if name in layouts), "unknown")
+    return next((name for name in (_FOLDERS, *_LAYOUT_ORDER) if name in layouts), "unknown")
+
+
+def _data_members(members: list[Member]) -> list[Member]:
+    """Return the files that hold records; tables beside them only if their first line names known columns."""
+    alone = len(members) == 1
+    data = [member for member in members if _is_data(member, alone=alone)]
+    tables = [member for member in members if _is_table_name(member.name)]
+    readable = [member for member in tables if looks_like_table(member.path)]
+    return data + (readable if data or readable else tables)
+
+
+def _is_table_name(name: str) -> bool:
+    return name.lower().endswith(TABLE_SUFFIXES) and not name.rsplit("/", 1)[-1].startswith(".")
 
 
 def _is_data(member: Member, *, alone: bool) -> bool:
     last = member.name.rsplit("/", 1)[-1]
-    if last in _NOT_DATA or last.startswith("."):
+    if last in _NOT_DATA or last.startswith(".") or _is_table_name(last):
         return False
     suffix = "." + last.rsplit(".", 1)[-1].lower() if "." in last else ""
     if suffix in _JSON_SUFFIXES:
         return True  # what it says it is: if its content is no JSON, that is a fault to report
+    if picture_kind(member.head[:12]) is not None:
+        return False  # it lies among the others and is no file to look into
     return (alone or suffix in _DATA_SUFFIXES) and (
-        member.head.startswith(b"PAR1") or looks_like_json(member.path)
+        member.head.startswith(b"PAR1") or looks_like_json(member.path) or looks_like_table(member.path)
     )

@@ -35,9 +35,10 @@ def add_verbs(verbs: Any) -> None:
     )
     submit.epilog = _STATUSES
     submit.add_argument(
-        "file", type=Path, metavar="FILE", help="LLaVA JSON, JSONL, parquet, zip, tar, or a folder"
+        "file", type=Path, metavar="FILE", help="JSON, JSONL, CSV, parquet, zip, tar, or a folder"
     )
     submit.add_argument("--task", metavar="NAME", help="a new or known task; without it the service decides")
+    submit.add_argument("--question", metavar="TEXT", help="asked where the data has none; goes with --task")
     submit.add_argument(
         "--wait", action="store_true", help="show phases, loss and time left until it is served"
     )
@@ -51,7 +52,11 @@ def add_verbs(verbs: Any) -> None:
 
 
 def submit_file(
-    client: Client, file: Path, task: str | None, hyperparameters: dict[str, Any] | None = None
+    client: Client,
+    file: Path,
+    task: str | None,
+    hyperparameters: dict[str, Any] | None = None,
+    question: str | None = None,
 ) -> dict[str, Any]:
     """Upload a data set and return the accepted job; every call asks for a job of its own.
 
@@ -62,10 +67,14 @@ def submit_file(
         file: Data set file; a folder is packed as a zip first.
         task: Task to teach; None lets the service decide.
         hyperparameters: Settings of the method for this job.
+        question: Asked where the data has none; needs a task.
 
     Raises:
-        InputError: If the file cannot be read, or the server finds faults in it.
+        InputError: If the file cannot be read or has faults, or a question comes without a task.
     """
+    if question is not None and task is None:
+        raise InputError("--question goes with --task NAME; name the task, too", param="question")
+    fields = {name: str(value) for name, value in (hyperparameters or {}).items()}
     try:
         with as_file(file) as packed, packed.open("rb") as stream:
             if task is None:
@@ -73,7 +82,7 @@ def submit_file(
             return client.post(
                 f"/v1/tasks/{check_task_name(task)}/batches",
                 files={"file": (packed.name, stream)},
-                data={name: str(value) for name, value in (hyperparameters or {}).items()},
+                data=fields if question is None else {**fields, "question": question},
                 headers=once(),
                 timeout=UPLOAD_TIMEOUT_SECONDS,
             )
@@ -137,7 +146,8 @@ def _hyperparameters(pairs: list[str]) -> dict[str, Any]:
 
 def _submit(args: argparse.Namespace) -> int:
     with client_of(args) as client:
-        return report_job(args, client, submit_file(client, args.file, args.task, _hyperparameters(args.set)))
+        job = submit_file(client, args.file, args.task, _hyperparameters(args.set), args.question)
+        return report_job(args, client, job)
 
 
 def report_job(args: argparse.Namespace, client: Client, job: dict[str, Any]) -> int:

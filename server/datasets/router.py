@@ -9,11 +9,12 @@ from fastapi import APIRouter, Request
 
 from adapter_store.datasets import DatasetRef
 from adapter_store.errors import InputError
+from adapter_store.names import check_task_name
 from server.gateway import GatewayDep
 from server.openapi import body_example, example, form_example, merged
 from server.pools import DATASETS, FILES
 from server.tasks.service import read_json
-from server.uploads import is_multipart, received_form
+from server.uploads import Form, is_multipart, received_form
 
 router = APIRouter(prefix="/v1", tags=["teach"])
 
@@ -30,10 +31,29 @@ _REPORT = {
     "format": "examples",
     "faults": [{"line": 3, "field": "answer", "reason": "the answer is missing", "file": None}],
     "truncated_faults": 0,
+    "warnings": [],
+    "examples": 2,
+    "turns": 2,
+    "images": 2,
+    "image_bytes": 20480,
+    "answers": 2,
+    "answer_histogram": [{"answer": "robin", "count": 1}, {"answer": "wren", "count": 1}],
+    "duplicates": 0,
+    "length_unit": "tokens",
+    "question_lengths": {"median": 5, "p95": 5, "longest": 5},
+    "answer_lengths": {"median": 2, "p95": 2, "longest": 2},
+    "split": {
+        "given": False,
+        "train_examples": 2,
+        "train_images": 2,
+        "test_examples": 0,
+        "test_images": 0,
+    },
+    "overlap": [{"task": "birds", "images": 1}],
 }
 _BODIES = merged(
     body_example({"examples": [{"question": "Which digit is it?", "answer": "seven"}]}),
-    form_example(file="binary"),
+    form_example(file="binary", question="What is shown?", task="birds"),
 )
 
 
@@ -44,12 +64,19 @@ _BODIES = merged(
     openapi_extra=_BODIES,
 )
 async def validate(request: Request, gateway: GatewayDep) -> dict[str, Any]:
-    """Return the full report; 200 whether or not there are faults."""
+    """Return the full report; 200 whether or not there are faults.
+
+    ``question`` is asked where the data has none. With ``task``, the task that the data is for, pictures
+    that it is measured on itself are not reported as an overlap.
+    """
     if is_multipart(request):
         async with received_form(request, gateway.uploads, FILES.run) as form:
-            report = await DATASETS.run(gateway.datasets.validate, form.file("file").path)
+            path, (question, task) = form.file("file").path, _beside(form)
+            report = await DATASETS.run(gateway.datasets.validate, path, question=question, task=task)
     else:
-        report = await DATASETS.run(gateway.datasets.validate_examples, await _examples(request))
+        body = await read_json(request, FILES.run)
+        task = _task(body.get("task"))
+        report = await DATASETS.run(gateway.datasets.validate_examples, _examples(body), task=task)
     return report.to_dict()
 
 
@@ -65,9 +92,13 @@ async def create(request: Request, gateway: GatewayDep) -> dict[str, Any]:
     if is_multipart(request):
         async with received_form(request, gateway.uploads, FILES.run) as form:
             sent = form.file("file")
-            ref = await DATASETS.run(gateway.datasets.put, sent.path, filename=sent.filename)
+            question, task = _beside(form)
+            ref = await DATASETS.run(
+                gateway.datasets.put, sent.path, filename=sent.filename, question=question, task=task
+            )
     else:
-        ref = await DATASETS.run(gateway.datasets.put_examples, await _examples(request))
+        body = await read_json(request, FILES.run)
+        ref = await DATASETS.run(gateway.datasets.put_examples, _examples(body))
     return _body(ref)
 
 
@@ -100,9 +131,23 @@ def _body(ref: DatasetRef) -> dict[str, Any]:
     return {"object": "dataset", **asdict(ref)}
 
 
-async def _examples(request: Request) -> list[Any]:
+def _beside(form: Form) -> tuple[str | None, str | None]:
+    """Return the question and the task that a form names beside its file."""
+    return form.fields.get("question"), _task(form.fields.get("task"))
+
+
+def _task(name: Any) -> str | None:
+    """Return the name of the task that data is for; raise InputError if it cannot be one."""
+    if name is None or name == "":
+        return None
+    if not isinstance(name, str):
+        raise InputError("'task' must be the name of a task", param="task")
+    return check_task_name(name)
+
+
+def _examples(body: dict[str, Any]) -> list[Any]:
     """Return the ``examples`` of a JSON body."""
-    examples = (await read_json(request, FILES.run)).get("examples")
+    examples = body.get("examples")
     if not isinstance(examples, list):
         raise InputError("give 'examples' (a list), or send a file as multipart/form-data", param="examples")
     return examples

@@ -40,10 +40,12 @@ class Submissions:
         metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
         adapter: str | None = None,
+        question: str | None = None,
     ) -> Job:
         """Validate and keep the data of ``path``, then queue a job that learns it.
 
         With ``adapter``, a stored LoRA, nothing is learned: the LoRA becomes the task, measured on the data.
+        ``question`` is asked where the data has none.
 
         Raises:
             DatasetError: with the report of every fault.
@@ -52,7 +54,9 @@ class Submissions:
         """
         await QUEUE.run(self._link.queue)  # refuse before the long validation if nothing can be queued
         try:
-            ref = await DATASETS.run(self._datasets.put, path, filename=filename)
+            ref = await DATASETS.run(
+                self._datasets.put, path, filename=filename, question=question, task=task
+            )
         except DatasetError:
             self._metrics.submissions.labels("invalid").inc()
             raise

@@ -28,7 +28,9 @@ _BODY = {
     status_code=202,
     summary="Teach a task: examples as JSON, or a data set file as a form",
     responses=example({**JOB_EXAMPLE, "status": "queued"}, status=202),
-    openapi_extra=merged(body_example(_BODY), form_example(file="binary", n_epochs="4")),
+    openapi_extra=merged(
+        body_example(_BODY), form_example(file="binary", question="What is shown?", n_epochs="4")
+    ),
 )
 async def create(
     task: str,
@@ -39,6 +41,7 @@ async def create(
     """Answer 202 with the job once the data is on disk and the job in the queue.
 
     An ``Idempotency-Key`` makes it safe to repeat. Faulty data is a 400 whose ``error.report`` lists all.
+    ``question`` beside a file is asked where the data has none, as in one subfolder of pictures per answer.
     """
     return job_body(await submit_batch(gateway, task, request, idempotency_key), gateway.model_name)
 

@@ -46,7 +46,7 @@ async def submit_batch(gateway: Gateway, task: str, request: Request, idempotenc
         raise InputError(
             f"unknown fields: {names}; known: {', '.join(sorted(_KNOWN))}", param=unknown[0][:40]
         )
-    ref = await _dataset_of(gateway, body)
+    ref = await _dataset_of(gateway, body, task)
     return await gateway.submissions.submit(
         ref, task=task, hyperparameters=settings, metadata=metadata, idempotency_key=idempotency_key
     )
@@ -86,7 +86,7 @@ def _parse(raw: bytes) -> Any:
     return body
 
 
-async def _dataset_of(gateway: Gateway, body: Mapping[str, Any]) -> DatasetRef:
+async def _dataset_of(gateway: Gateway, body: Mapping[str, Any], task: str) -> DatasetRef:
     examples, dataset = body.get("examples"), body.get("dataset")
     if (examples is None) == (dataset is None):
         raise InputError(
@@ -96,19 +96,25 @@ async def _dataset_of(gateway: Gateway, body: Mapping[str, Any]) -> DatasetRef:
         return await FILES.run(gateway.datasets.ref, str(dataset)[:80])
     if not isinstance(examples, list):
         raise InputError("'examples' must be a list", param="examples")
-    return await DATASETS.run(gateway.datasets.put_examples, examples)
+    return await DATASETS.run(gateway.datasets.put_examples, examples, task=task)
 
 
 async def _submit_form(gateway: Gateway, task: str, form: Form, idempotency_key: str | None) -> Job:
     settings = checked_hyperparameters(_form_settings(form))
-    if "question" in form.fields or "answer" in form.fields:
+    has_file = "file" in form.files or "dataset_file" in form.files
+    if "answer" in form.fields or ("question" in form.fields and not has_file):
         ref = await DATASETS.run(_put_single, gateway, form)
     elif "dataset" in form.fields:
         ref = await FILES.run(gateway.datasets.ref, form.fields["dataset"])
     else:
         sent = form.file("file", "dataset_file")
         return await gateway.submissions.submit_file(
-            sent.path, sent.filename, task=task, hyperparameters=settings, idempotency_key=idempotency_key
+            sent.path,
+            sent.filename,
+            task=task,
+            hyperparameters=settings,
+            idempotency_key=idempotency_key,
+            question=form.fields.get("question"),
         )
     return await gateway.submissions.submit(
         ref, task=task, hyperparameters=settings, idempotency_key=idempotency_key

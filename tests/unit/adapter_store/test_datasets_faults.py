@@ -321,13 +321,14 @@ def test_a_small_archive_that_grows_is_stopped(tmp_path: Path, kind: str) -> Non
     assert "unpacks to" in report.faults[0].reason
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
 def test_millions_of_tiny_files_are_counted_before_they_are_read(tmp_path: Path, kind: str) -> None:
     files = {f"{number}": b"" for number in range(3_000)}
     if kind == "zip":
         content = zip_of(files)
     else:
-        content = tar_of(*[(tarfile.TarInfo(name), b"") for name in files])
+        mode = "w" if kind == "tar" else "w:gz"
+        content = tar_of(*[(tarfile.TarInfo(name), b"") for name in files], mode=mode)
     assert (
         "more than 1000 members" in report_of(tmp_path, content, Limits(max_members=1_000)).faults[0].reason
     )

@@ -114,7 +114,7 @@ def read(tmp_path: Path, content: bytes) -> tuple[list[Example], list[bytes], Re
     examples, source, report = read_upload(path)
     with closing(source):
         pictures = [
-            source.check(example.image).path.read_bytes() for example in examples if example.image is not None
+            source.check(example.image).place.read() for example in examples if example.image is not None
         ]
     return examples, pictures, report
 

@@ -1,0 +1,135 @@
+"""Count what a data set holds, and say what about the whole of it is worth knowing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from adapter_store.datasets.records import (
+    Context,
+    Division,
+    Example,
+    FaultList,
+    Lengths,
+    Overlap,
+    picture_key,
+    shown,
+)
+
+HISTOGRAM = 20
+_MAX_ANSWERS_COUNTED = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """How many different answers there are, the commonest ones, and how often each is given."""
+
+    distinct: int
+    histogram: tuple[tuple[str, int], ...]
+
+
+def count_answers(examples: Sequence[Example], warnings: FaultList) -> Answers:
+    """Count the answers of all turns; warn if there is only one."""
+    answers: Counter[str] = Counter()
+    for example in examples:
+        for turn in example.turns:
+            if len(answers) < _MAX_ANSWERS_COUNTED or turn.answer in answers:
+                answers[turn.answer] += 1
+    if len(answers) == 1 and len(examples) > 1:
+        reason = f'all answers are "{shown(next(iter(answers)))}"; nothing can be told apart by them'
+        warnings.add(None, "answer", reason)
+    common = sorted(answers.items(), key=lambda pair: (-pair[1], pair[0]))[:HISTOGRAM]
+    return Answers(len(answers), tuple((shown(text, 120), count) for text, count in common))
+
+
+def count_repeats(examples: Sequence[Example], stored: Mapping[str, str], warnings: FaultList) -> int:
+    """Return how many examples repeat an earlier one; warn of them and of contradictions."""
+    seen: set[int] = set()
+    answers: dict[int, int] = {}
+    repeats = conflicts = 0
+    for example in examples:
+        picture = stored.get(example.image or "", example.image)
+        whole = hash((picture, example.turns))
+        asked = hash((picture, tuple(turn.question for turn in example.turns)))
+        repeats += whole in seen
+        conflicts += answers.setdefault(asked, whole) != whole
+        seen.add(whole)
+    if conflicts:
+        reason = f"{conflicts} examples ask the same of the same picture but answer otherwise"
+        warnings.add(None, "answer", reason)
+    if repeats:
+        warnings.add(None, "", f"{repeats} examples repeat an earlier one word for word")
+    return repeats
+
+
+def divide(examples: Sequence[Example], keys: Sequence[str], warnings: FaultList) -> Division:
+    """Count the parts that the data itself names; a picture with a test example is in the test part."""
+    tested = {key for example, key in zip(examples, keys, strict=True) if example.split == "test"}
+    trained = {key for example, key in zip(examples, keys, strict=True) if example.split != "test"}
+    if both := len(tested & trained):
+        noun = "picture is" if both == 1 else "pictures are"
+        reason = f"{both} {noun} in the train part and in the test part: held out, never learned from"
+        warnings.add(None, "split", reason)
+    in_test = sum(key in tested for key in keys)
+    with_picture = {key for example, key in zip(examples, keys, strict=True) if example.image is not None}
+    return Division(
+        given=bool(tested),
+        train_examples=len(keys) - in_test,
+        train_images=len(with_picture - tested),
+        test_examples=in_test,
+        test_images=len(with_picture & tested),
+    )
+
+
+def find_overlap(keys: Sequence[str], context: Context, warnings: FaultList) -> tuple[Overlap, ...]:
+    """Return which other tasks are measured on pictures of this data set; warn of each."""
+    own = set(keys)
+    found = [
+        Overlap(task, count)
+        for task, held in sorted(context.held_out.items())
+        if task != context.task and (count := len(own & held))
+    ]
+    for overlap in found:
+        noun = "picture is" if overlap.images == 1 else "pictures are"
+        reason = (
+            f'{overlap.images} {noun} held out to measure the task "{shown(overlap.task)}"; '
+            "what is learned from them here makes that measure look too good"
+        )
+        warnings.add(None, "image", reason)
+    return tuple(found)
+
+
+def measure_lengths(examples: Sequence[Example], context: Context) -> tuple[Lengths, Lengths]:
+    """Return how long questions and answers are, in tokens if they can be counted, else in characters."""
+    questions = Counter(turn.question for example in examples for turn in example.turns)
+    answers = Counter(turn.answer for example in examples for turn in example.turns)
+    return _lengths(questions, context), _lengths(answers, context)
+
+
+def _lengths(texts: Counter[str], context: Context) -> Lengths:
+    if not texts:
+        return Lengths()
+    different = list(texts)
+    sizes = context.count_tokens(different) if context.count_tokens else [len(text) for text in different]
+    weighted = sorted((size, texts[text]) for size, text in zip(sizes, different, strict=True))
+    ends = list(accumulate(count for _, count in weighted))
+
+    def at(ratio: float) -> int:
+        wanted = ratio * ends[-1]
+        return next(size for (size, _), end in zip(weighted, ends, strict=True) if end >= wanted)
+
+    return Lengths(at(0.5), at(0.95), weighted[-1][0])
+
+
+def keys_of(examples: Sequence[Example], stored: Mapping[str, str]) -> list[str]:
+    """Return the key of every example; of a faulty picture, its name in the upload."""
+    return [
+        picture_key(example)
+        if example.image is None
+        else stored[example.image].rpartition(".")[0]
+        if example.image in stored
+        else example.image
+        for example in examples
+    ]
