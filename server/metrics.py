@@ -97,12 +97,14 @@ class Metrics:
         self.served_version = self._gauge(
             "adapter_served_version", "Number of the version that answers as stable; 0: the base."
         )
+        self.served_version.set(math.nan)
         self.swap_seconds = self._histogram(
             "adapter_swap_seconds", "From seeing a moved alias to serving its version.", _SWAPS
         )
         self.publish_to_served_seconds = self._gauge(
             "adapter_publish_to_served_seconds", "From the last version's publication to its being served."
         )
+        self.publish_to_served_seconds.set(math.nan)
         self.loads = self._counter(
             "adapter_loads_total", "Versions loaded into a bank, by outcome.", "outcome"
         )
@@ -137,6 +139,8 @@ class Metrics:
             "trained",
             "task",
         )
+        for single in (self.average_accuracy, self.backward_transfer, self.retention):
+            single.set(math.nan)  # not 0, which would alert while the base is loaded
 
     def _build_queue(self) -> None:
         self.queue_up = self._gauge("queue_up", "1 while Redis answers.")

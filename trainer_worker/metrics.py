@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 
@@ -86,7 +87,12 @@ class WorkerMetrics:
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:
-        """Make the known labels: a series that first appears with 1 never increases from 0."""
+        """Make the known labels: a series that first appears with 1 never increases from 0.
+
+        What is not known yet is no number, lest a 0 be read as measured.
+        """
+        for gauge in (self.loss, self.rate, self.retention):
+            gauge.set(math.nan)
         for status in JobStatus:
             if status.terminal:
                 self.jobs.labels(str(status))
@@ -128,5 +134,4 @@ class WorkerMetrics:
             for task, value in values.items():
                 if value is not None:
                     gauge.labels(task).set(value)
-        if retention is not None:
-            self.retention.set(retention)
+        self.retention.set(math.nan if retention is None else retention)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 from adapter_store.matrix import AccuracyMatrix
@@ -90,3 +91,9 @@ def test_a_scrape_never_finds_the_aliases_gone():
         done.set()
         mover.join()
     assert all('strata_adapter_alias_info{alias="stable"' in shown for shown in scrapes)
+
+
+def test_what_was_not_measured_yet_is_no_number():
+    value = Metrics().registry.get_sample_value
+    for name in ("zero_shot_retention_ratio", "average_accuracy_ratio", "adapter_served_version"):
+        assert math.isnan(value(f"strata_{name}") or 0), name
