@@ -147,6 +147,8 @@ class Metrics:
         self.queue_depth = self._gauge("queue_depth", "Jobs that wait for a worker.")
         self.queue_oldest_seconds = self._gauge("queue_oldest_seconds", "Age of the oldest waiting job.")
         self.submissions = self._counter("submissions_total", "Submitted jobs by outcome.", "outcome")
+        for outcome in ("accepted", "repeated", "invalid"):
+            self.submissions.labels(outcome)
 
     def observe_http(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one answered request under its route template."""
@@ -178,6 +180,8 @@ class Metrics:
         retention: float | None,
     ) -> None:
         """Publish what was measured for the served version; None and NaN are left out."""
+        for task in accuracy:
+            self.routed.labels(task)
         for gauge, values in (
             (self.task_accuracy, accuracy),
             (self.task_forgetting, forgetting),

@@ -36,7 +36,8 @@ def exposed_series() -> set[str]:
     }
     found = set()
     gateway = Metrics()
-    gateway.watch_engine(lambda: EngineStats(**dict.fromkeys(EngineStats.__slots__, 0)))
+    counted: dict[str, Any] = dict.fromkeys(EngineStats.__slots__, 0)
+    gateway.watch_engine(lambda: EngineStats(**counted))
     for registry in (gateway.registry, WorkerMetrics().registry):
         for family in registry.collect():
             found |= {family.name + suffix for suffix in suffixes.get(family.type, [])}
@@ -124,6 +125,8 @@ def test_three_boards_lead_to_each_other_and_one_of_them_is_home():
         (link,) = board["links"]
         assert (link["type"], link["tags"]) == ("dashboards", board["tags"])
         assert {variable["name"] for variable in board["templating"]["list"]} >= {"task"}
+        titles = [panel["title"] for panel in board["panels"] if panel["type"] != "row"]
+        assert len(titles) == len(set(titles))
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["grafana"]
     home = Path(compose["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
     provider = yaml.safe_load((DEPLOY / "grafana/provisioning/dashboards/strata.yml").read_text())

@@ -43,7 +43,7 @@ _NOW: list[Panel] = [
         empty="no worker",
     ),
     number(
-        "Queue",
+        "Redis",
         "Whether the gateway reaches Redis. Without it questions are answered, new data gets 503.",
         "Bring Redis back; accepted jobs are also on disk and are handed in again.",
         "min(strata_queue_up)",
@@ -133,7 +133,8 @@ _LEARNING: list[Panel] = [
     lines(
         "Weights that could not be computed",
         "Share of weights of the last job for which the constant 0.01 stood in, by kind of tensor.",
-        "Above a third: the batch is too small for the formula, or its gradients do not change.",
+        "Near 100 % a kind of tensor was averaged at that slow constant; STRATA_EMA_MODE=off serves what was"
+        " trained as it is.",
         Query("max by (kind) (strata_ema_fallback_ratio)", "{{kind}}"),
         unit="percentunit",
         whole=True,

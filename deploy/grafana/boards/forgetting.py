@@ -9,7 +9,6 @@ from deploy.grafana.boards.panels import (
     Board,
     Panel,
     Query,
-    annotation,
     lines,
     matrix,
     number,
@@ -177,26 +176,4 @@ BOARD = Board(
         "task": "label_values(strata_task_accuracy_ratio, task)",
         "alias": "label_values(strata_adapter_alias_info, alias)",
     },
-    annotations=(
-        annotation(
-            "Stable moved",
-            GREEN,
-            'max by (alias, version) (strata_adapter_alias_moved_timestamp_seconds{alias=~"stable|canary"})'
-            " * 1000",
-            "{{alias}} is {{version}}",
-            at_value=True,
-        ),
-        annotation(
-            "Promotions",
-            ORANGE,
-            "sum by (decision) (increase(strata_promotions_total[1m])) > 0",
-            "the worker decided: {{decision}}",
-        ),
-        annotation(
-            "Refused",
-            RED,
-            "sum by (reason) (increase(strata_adapter_rejections_total[1m])) > 0",
-            "a version was refused: {{reason}}",
-        ),
-    ),
 )

@@ -81,14 +81,13 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """One dashboard: rows of panels under headings, with variables and annotations."""
+    """One dashboard: rows of panels under headings, with variables."""
 
     uid: str
     title: str
     description: str
     rows: Mapping[str, Sequence[Panel]]
     variables: Mapping[str, str] = field(default_factory=dict)
-    annotations: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the dashboard as Grafana reads it."""
@@ -105,7 +104,7 @@ class Board:
             "time": {"from": "now-1h", "to": "now"},
             "timezone": "browser",
             "links": [_LINKS],
-            "annotations": {"list": list(self.annotations)},
+            "annotations": {"list": list(_MARKS)},
             "templating": {"list": [_variable(name, query) for name, query in self.variables.items()]},
             "panels": self._panels(),
         }
@@ -139,8 +138,8 @@ _LINKS = {
 }
 
 
-def annotation(name: str, color: str, expr: str, title: str, *, at_value: bool = False) -> dict[str, Any]:
-    """Return marks on every panel of a board; ``at_value``: the value is the moment, in milliseconds."""
+def _mark(name: str, color: str, expr: str, title: str, *, at_value: bool = False) -> dict[str, Any]:
+    """Return marks on every panel; ``at_value``: the value is the moment, in milliseconds."""
     return {
         "name": name,
         "datasource": SOURCE,
@@ -151,6 +150,30 @@ def annotation(name: str, color: str, expr: str, title: str, *, at_value: bool =
         "titleFormat": title,
         "useValueForTime": at_value,
     }
+
+
+_MARKS = (
+    _mark(
+        "Aliases moved",
+        GREEN,
+        "max by (alias, version) (strata_adapter_alias_moved_timestamp_seconds"
+        '{alias=~"stable|canary|shadow"}) * 1000',
+        "{{alias}} is {{version}}",
+        at_value=True,
+    ),
+    _mark(
+        "Promotions",
+        ORANGE,
+        "sum by (decision) (increase(strata_promotions_total[1m])) > 0",
+        "the worker decided: {{decision}}",
+    ),
+    _mark(
+        "Refused",
+        RED,
+        "sum by (reason) (increase(strata_adapter_rejections_total[1m])) > 0",
+        "a version was refused: {{reason}}",
+    ),
+)
 
 
 def lines(
@@ -196,7 +219,10 @@ def number(
     mappings: Mapping[str, str] | None = None,
     width: int = 4,
 ) -> Panel:
-    """Return the latest value, large, in the color of its step."""
+    """Return the present value, large, in the color of its step.
+
+    It is asked for now and not over time: else what is not known now would show its last known value.
+    """
     defaults: dict[str, Any] = {
         "unit": unit,
         "noValue": empty,
@@ -207,10 +233,10 @@ def number(
     options = {
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
         "colorMode": "value",
-        "graphMode": "area",
+        "graphMode": "none",
         "textMode": "value",
     }
-    return Panel("stat", title, read, act, (Query(expr),), width, 4, defaults, options)
+    return Panel("stat", title, read, act, (Query(expr, instant=True),), width, 4, defaults, options)
 
 
 def matrix(
@@ -244,7 +270,10 @@ def matrix(
         {"showHeader": True, "cellHeight": "sm"},
         ({"matcher": {"id": "byName", "options": corner}, "properties": plain},),
         (
-            {"id": "sortBy", "options": {"fields": {}, "sort": [{"field": row}]}},
+            *(
+                {"id": "sortBy", "options": {"fields": {}, "sort": [{"field": name}]}}
+                for name in (column, row)
+            ),
             {
                 "id": "groupingToMatrix",
                 "options": {
@@ -290,6 +319,10 @@ def buckets(title: str, read: str, act: str, expr: str, *, unit: str, width: int
     }
     query = Query(expr, "{{le}}", format="heatmap")
     return Panel("heatmap", title, read, act, (query,), width, options=options)
+
+
+def _sorted_by(name: str) -> dict[str, Any]:
+    return {"id": "sortBy", "options": {"fields": {}, "sort": [{"field": name}]}}
 
 
 def _variable(name: str, query: str) -> dict[str, Any]:

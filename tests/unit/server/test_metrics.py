@@ -97,3 +97,10 @@ def test_what_was_not_measured_yet_is_no_number():
     value = Metrics().registry.get_sample_value
     for name in ("zero_shot_retention_ratio", "average_accuracy_ratio", "adapter_served_version"):
         assert math.isnan(value(f"strata_{name}") or 0), name
+
+
+def test_a_task_that_nobody_asks_shows_as_zero():
+    metrics = Metrics()
+    nothing = {"forgetting": {}, "leak": {}, "average": None, "backward_transfer": None, "retention": None}
+    metrics.show_quality(accuracy={"digits": 0.9}, **nothing)
+    assert metrics.registry.get_sample_value("strata_routed_requests_total", {"task": "digits"}) == 0
