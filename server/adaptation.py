@@ -28,10 +28,11 @@ from adapter_store.errors import (
     UnavailableError,
     VersionCorrupt,
 )
+from adapter_store.matrix import AccuracyMatrix
 from adapter_store.names import BASE_VERSION, check_version_id
 from adapter_store.versions import STABLE, AliasRecord, Manifest, VersionStore, comparable_since
 from server.logs import log
-from server.metrics import Metrics
+from server.metrics import Metrics, number_of
 from server.residency import Resident, Residents, VersionRefused
 
 ACTOR = "gateway"
@@ -202,13 +203,15 @@ class LiveVersions:
             if resident is not None:
                 age = time.time() - resident.manifest.created_at
                 self._metrics.publish_to_served_seconds.set(max(0.0, age))
+        self._metrics.served_version.set(number_of(version))
         show_quality(self._metrics, resident.manifest if resident else None)
         log("stable serves", version=version, before=before, swap_seconds=round(seconds, 4))
 
     async def _read_aliases(self) -> None:
         self._aliases = await asyncio.to_thread(self._store.aliases.all)
         shown = {alias: record.version for alias, record in self._aliases.items()}
-        self._metrics.show_aliases({STABLE: BASE_VERSION, **shown})
+        moved_at = {alias: record.moved_at for alias, record in self._aliases.items()}
+        self._metrics.show_aliases({STABLE: BASE_VERSION, **shown}, moved_at)
 
     async def _follow(self) -> None:
         while True:
@@ -278,6 +281,7 @@ class LiveVersions:
 
 def show_quality(metrics: Metrics, manifest: Manifest | None) -> None:
     """Publish the measured quality of the served version; the base has learned nothing and shows nothing."""
+    metrics.show_matrix(manifest.accuracy if manifest else AccuracyMatrix.empty())
     if manifest is None or not manifest.accuracy.rows:
         metrics.show_quality(
             accuracy={}, forgetting={}, leak={}, average=None, backward_transfer=None, retention=None

@@ -22,6 +22,8 @@ from adapter_store.errors import (
     TargetMismatch,
     VersionCorrupt,
 )
+from adapter_store.matrix import AccuracyMatrix
+from adapter_store.names import BASE_VERSION
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -29,6 +31,9 @@ _GAPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _SWAPS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _REFUSALS = (VersionCorrupt, ProbeFailed, StateError, BaseMismatch, TargetMismatch, StateInvalid)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+_ENDINGS = ("stop", "length", "error", "abort", "refused")
+MATRIX_STAGES, MATRIX_CELLS = 20, 2000
+"""Most rows and most cells of the accuracy matrix that become series: a lineage may grow for years."""
 
 
 class Metrics:
@@ -36,6 +41,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
+        self._shown: dict[Gauge, set[tuple[str, ...]]] = {}
         self._build_http()
         self._build_answers()
         self._build_adapters()
@@ -61,6 +67,8 @@ class Metrics:
         self.generations = self._counter(
             "generations_total", "Finished answers by how they ended.", "outcome"
         )
+        for ending in _ENDINGS:  # a series that first appears with 1 never increases from 0
+            self.generations.labels(ending)
         self.first_token_seconds = self._histogram(
             "time_to_first_token_seconds", "From the request to the first token.", _LATENCY
         )
@@ -80,20 +88,33 @@ class Metrics:
         self.alias_info = self._gauge(
             "adapter_alias_info", "1 for the version an alias names.", "alias", "version"
         )
+        self.alias_version = self._gauge(
+            "adapter_alias_version", "Number of the version an alias names; 0: the base.", "alias"
+        )
+        self.alias_moved = self._gauge(
+            "adapter_alias_moved_timestamp_seconds", "When an alias moved last.", "alias", "version"
+        )
+        self.served_version = self._gauge(
+            "adapter_served_version", "Number of the version that answers as stable; 0: the base."
+        )
+        self.served_version.set(math.nan)
         self.swap_seconds = self._histogram(
             "adapter_swap_seconds", "From seeing a moved alias to serving its version.", _SWAPS
         )
         self.publish_to_served_seconds = self._gauge(
             "adapter_publish_to_served_seconds", "From the last version's publication to its being served."
         )
+        self.publish_to_served_seconds.set(math.nan)
         self.loads = self._counter(
             "adapter_loads_total", "Versions loaded into a bank, by outcome.", "outcome"
         )
+        for outcome in ("ok", "refused"):
+            self.loads.labels(outcome)
         self.inflight = self._gauge("adapter_inflight_requests", "Requests in flight by bank.", "slot")
         self.rejected = self._counter(
             "adapter_rejections_total", "Versions refused before use, by reason.", "reason"
         )
-        for refusal in _REFUSALS:  # a series that first appears with 1 never increases from 0
+        for refusal in _REFUSALS:
             self.rejected.labels(refusal.code)
 
     def _build_quality(self) -> None:
@@ -111,12 +132,23 @@ class Metrics:
             "routing_leak_ratio", "Coefficient mass on other tasks' rows.", "task"
         )
         self.retention = self._gauge("zero_shot_retention_ratio", "Score on untaught tasks over the base's.")
+        self.matrix = self._gauge(
+            "accuracy_matrix_ratio",
+            "Held-out accuracy of a task after a stage of the stable version; 0000: the base.",
+            "stage",
+            "trained",
+            "task",
+        )
+        for single in (self.average_accuracy, self.backward_transfer, self.retention):
+            single.set(math.nan)  # not 0, which would alert while the base is loaded
 
     def _build_queue(self) -> None:
         self.queue_up = self._gauge("queue_up", "1 while Redis answers.")
         self.queue_depth = self._gauge("queue_depth", "Jobs that wait for a worker.")
         self.queue_oldest_seconds = self._gauge("queue_oldest_seconds", "Age of the oldest waiting job.")
         self.submissions = self._counter("submissions_total", "Submitted jobs by outcome.", "outcome")
+        for outcome in ("accepted", "repeated", "invalid"):
+            self.submissions.labels(outcome)
 
     def observe_http(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one answered request under its route template."""
@@ -124,11 +156,13 @@ class Metrics:
         self.http_requests.labels(route, name, str(status)).inc()
         self.http_seconds.labels(route).observe(seconds)
 
-    def show_aliases(self, versions: Mapping[str, str]) -> None:
-        """Publish which version every alias names."""
-        self.alias_info.clear()
-        for alias, version in versions.items():
-            self.alias_info.labels(alias, version).set(1)
+    def show_aliases(self, versions: Mapping[str, str], moved_at: Mapping[str, float] | None = None) -> None:
+        """Publish which version every alias names, and when it came to that (seconds since 1970)."""
+        self._show(self.alias_info, dict.fromkeys(versions.items(), 1.0))
+        numbers = {(alias,): number_of(version) for alias, version in versions.items()}
+        self._show(self.alias_version, numbers)
+        moves = {(alias, versions[alias]): when for alias, when in (moved_at or {}).items()}
+        self._show(self.alias_moved, moves)
 
     def show_inflight(self, requests: Mapping[str, int]) -> None:
         """Publish the requests in flight of each bank."""
@@ -146,21 +180,35 @@ class Metrics:
         retention: float | None,
     ) -> None:
         """Publish what was measured for the served version; None and NaN are left out."""
+        for task in accuracy:
+            self.routed.labels(task)
         for gauge, values in (
             (self.task_accuracy, accuracy),
             (self.task_forgetting, forgetting),
             (self.routing_leak, leak),
         ):
-            gauge.clear()
-            for task, value in values.items():
-                if not math.isnan(value):
-                    gauge.labels(task).set(value)
+            self._show(gauge, {(task,): value for task, value in values.items() if not math.isnan(value)})
         for single, value in (
             (self.average_accuracy, average),
             (self.backward_transfer, backward_transfer),
             (self.retention, retention),
         ):
             single.set(math.nan if value is None else value)
+
+    def show_matrix(self, matrix: AccuracyMatrix) -> None:
+        """Publish the base's row and the latest ones, within the bounds; missing scores are left out."""
+        fitting = MATRIX_CELLS // max(len(matrix.tasks), 1) - 1
+        first = max(len(matrix.rows) - max(min(MATRIX_STAGES, fitting), 1), 0)
+        rows = [(0, BASE_VERSION, matrix.base)]
+        latest = zip(matrix.trained[first:], matrix.rows[first:], strict=True)
+        rows += [(stage, trained, row) for stage, (trained, row) in enumerate(latest, start=first + 1)]
+        cells = {
+            (f"{stage:04d}", trained, task): score
+            for stage, trained, row in rows
+            for task, score in zip(matrix.tasks, row, strict=True)
+            if score is not None
+        }
+        self._show(self.matrix, cells)
 
     def show_queue(self, depth: int | None, oldest_seconds: float | None) -> None:
         """Publish the queue's state; ``depth`` None says that Redis is gone."""
@@ -176,6 +224,19 @@ class Metrics:
     def render(self) -> bytes:
         """Return the text exposition."""
         return generate_latest(self.registry)
+
+    def _show(self, gauge: Gauge, values: Mapping[tuple[str, ...], float]) -> None:
+        """Set what there is, then remove what is gone: a scrape in between never finds an empty gauge."""
+        for labels, value in values.items():
+            gauge.labels(*labels).set(value)
+        for labels in self._shown.get(gauge, set()) - values.keys():
+            gauge.remove(*labels)
+        self._shown[gauge] = set(values)
+
+
+def number_of(version: str) -> int:
+    """Return the number of a version id, 0 for the base."""
+    return 0 if version == BASE_VERSION else int(version.removeprefix("v"))
 
 
 class _EngineCollector(Collector):

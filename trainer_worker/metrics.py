@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from adapter_store.errors import StrataError
+from adapter_store.jobs.record import JobStatus
 from trainer_worker.ema import HISTOGRAM_EDGES
 
+PHASES = ("validate", "encode", "decide", "keys", "train", "evaluate", "gate", "publish")
 PHASE_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 20, 40, 80, 160, 320, 640, 1280, 3600)
+DECISIONS = ("promoted", "held_back", "conflict", "superseded")
 
 
 class WorkerMetrics:
@@ -69,9 +73,33 @@ class WorkerMetrics:
             "Largest drop of a known task that the gate lets pass",
             registry=registry,
         )
+        self.max_leak = Gauge(
+            "strata_policy_max_leak_ratio", "Largest routing leak that the gate lets pass", registry=registry
+        )
+        self.min_retention = Gauge(
+            "strata_policy_min_retention_ratio",
+            "Least zero-shot retention that the gate lets pass",
+            registry=registry,
+        )
         self.promotions = Counter(
             "strata_promotions", "Versions promoted or held back", ["decision"], registry=registry
         )
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        """Make the known labels: a series that first appears with 1 never increases from 0.
+
+        What is not known yet is no number, lest a 0 be read as measured.
+        """
+        for gauge in (self.loss, self.rate, self.retention):
+            gauge.set(math.nan)
+        for status in JobStatus:
+            if status.terminal:
+                self.jobs.labels(str(status))
+        for phase in PHASES:
+            self.phase_seconds.labels(phase)
+        for decision in DECISIONS:
+            self.promotions.labels(decision)
 
     def serve(self, host: str, port: int) -> int:
         """Serve ``/metrics`` from a thread; return the port (``port`` 0: any free one).
@@ -102,8 +130,8 @@ class WorkerMetrics:
     ) -> None:
         """Show what the latest evaluation found."""
         for gauge, values in ((self.accuracy, accuracy), (self.forgetting, forgetting), (self.leak, leak)):
+            gauge.clear()  # a task that was rolled back is no longer measured
             for task, value in values.items():
                 if value is not None:
                     gauge.labels(task).set(value)
-        if retention is not None:
-            self.retention.set(retention)
+        self.retention.set(math.nan if retention is None else retention)

@@ -75,9 +75,11 @@ def open_workshop(settings: WorkerSettings) -> Workshop:
 
 
 def metrics_of(settings: WorkerSettings) -> WorkerMetrics:
-    """Return the worker's series, with the bound that alerts compare with."""
+    """Return the worker's series, with the bounds that alerts compare with."""
     metrics = WorkerMetrics()
     metrics.max_forgetting.set(settings.max_forgetting)
+    metrics.max_leak.set(settings.max_leak)
+    metrics.min_retention.set(settings.min_retention)
     return metrics
 
 

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from trainer_worker.metrics import WorkerMetrics
+from trainer_worker.metrics import PHASES, WorkerMetrics
 
-PHASES = ("validate", "encode", "decide", "keys", "train", "evaluate", "gate", "publish")
 METRICS_EVERY_SECONDS = 1.0
 
 

@@ -1,4 +1,4 @@
-"""Check what is deployed: rules and dashboards name only series that exist, images and compose file agree."""
+"""Check what is deployed: rules and boards name only series that exist, images and compose file agree."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from adapter_store.settings import PREFIX, known_names
+from deploy.grafana.boards.__main__ import texts
+from server.engine.protocol import EngineStats
 from server.metrics import Metrics
 from trainer_worker.metrics import WorkerMetrics
 from trainer_worker.opening import metrics_of
@@ -19,6 +23,8 @@ from trainer_worker.settings import WorkerSettings
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 SERIES = re.compile(r"\bstrata_[a-z0-9_]+")
+OTHERS = ("up{", "strata:", "count(ALERTS{", "vector(")
+"""How expressions begin that ask for no series of the two programs."""
 
 
 def exposed_series() -> set[str]:
@@ -29,10 +35,27 @@ def exposed_series() -> set[str]:
         "histogram": ["_bucket", "_sum", "_count"],
     }
     found = set()
-    for registry in (Metrics().registry, WorkerMetrics().registry):
+    gateway = Metrics()
+    counted: dict[str, Any] = dict.fromkeys(EngineStats.__slots__, 0)
+    gateway.watch_engine(lambda: EngineStats(**counted))
+    for registry in (gateway.registry, WorkerMetrics().registry):
         for family in registry.collect():
             found |= {family.name + suffix for suffix in suffixes.get(family.type, [])}
     return found
+
+
+def boards() -> dict[str, dict[str, Any]]:
+    files = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
+    return {file.stem: json.loads(file.read_text()) for file in files}
+
+
+def panels() -> list[Any]:
+    return [
+        pytest.param(panel, id=f"{name}: {panel['title']}")
+        for name, board in boards().items()
+        for panel in board["panels"]
+        if panel["type"] != "row"
+    ]
 
 
 def expressions() -> list[tuple[str, str]]:
@@ -42,8 +65,7 @@ def expressions() -> list[tuple[str, str]]:
         for group in rules["groups"]
         for rule in group["rules"]
     ]
-    for file in sorted((DEPLOY / "grafana" / "dashboards").glob("*.json")):
-        board = json.loads(file.read_text())
+    for board in boards().values():
         found += [
             (panel["title"], target["expr"])
             for panel in board["panels"]
@@ -56,7 +78,7 @@ def expressions() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("title", "expression"), expressions())
 def test_every_series_exists(title: str, expression: str):
     named = set(SERIES.findall(expression))
-    assert named or expression.startswith(("up{", "strata:"))
+    assert named or expression.removeprefix("scalar(").startswith(OTHERS)
     assert named <= exposed_series(), title
 
 
@@ -66,10 +88,19 @@ def test_the_first_refusal_of_a_version_is_an_increase():
         assert f'strata_adapter_rejections_total{{reason="{reason}"}} 0.0' in shown
 
 
-def test_the_forgetting_alert_follows_the_policy():
-    assert "strata_policy_max_forgetting_ratio" in dict(expressions())["StrataForgetting"]
-    metrics = metrics_of(WorkerSettings(max_forgetting=0.05))
-    assert metrics.registry.get_sample_value("strata_policy_max_forgetting_ratio") == 0.05
+@pytest.mark.parametrize(
+    ("alert", "setting"),
+    [
+        ("StrataForgetting", "max_forgetting"),
+        ("StrataLeak", "max_leak"),
+        ("StrataRetention", "min_retention"),
+    ],
+)
+def test_what_the_gate_has_a_bound_for_is_alerted_by_that_bound(alert: str, setting: str):
+    series = f"strata_policy_{setting}_ratio"
+    assert series in dict(expressions())[alert]
+    metrics = metrics_of(WorkerSettings.model_validate({setting: 0.25}))
+    assert metrics.registry.get_sample_value(series) == 0.25
 
 
 def test_recorded_series_that_dashboards_use_are_recorded():
@@ -77,6 +108,71 @@ def test_recorded_series_that_dashboards_use_are_recorded():
     recorded = {rule["record"] for group in rules["groups"] for rule in group["rules"] if "record" in rule}
     used = {name for _, text in expressions() for name in re.findall(r"strata:[a-z0-9_:]+", text)}
     assert used <= recorded
+
+
+def test_the_boards_are_what_their_descriptions_say():
+    folder = DEPLOY / "grafana" / "dashboards"
+    assert {path.name: path.read_text() for path in folder.iterdir()} == texts(), (
+        "run python -m deploy.grafana.boards"
+    )
+
+
+def test_three_boards_lead_to_each_other_and_one_of_them_is_home():
+    found = boards()
+    assert set(found) == {"serving", "adaptation", "forgetting"}
+    assert len({board["uid"] for board in found.values()}) == 3
+    for board in found.values():
+        (link,) = board["links"]
+        assert (link["type"], link["tags"]) == ("dashboards", board["tags"])
+        assert {variable["name"] for variable in board["templating"]["list"]} >= {"task"}
+        titles = [panel["title"] for panel in board["panels"] if panel["type"] != "row"]
+        assert len(titles) == len(set(titles))
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["grafana"]
+    home = Path(compose["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    provider = yaml.safe_load((DEPLOY / "grafana/provisioning/dashboards/strata.yml").read_text())
+    assert str(home.parent) == provider["providers"][0]["options"]["path"]
+    assert home.stem in found
+
+
+@pytest.mark.parametrize("panel", panels())
+def test_a_panel_says_how_to_read_it_and_what_to_do(panel: dict[str, Any]):
+    read, _, act = panel["description"].partition("\n\n**What to do:** ")
+    assert min(len(read), len(act)) > 20
+    assert panel["fieldConfig"]["defaults"].get("unit") or panel["options"]["yAxis"]["unit"]
+    named = re.findall(r"\bSTRATA_[A-Z_]+[A-Z]\b", panel["description"])
+    assert {name.removeprefix(PREFIX).lower() for name in named} <= set(known_names())
+
+
+def test_panels_lie_beside_each_other_and_not_on_each_other():
+    for board in boards().values():
+        taken: set[tuple[int, int]] = set()
+        for panel in board["panels"]:
+            grid = panel["gridPos"]
+            cells = {
+                (x, y)
+                for x in range(grid["x"], grid["x"] + grid["w"])
+                for y in range(grid["y"], grid["y"] + grid["h"])
+            }
+            assert not cells & taken, panel["title"]
+            assert max(x for x, _ in cells) < 24
+            taken |= cells
+
+
+def test_every_alert_is_tested_when_it_fires_and_when_it_does_not():
+    rules = yaml.safe_load((DEPLOY / "prometheus" / "rules.yml").read_text())
+    alerts = {rule["alert"] for group in rules["groups"] for rule in group["rules"] if "alert" in rule}
+    tests = yaml.safe_load((DEPLOY / "prometheus" / "rules_test.yml").read_text())["tests"]
+    cases = [case for test in tests for case in test["alert_rule_test"]]
+    for fires in (True, False):
+        assert {case["alertname"] for case in cases if bool(case["exp_alerts"]) is fires} == alerts
+
+
+def test_every_series_is_explained():
+    text = (ROOT / "docs" / "monitoring.md").read_text()
+    explained = set(SERIES.findall(text)) - {"strata_engine_"}
+    names = {re.sub(r"_(bucket|sum|count)$", "", name) for name in exposed_series()}
+    assert {name for name in names if not name.startswith("strata_engine_")} - explained == set()
+    assert explained - exposed_series() - names == set()
 
 
 def test_the_compose_file_runs_the_five_services_from_files_that_exist():

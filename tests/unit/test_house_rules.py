@@ -22,6 +22,7 @@ DOCUMENTS = (
     "LOG.md",
     "SECURITY.md",
     "docs/data.md",
+    "docs/monitoring.md",
 )
 MAX_LINES = 400
 MAX_TEST_LINES = 400
