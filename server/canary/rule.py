@@ -8,6 +8,7 @@ from typing import Literal
 from server.canary.tally import Tally
 
 Decision = Literal["promoted", "rolled_back", "errors", "slowdown", "thumbs_down"]
+DECISIONS_OF_THE_RULE: tuple[Decision, ...] = ("errors", "slowdown", "thumbs_down")
 SLOW_SHARE = 0.95
 
 
