@@ -20,6 +20,7 @@ class MoveAlias(BaseModel):
         default=None,
         ge=0,
         le=1,
+        strict=True,
         allow_inf_nan=False,
         description="share of the plain name's requests, for canary and shadow; without it they get none",
     )

@@ -81,8 +81,8 @@ class Trials:
         self._poll_seconds = poll_seconds
         self._shadow = open_shadow(self._shadow_finished)
         self._parts: dict[str, tuple[str, int]] = {}
-        self._tallies = {slot: Tally() for slot in SLOTS}
-        self._thumbs_before = dict.fromkeys(SLOTS, (0, 0))
+        self._tallies: dict[str, Tally] = {slot: Tally() for slot in SLOTS}
+        self._thumbs_before: dict[str, tuple[int, int]] = dict.fromkeys(SLOTS, (0, 0))
         self._reasons: dict[str, str] = {}
         self._again_at: dict[str, float] = {}
         self._ending: tuple[AliasRecord, Verdict] | None = None

@@ -283,7 +283,8 @@ def test_rolling_back_ends_it_and_the_tag_guards_the_decision(
     [
         ("PUT", f"{ALIASES}/canary", {"version": "v1", "weight": 1.5}, 400, "weight"),
         ("PUT", f"{ALIASES}/canary", {"version": "v1", "weight": -0.1}, 400, "weight"),
-        ("PUT", f"{ALIASES}/canary", {"version": "v1", "weight": "much"}, 400, "weight"),
+        ("PUT", f"{ALIASES}/canary", {"version": "v1", "weight": "0.5"}, 400, "weight"),
+        ("PUT", f"{ALIASES}/canary", {"version": "v1", "weight": True}, 400, "weight"),
         ("PUT", f"{ALIASES}/stable", {"version": "v1", "weight": 0.1}, 400, "weight"),
         ("PUT", f"{ALIASES}/canary", {"version": "v999", "weight": 0.1}, 404, None),
         ("DELETE", f"{ALIASES}/stable", None, 400, "alias"),
