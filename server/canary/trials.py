@@ -32,7 +32,7 @@ from server.residency import Residents
 from server.retrieval import Prepared
 
 SLOTS = (STABLE, CANARY, SHADOW)
-_AGAIN_SECONDS = 2.0
+_AGAIN_SECONDS, _LONGEST_SECONDS = 2.0, 60.0
 OpenShadow = Callable[[Finished], Shadow]
 """Builds the shadow's runner, which is told where to report."""
 
@@ -53,6 +53,25 @@ class Attempt:
     def is_comparable(self) -> bool:
         """Tell whether a shadow would have to say the same: answered by stable, one greedy answer."""
         return self.leased.part == STABLE and self.choices == 1 and self.sampling.temperature == 0
+
+
+@dataclass(slots=True)
+class _Pause:
+    """When a version may be brought in again, and how long that pause is.
+
+    It doubles while others keep taking the bank: they ask for a version by name and would wait each time.
+    """
+
+    seconds: float = 0.0
+    until: float = 0.0
+
+    def begin(self) -> None:
+        self.seconds = min(max(2 * self.seconds, _AGAIN_SECONDS), _LONGEST_SECONDS)
+        self.until = time.monotonic() + self.seconds
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() >= self.until
 
 
 class Trials:
@@ -84,7 +103,7 @@ class Trials:
         self._tallies: dict[str, Tally] = {slot: Tally() for slot in SLOTS}
         self._thumbs_before: dict[str, tuple[int, int]] = dict.fromkeys(SLOTS, (0, 0))
         self._reasons: dict[str, str] = {}
-        self._again_at: dict[str, float] = {}
+        self._pauses: dict[str, _Pause] = {}
         self._ending: tuple[AliasRecord, Verdict] | None = None
         self._stopped_revision = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -238,16 +257,19 @@ class Trials:
         self._residents.kept = frozenset(kept)
         self._reasons = {version: text for version, text in self._reasons.items() if version in kept}
         self._reasons |= {version: self._no_bank(version) for version in homeless}
-        for version in kept:
-            if self._residents.ready(version) or time.monotonic() < self._again_at.get(version, 0.0):
+        self._pauses = {version: self._pauses.get(version, _Pause()) for version in kept}
+        for version, pause in self._pauses.items():
+            if not pause.is_over:
                 continue
-            self._again_at = {other: when for other, when in self._again_at.items() if other in kept}
+            if self._residents.ready(version):
+                pause.seconds = 0.0  # nobody took its bank all the while
+                continue
             try:
                 await self._residents.bring(version)
                 self._reasons.pop(version, None)
             except StrataError as error:
                 self._reasons[version] = error.message
-            self._again_at[version] = time.monotonic() + _AGAIN_SECONDS
+            pause.begin()
 
     def _no_bank(self, version: str) -> str:
         held = f"no bank is left for {version}: stable and canary take the {self._banks} there are"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -163,6 +164,22 @@ async def test_a_swap_takes_the_bank_for_a_moment_and_stable_answers(
     assert await tried.version() == "v3"
     await tried.look()
     assert await tried.version() == "v2"
+
+
+async def test_a_canary_whose_bank_is_wanted_again_and_again_comes_back_less_often(
+    tried: Tried, monkeypatch: pytest.MonkeyPatch
+):
+    moment = 0.0
+    monkeypatch.setattr(trials_module, "time", SimpleNamespace(monotonic=lambda: moment))
+    tried.name("canary", "v2")
+    returns: list[float] = []
+    for second in range(200):
+        moment = float(second)
+        await tried.look()
+        if tried.why_not("canary") is None:
+            returns.append(moment)
+            assert await tried.version("strata@v3") == "v3"  # takes the only other bank
+    assert returns == [0, 2, 6, 14, 30, 62, 122, 182]
 
 
 async def test_a_canary_that_stable_caught_up_with_is_over(tried: Tried):
