@@ -185,6 +185,11 @@ def test_an_ended_alias_names_nothing_and_keeps_its_history(url: str) -> None:
         aliases.rollback("canary", **WHY)
     again = aliases.move("canary", "v1", expected_revision=0, weight=0.5, **WHY)
     assert (again.revision, again.since, table(url).get("canary")) == (3, 3, again)
+    aliases.move("canary", "v2", **WHY)
+    aliases.end("canary", **WHY)
+    aliases.move("canary", "v3", **WHY)
+    with pytest.raises(ConflictError, match="no version before"):
+        aliases.rollback("canary", **WHY)
 
 
 def test_an_alias_that_was_never_there_or_is_stable_cannot_end(url: str) -> None:

@@ -25,8 +25,8 @@ from tests.unit.server.test_residency import World, fails
 class Tried:
     """One world with canary and shadow; ``look`` does what the background does once."""
 
-    def __init__(self, home: Path) -> None:
-        self.world = World(home)
+    def __init__(self, home: Path, versions: int = 3, banks: int = 2) -> None:
+        self.world = World(home, versions, banks)
         self.metrics = Metrics()
         self.thumbs = Thumbs()
         self.trials = Trials(
@@ -36,7 +36,7 @@ class Tried:
             metrics=self.metrics,
             rule=Rule(),
             thumbs=self.thumbs,
-            banks=2,
+            banks=banks,
             open_shadow=self._shadow,
         )
 
@@ -166,6 +166,16 @@ async def test_a_swap_takes_the_bank_for_a_moment_and_stable_answers(
     assert await tried.version() == "v2"
 
 
+async def test_of_two_idle_banks_not_the_one_of_the_canary_is_taken(tmp_path: Path):
+    tried = Tried(tmp_path, versions=4, banks=3)
+    tried.world.move("v1")
+    tried.name("canary", "v2")
+    await tried.look()
+    for pinned in ("v3", "v4"):
+        assert await tried.version(f"strata@{pinned}") == pinned
+    assert await tried.version() == "v2"
+
+
 async def test_a_canary_whose_bank_is_wanted_again_and_again_comes_back_less_often(
     tried: Tried, monkeypatch: pytest.MonkeyPatch
 ):
@@ -259,6 +269,8 @@ async def test_thumbs_before_the_canary_do_not_count(tried: Tried):
 
 
 async def test_each_canary_is_counted_anew_and_another_weight_is_the_same_canary(tried: Tried):
+    tried.trials.answered(await tried.attempt(), cast("Any", None))
+    assert tried.requests() == {"stable": 1}
     tried.name("canary", "v2")
     await tried.look()
     await tried.fail(2)
