@@ -281,6 +281,6 @@ class Trials:
         for slot, tally in self._tallies.items():
             version = self._version_of(slot)
             now, before = thumbs.get(version or "", (0, 0)), self._thumbs_before[slot]
-            tally.thumbs_up, tally.thumbs_down = now[0] - before[0], now[1] - before[1]
+            tally.thumbs_up, tally.thumbs_down = max(0, now[0] - before[0]), max(0, now[1] - before[1])
             ready = version is not None and self._residents.ready(version)
             self._metrics.show_slot(slot, ready=ready, up=tally.thumbs_up, down=tally.thumbs_down)

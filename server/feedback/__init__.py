@@ -1,1 +1,1 @@
-"""What people say about answers."""
+"""Teach by correction: thumbs are counted, corrections wait together until they become a job."""

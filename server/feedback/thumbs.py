@@ -1,27 +1,30 @@
-"""Count thumbs up and down by the version that answered."""
+"""Count thumbs by version, in memory: what a comparison of versions reads."""
 
 from __future__ import annotations
 
 import threading
-from typing import Literal
+from collections import OrderedDict
 
-Rating = Literal["up", "down"]
+UP, DOWN = "up", "down"
+MOST_VERSIONS = 64
 
 
 class Thumbs:
-    """Hold the thumbs of every version since the start of the process; safe from any thread."""
+    """Hold the thumbs of the versions that were rated last, at most ``MOST_VERSIONS``."""
 
     def __init__(self) -> None:
+        self._counts: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._lock = threading.Lock()
-        self._counts: dict[str, tuple[int, int]] = {}
 
-    def count(self, version: str, rating: Rating) -> None:
-        """Count one thumb for what ``version`` answered."""
+    def count(self, version: str, rating: str) -> None:
+        """Count one thumb; ``rating`` is ``up`` or ``down``."""
         with self._lock:
-            up, down = self._counts.get(version, (0, 0))
-            self._counts[version] = (up + 1, down) if rating == "up" else (up, down + 1)
+            up, down = self._counts.pop(version, (0, 0))
+            self._counts[version] = (up + (rating == UP), down + (rating == DOWN))
+            if len(self._counts) > MOST_VERSIONS:
+                self._counts.popitem(last=False)
 
     def read(self) -> dict[str, tuple[int, int]]:
-        """Return the thumbs up and down of every version that got any."""
+        """Return (up, down) by version."""
         with self._lock:
             return dict(self._counts)

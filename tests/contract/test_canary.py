@@ -72,6 +72,8 @@ def history(running: RunningGateway) -> list[dict[str, Any]]:
 def test_a_share_of_the_askers_is_answered_by_the_canary_and_stays_with_it(
     running: RunningGateway, publisher: Publisher, first: Manifest, second: Manifest
 ):
+    whole = running.http.put(f"{ALIASES}/canary", json={"version": second.version, "weight": 1})
+    assert whole.json()["weight"] == 1.0
     record = begin(running, second.version, 0.5)
     assert (record["weight"], record["ended"]) == (0.5, False)
     expected = {
@@ -113,7 +115,7 @@ def test_a_conversation_and_a_stream_stay_with_one_version(
             assert stream.headers["x-adapter-version"] == version_of(opening)
             events = [line for line in stream.iter_lines() if line.startswith("data: {")]
         assert json.loads(events[-1].removeprefix("data: "))["system_fingerprint"] == version_of(opening)
-        parts = {"question": f"Which digit is it? {number}"}
+        parts = {"question": f"Which digit is it? {number}", "max_tokens": "6"}
         short = [
             running.http.post("/v1/vqa", data=parts, files={"image": ("p.png", PICTURE)}).json()["version"]
             for _ in range(2)

@@ -103,3 +103,10 @@ def test_text_that_no_encoding_knows_is_a_key_all_the_same():
 
 def test_pieces_do_not_run_into_each_other():
     assert asker_key("ab", "c") != asker_key("a", "bc")
+
+
+def test_long_pieces_differ_by_length_beginning_and_end():
+    picture = b"x" * 100_000
+    others = [picture + b"x", b"y" + picture[1:], picture[:-1] + b"y"]
+    assert len({asker_key(piece) for piece in (picture, *others)}) == 4
+    assert asker_key(picture.decode()) == asker_key(picture)
