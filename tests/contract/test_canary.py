@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -173,6 +174,29 @@ def test_answers_that_fail_end_the_canary_and_leave_stable_alone(
     monkeypatch.undo()
     begin(running, second.version, 1.0)
     assert version_of(ask(running)) == second.version
+
+
+def test_a_canary_that_is_slower_than_the_rule_allows_ends(
+    running: RunningGateway, first: Manifest, second: Manifest, monkeypatch: pytest.MonkeyPatch
+):
+    runner: Any = running.gateway.serving.engine._runner  # type: ignore[union-attr]
+    embed = runner._embed
+
+    def slow(piece: Any) -> Any:
+        if piece.sequence.request.version == second.version:
+            time.sleep(0.3)
+        return embed(piece)
+
+    begin(running, second.version, 0.5)
+    monkeypatch.setattr(runner, "_embed", slow)
+    for number in range(300):
+        ask(running, user=f"patient-{number}", max_tokens=1)
+        if show(running)["canary"] is None:
+            break
+    last = show(running)["last_end"]
+    assert (last["version"], "1.5 times as long" in last["reason"]) == (second.version, True), last
+    assert version_of(ask(running)) == first.version
+    assert running.metric("strata_canary_decisions_total", decision="slowdown") == 1
 
 
 def test_what_the_client_got_wrong_counts_for_nobody(running: RunningGateway, second: Manifest):

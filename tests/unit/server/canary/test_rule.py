@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from server.app import _rule
 from server.canary.rule import DECISIONS_OF_THE_RULE, Rule, judged
 from server.canary.tally import Tally, quantile
 from server.metrics import Metrics
+from server.settings import GatewaySettings
 
 
 def seen(good: int = 0, bad: int = 0, *, seconds: float = 0.1, up: int = 0, down: int = 0) -> Tally:
@@ -76,6 +78,18 @@ def test_every_decision_is_a_series_from_the_start():
     shown = Metrics().render().decode()
     for name in ("promoted", "rolled_back", *DECISIONS_OF_THE_RULE):
         assert f'strata_canary_decisions_total{{decision="{name}"}} 0.0' in shown
+
+
+def test_settings_become_the_rule():
+    settings = GatewaySettings(
+        canary_max_error_ratio=0.01,
+        canary_max_slowdown=2,
+        canary_max_thumbs_down=0.4,
+        canary_min_requests=7,
+        canary_min_thumbs=3,
+    )
+    assert _rule(settings) == Rule(0.01, 2, 0.4, 7, 3)
+    assert _rule(GatewaySettings()) == Rule()
 
 
 def test_quantiles():
