@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 EngineName = Literal["transformers", "vllm"]
 _DEFAULT_LENGTH = 2048
 _LONGEST_DEFAULT = 4096
+_SHADOW_SHARE = 8
+"""A copy for the shadow begins only while less than this part of the rows is taken."""
 _EXACT_TOLERANCE, _ROUNDED_TOLERANCE = 0.02, 0.2
 
 
@@ -168,7 +170,7 @@ def _shadow_opener(
             retriever=retriever,
             residents=residents,
             metrics=metrics,
-            room=choice.max_batch // 2,
+            room=choice.max_batch // _SHADOW_SHARE,
             waiting=choice.shadow_waiting,
             finished=finished,
         )
