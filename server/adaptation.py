@@ -52,11 +52,15 @@ class WrongBase(StateError):
 
 @dataclass(frozen=True, slots=True)
 class Leased:
-    """What one request holds until it is done: its version, and its increments unless that is the base."""
+    """What one request holds until it is done: its version, and its increments unless that is the base.
+
+    ``part`` says which of ``stable`` and ``canary`` answers the plain name; None: another name was asked.
+    """
 
     version: str
     alias: str | None
     resident: Resident | None
+    part: str | None = None
 
 
 class LiveVersions:
@@ -89,9 +93,18 @@ class LiveVersions:
         return self._served
 
     @property
+    def name(self) -> str:
+        """Return the plain model name, which stands for ``stable``."""
+        return self._name
+
+    @property
     def refused(self) -> dict[str, str]:
         """Return the versions that are never served, with the reason."""
         return self._residents.refused
+
+    def alias(self, alias: str) -> AliasRecord | None:
+        """Return what an alias named at the last look."""
+        return self._aliases.get(alias)
 
     def inflight(self) -> dict[str, int]:
         """Return the requests in flight by bank."""
@@ -135,7 +148,7 @@ class LiveVersions:
         alias, version = await self.resolve(model)
         resident = await self._residents.hold(version)
         try:
-            yield Leased(version, alias, resident)
+            yield Leased(version, alias, resident, STABLE if model == self._name else None)
         finally:
             self._residents.drop(version)
 

@@ -15,6 +15,8 @@ from adapter_store.lora.store import LoraStore
 from adapter_store.versions import VersionStore
 from server.adapters.router import router as adapters_router
 from server.auth import KeyCheck, parse_keys
+from server.canary.router import router as canary_router
+from server.canary.rule import Rule
 from server.chat.router import router as chat_router
 from server.datasets.opening import open_datasets
 from server.datasets.router import router as datasets_router
@@ -53,6 +55,7 @@ _ROUTERS = (
     fine_tuning_router,
     jobs_router,
     adapters_router,
+    canary_router,
     evaluations_router,
 )
 OnFatal = Callable[[StrataError], None]
@@ -148,7 +151,12 @@ def _lifespan(
 async def _open(gateway: Gateway, settings: GatewaySettings, on_fatal: OnFatal | None) -> None:
     try:
         gateway.serving = await open_serving(
-            _model_choice(settings), settings.model_name, gateway.store, gateway.metrics
+            _model_choice(settings),
+            settings.model_name,
+            gateway.store,
+            gateway.metrics,
+            rule=_rule(settings),
+            thumbs=gateway.thumbs,
         )
     except Exception as error:  # noqa: BLE001  a background task must tell its end itself
         known = isinstance(error, StrataError)
@@ -161,6 +169,16 @@ async def _open(gateway: Gateway, settings: GatewaySettings, on_fatal: OnFatal |
         gateway.failure = error if isinstance(error, StrataError) else StrataError("loading the base failed")
         if on_fatal is not None:
             on_fatal(gateway.failure)
+
+
+def _rule(settings: GatewaySettings) -> Rule:
+    return Rule(
+        max_error_ratio=settings.canary_max_error_ratio,
+        max_slowdown=settings.canary_max_slowdown,
+        max_thumbs_down=settings.canary_max_thumbs_down,
+        min_requests=settings.canary_min_requests,
+        min_thumbs=settings.canary_min_thumbs,
+    )
 
 
 def _model_choice(settings: GatewaySettings) -> ModelChoice:
@@ -179,6 +197,7 @@ def _model_choice(settings: GatewaySettings) -> ModelChoice:
         frozen_share=settings.frozen_share,
         targets=settings.target_names,
         alias_poll_seconds=settings.look_seconds,
+        shadow_waiting=settings.shadow_waiting,
         kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
         probe_tolerance=settings.probe_tolerance,
         pool_rank=settings.pool_rank,

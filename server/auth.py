@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -22,6 +23,8 @@ OPEN_PATHS = frozenset({"/", "/health", "/ready", "/version", "/metrics", "/docs
 _ASK_PREFIXES = ("/v1/chat/", "/v1/vqa", "/v1/routing:explain", "/v1/models", "/v1/evaluations/")
 _TEACH_PREFIXES = ("/v1/tasks/", "/v1/files", "/v1/fine_tuning/", "/v1/datasets", "/v1/jobs")
 _READ_PREFIXES = ("/v1/adapters",)
+CALLER: ContextVar[bytes] = ContextVar("caller", default=b"")
+"""The digest of the key that the present request came with; empty if none was asked for."""
 _WEIGHTS_SUFFIX = "/lora"
 """Weights leave the service only for those who operate it."""
 
@@ -67,8 +70,8 @@ def needed_scope(method: str, path: str) -> str:
     return "operate"
 
 
-def check(authorization: str, keys: Iterable[Key], scope: str) -> None:
-    """Raise AuthenticationError unless ``authorization`` carries a key with ``scope``.
+def check(authorization: str, keys: Iterable[Key], scope: str) -> bytes:
+    """Return the digest of the key; raise AuthenticationError unless it is known and has ``scope``.
 
     Every key is compared, so the time does not tell which one was close.
     """
@@ -86,6 +89,7 @@ def check(authorization: str, keys: Iterable[Key], scope: str) -> None:
         raise AuthenticationError("this API key is not known here", status=401)
     if scope not in scopes and "operate" not in scopes:
         raise AuthenticationError(f"this API key may not do that: it lacks the scope {scope!r}", status=403)
+    return given
 
 
 class KeyCheck:
@@ -101,7 +105,7 @@ class KeyCheck:
             headers = [value for name, value in scope["headers"] if name == b"authorization"]
             text = headers[0].decode("latin-1") if len(headers) == 1 else ""
             try:
-                check(text, self._keys, needed_scope(scope["method"], scope["path"]))
+                CALLER.set(check(text, self._keys, needed_scope(scope["method"], scope["path"])))
             except AuthenticationError as error:
                 await response_for(error)(scope, receive, send)
                 return

@@ -14,6 +14,8 @@ from PIL import Image
 from adapter_store.errors import InputError, StrataError, UnavailableError
 from adapter_store.rendering import Message
 from server.adaptation import Leased
+from server.canary.draw import Asker
+from server.canary.trials import Attempt, Trials
 from server.engine import Chunk, GenerationRequest, Sampling
 from server.metrics import Metrics
 from server.retrieval import Prepared, Question
@@ -51,23 +53,16 @@ class Answer:
 class Generation:
     """Hold a leased version and the running answers of one request."""
 
-    def __init__(
-        self,
-        serving: Serving,
-        leased: Leased,
-        prepared: Prepared,
-        sampling: Sampling,
-        choices: int,
-        metrics: Metrics,
-        started: float,
-    ) -> None:
-        self.leased = leased
+    def __init__(self, serving: Serving, attempt: Attempt, prepared: Prepared, metrics: Metrics) -> None:
+        self.leased = attempt.leased
         self.prepared = prepared
+        self._attempt = attempt
+        self._trials = serving.trials
         self._metrics = metrics
-        self._started = started
+        self._started = attempt.started
         self._streams = [
-            serving.engine.generate(self._request(leased, prepared, _seeded(sampling, choice)))
-            for choice in range(choices)
+            serving.engine.generate(self._request(self.leased, prepared, _seeded(attempt.sampling, choice)))
+            for choice in range(attempt.choices)
         ]
 
     @staticmethod
@@ -109,7 +104,13 @@ class Generation:
                     raise item
                 else:
                     last = self._note(item, last)
+                    if self._attempt.is_comparable:
+                        self._attempt.texts.append(item.text)
                     yield choice, item
+            self._trials.answered(self._attempt, self.prepared)
+        except Exception as error:
+            _note_failure(self._trials, self._attempt, error)
+            raise
         finally:
             for task in tasks:
                 task.cancel()
@@ -164,8 +165,11 @@ async def generation(
     images: AbstractAsyncContextManager[tuple[Image.Image, ...]],
     sampling: Sampling,
     choices: int = 1,
+    asker: Asker = bytes,
 ) -> AsyncIterator[Generation]:
-    """Lease the version that ``model`` names and prepare the question for it.
+    """Lease the version that answers ``model`` and prepare the question for it.
+
+    ``asker`` says who asks, for the draw of a canary.
 
     Raises:
         UnknownModel: no such model or version.
@@ -174,15 +178,26 @@ async def generation(
         EngineBusy: too many requests wait already.
     """
     started = time.perf_counter()
-    async with serving.live.lease(model) as leased:
-        prepared = await prepared_question(serving, leased, messages, images, sampling.max_tokens)
+    async with serving.trials.lease(model, asker) as leased:
+        attempt = Attempt(leased, asker, messages, sampling, choices, started)
+        try:
+            prepared = await prepared_question(serving, leased, messages, images, sampling.max_tokens)
+        except Exception as error:
+            _note_failure(serving.trials, attempt, error)
+            raise
         if leased.resident is not None:
             metrics.routing_seconds.observe(prepared.routing_seconds)
             if prepared.task is None:
                 metrics.unrouted.inc()
             else:
                 metrics.routed.labels(prepared.task).inc()
-        yield Generation(serving, leased, prepared, sampling, choices, metrics, started)
+        yield Generation(serving, attempt, prepared, metrics)
+
+
+def _note_failure(trials: Trials, attempt: Attempt, error: Exception) -> None:
+    """Count a failure for the version that answered, if neither the request nor a full server is to blame."""
+    if isinstance(error, GenerationFailed) or not isinstance(error, StrataError):
+        trials.failed(attempt)
 
 
 async def prepared_question(

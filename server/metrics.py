@@ -30,6 +30,9 @@ _LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 _GAPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _SWAPS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _REFUSALS = (VersionCorrupt, ProbeFailed, StateError, BaseMismatch, TargetMismatch, StateInvalid)
+_SLOTS = ("stable", "canary", "shadow")
+_COMPARED = ("same", "different", "dropped", "failed")
+_DECISIONS = ("promoted", "rolled_back", "errors", "slowdown", "thumbs_down")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 _ENDINGS = ("stop", "length", "error", "abort", "refused")
 MATRIX_STAGES, MATRIX_CELLS = 20, 2000
@@ -45,6 +48,7 @@ class Metrics:
         self._build_http()
         self._build_answers()
         self._build_adapters()
+        self._build_slots()
         self._build_quality()
         self._build_queue()
 
@@ -116,6 +120,43 @@ class Metrics:
         )
         for refusal in _REFUSALS:
             self.rejected.labels(refusal.code)
+
+    def _build_slots(self) -> None:
+        """Add what compares stable, canary and shadow; every label value is there from the start."""
+        self.slot_requests = self._counter("slot_requests_total", "Answers of the plain name.", "slot")
+        self.slot_errors = self._counter("slot_errors_total", "Those that failed.", "slot")
+        self.slot_seconds = self._histogram("slot_request_seconds", "Until the end.", _LATENCY, "slot")
+        self.slot_thumbs = self._gauge(
+            "slot_thumbs", "Thumbs for the version since it takes part.", "slot", "rating"
+        )
+        self.slot_ready = self._gauge("slot_ready", "1 while its version is staged and probed.", "slot")
+        self.shadow_compared = self._counter(
+            "shadow_compared_total", "Answers that the shadow was to give again, by outcome.", "outcome"
+        )
+        self.canary_decisions = self._counter(
+            "canary_decisions_total", "How canaries ended here: by whom, or by which rule.", "decision"
+        )
+        for slot in _SLOTS:
+            self.slot_requests.labels(slot)
+            self.slot_errors.labels(slot)
+            self.show_slot(slot, ready=False, up=0, down=0)
+        for outcome in _COMPARED:
+            self.shadow_compared.labels(outcome)
+        for decision in _DECISIONS:
+            self.canary_decisions.labels(decision)
+
+    def observe_slot(self, slot: str, seconds: float, *, failed: bool) -> None:
+        """Count one answer of stable, canary or shadow."""
+        self.slot_requests.labels(slot).inc()
+        self.slot_seconds.labels(slot).observe(seconds)
+        if failed:
+            self.slot_errors.labels(slot).inc()
+
+    def show_slot(self, slot: str, *, ready: bool, up: int, down: int) -> None:
+        """Publish whether a slot's version can answer, and its thumbs."""
+        self.slot_ready.labels(slot).set(ready)
+        self.slot_thumbs.labels(slot, "up").set(up)
+        self.slot_thumbs.labels(slot, "down").set(down)
 
     def _build_quality(self) -> None:
         self.task_accuracy = self._gauge(

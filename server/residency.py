@@ -67,6 +67,7 @@ class Residents:
 
     Attributes:
         pinned: the version that is never drained to make room, or None.
+        kept: versions that are drained only if no other can be.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Residents:
         drain_timeout_seconds: float = 120.0,
     ) -> None:
         self.pinned: str | None = None
+        self.kept: frozenset[str] = frozenset()
         self._engine = engine
         self._store = store
         self._load_state = load_state
@@ -119,18 +121,26 @@ class Residents:
             VersionRefused: the version is damaged, failed its probe or does not fit this base.
             UnavailableError: no bank became free in time, or the store cannot be read.
         """
-        if version != BASE_VERSION and (version not in self._ready or version in self._draining):
+        if not self.ready(version):
             try:
                 async with asyncio.timeout(self._drain_timeout_seconds + _LOAD_SECONDS):
                     return await self._load(version, lease=True)
             except TimeoutError:
                 text = f"version {version} could not be loaded in time; try again later"
                 raise UnavailableError(text) from None
+        return self.hold_ready(version)
+
+    def hold_ready(self, version: str) -> Resident | None:
+        """Lease a version that is ``ready`` at once; as ``hold`` else."""
         self._leases[version] += 1
         if version == BASE_VERSION:
             return None
         self._ready.move_to_end(version)
         return self._ready[version]
+
+    def ready(self, version: str) -> bool:
+        """Tell whether ``version`` answers without being brought in first."""
+        return version == BASE_VERSION or (version in self._ready and version not in self._draining)
 
     def drop(self, version: str) -> None:
         """Give back one lease of ``version``."""
@@ -142,7 +152,7 @@ class Residents:
         """Make ``version`` resident without a lease; None stands for the base. Raises as ``hold``."""
         if version == BASE_VERSION:
             return None
-        if version in self._ready and version not in self._draining:
+        if self.ready(version):
             self._ready.move_to_end(version)
             return self._ready[version]
         return await self._load(version, lease=False)
@@ -206,7 +216,7 @@ class Residents:
         if free:
             return free[0]
         candidates = [version for version in self._ready if version != self.pinned]
-        victim = min(candidates, key=lambda version: bool(self._leases[version]))
+        victim = min(candidates, key=lambda version: (version in self.kept, bool(self._leases[version])))
         self._draining.add(victim)
         try:
             async with asyncio.timeout(self._drain_timeout_seconds):

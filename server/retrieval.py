@@ -38,13 +38,15 @@ _MAX_BATCH = 32
 class Question:
     """What is asked: the turns, their pictures in order, and the state to route with (None: the base).
 
-    ``pool`` is what the engine holds of that state; None stands for the state itself.
+    ``pool`` is what the engine holds of that state; None stands for the state itself. ``features`` are those
+    of the pictures if they were encoded before; then ``images`` is not looked at.
     """
 
     messages: tuple[Message, ...]
     images: tuple[Image.Image, ...]
     state: AdapterState | None
     pool: ServedPool | None = None
+    features: tuple[ImageFeatures, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +175,16 @@ class Retriever:
                 future.set_exception(own)
 
     def _prepare(self, items: Sequence[tuple[Question, RenderedPrompt]]) -> list[Prepared]:
-        pictures = [image for question, _ in items for image in question.images]
+        unseen = [question for question, _ in items if question.features is None]
+        pictures = [image for question in unseen for image in question.images]
         texts = [prompt.query_text for question, prompt in items if question.state is not None]
         if pictures and texts:
             self._beside.submit(self._sentences.encode, texts)  # it remembers them; a fault comes up below
         features = iter(self._vision.encode(pictures)) if pictures else iter(())
-        images = [tuple(next(features) for _ in question.images) for question, _ in items]
+        images = [
+            tuple(next(features) for _ in question.images) if question.features is None else question.features
+            for question, _ in items
+        ]
         began = time.perf_counter()
         routed = self._coefficients(items, images)
         seconds = time.perf_counter() - began

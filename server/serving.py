@@ -12,7 +12,11 @@ from adapter_store.errors import BaseModelError
 from adapter_store.settings import DENSE_RANK, EMBEDDED_BASE
 from adapter_store.versions import VersionStore
 from server.adaptation import LiveVersions
+from server.canary.rule import Rule
+from server.canary.shadow import Finished, Shadow
+from server.canary.trials import OpenShadow, Trials
 from server.engine import Engine
+from server.feedback.thumbs import Thumbs
 from server.logs import log
 from server.metrics import Metrics
 from server.probing import Prober, warm_up
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
 EngineName = Literal["transformers", "vllm"]
 _DEFAULT_LENGTH = 2048
 _LONGEST_DEFAULT = 4096
+_SHADOW_SHARE = 8
+"""A copy for the shadow begins only while less than this part of the rows is taken."""
 _EXACT_TOLERANCE, _ROUNDED_TOLERANCE = 0.02, 0.2
 
 
@@ -54,6 +60,7 @@ class ModelChoice:
     targets: tuple[str, ...] = ("o_proj",)
     frozen_share: float = 0.0
     alias_poll_seconds: float = 0.5
+    shadow_waiting: int = 8
     kv_cache_memory_bytes: int = 0
     probe_tolerance: float = 0.0
     pool_rank: int = 512
@@ -72,6 +79,7 @@ class Serving:
     retriever: Retriever
     live: LiveVersions
     increments: Increments
+    trials: Trials
 
     @property
     def max_model_len(self) -> int:
@@ -80,13 +88,30 @@ class Serving:
 
     async def close(self) -> None:
         """Stop following aliases, then the engine: running answers end as aborted."""
+        await self.trials.stop()
         await self.live.stop()
         await asyncio.to_thread(self.engine.shutdown)
         await asyncio.to_thread(self.retriever.close)
 
 
-async def open_serving(choice: ModelChoice, name: str, store: VersionStore, metrics: Metrics) -> Serving:
+async def open_serving(
+    choice: ModelChoice,
+    name: str,
+    store: VersionStore,
+    metrics: Metrics,
+    *,
+    rule: Rule,
+    thumbs: Thumbs,
+) -> Serving:
     """Load the base, start the engine and serve the version that ``stable`` names.
+
+    Args:
+        choice: which base, and how to run it.
+        name: the plain model name.
+        store: where versions and aliases are.
+        metrics: the gateway's series.
+        rule: when a canary ends by itself.
+        thumbs: what people said about each version's answers.
 
     Raises:
         BaseModelError: the base cannot be used.
@@ -107,10 +132,22 @@ async def open_serving(choice: ModelChoice, name: str, store: VersionStore, metr
     live = LiveVersions(
         name=name, store=store, residents=residents, metrics=metrics, poll_seconds=choice.alias_poll_seconds
     )
-    serving = Serving(base.base_id, base.digest, engine, retriever, live, increments)
+    trials = Trials(
+        live=live,
+        aliases=store.aliases,
+        residents=residents,
+        metrics=metrics,
+        rule=rule,
+        thumbs=thumbs,
+        banks=choice.banks,
+        open_shadow=_shadow_opener(choice, engine, retriever, residents, metrics),
+        poll_seconds=choice.alias_poll_seconds,
+    )
+    serving = Serving(base.base_id, base.digest, engine, retriever, live, increments, trials)
     try:
         await warm_up(retriever, engine)
         await live.start()
+        trials.start()
     except BaseException:
         await serving.close()
         raise
@@ -122,6 +159,23 @@ async def open_serving(choice: ModelChoice, name: str, store: VersionStore, metr
         context=serving.max_model_len,
     )
     return serving
+
+
+def _shadow_opener(
+    choice: ModelChoice, engine: Engine, retriever: Retriever, residents: Residents, metrics: Metrics
+) -> OpenShadow:
+    def opened(finished: Finished) -> Shadow:
+        return Shadow(
+            engine=engine,
+            retriever=retriever,
+            residents=residents,
+            metrics=metrics,
+            room=choice.max_batch // _SHADOW_SHARE,
+            waiting=choice.shadow_waiting,
+            finished=finished,
+        )
+
+    return opened
 
 
 def _load_base(choice: ModelChoice) -> Base:

@@ -70,6 +70,25 @@ class GatewaySettings(SharedSettings):
         le=10,
         description="largest difference of a probe's log probabilities; 0: 0.02, or 0.2 below float32",
     )
+    canary_max_error_ratio: float = Field(
+        default=0.05, ge=0, le=1, description="share of a canary's requests that may fail; more ends it"
+    )
+    canary_max_slowdown: float = Field(
+        default=1.5,
+        ge=0,
+        le=1000,
+        description="largest p95 latency of a canary over that of stable; more ends it; 0: not asked",
+    )
+    canary_max_thumbs_down: float = Field(
+        default=0.3, ge=0, le=1, description="share of a canary's thumbs that may point down; more ends it"
+    )
+    canary_min_requests: int = Field(
+        default=50, ge=1, le=2000, description="requests before a canary is judged"
+    )
+    canary_min_thumbs: int = Field(default=10, ge=1, description="thumbs before a canary is judged by them")
+    shadow_waiting: int = Field(
+        default=8, ge=1, le=1000, description="answers that wait for the shadow; more are not compared"
+    )
     max_request_bytes: int = Field(default=32 * MIB, ge=1024, description="largest JSON body")
     max_upload_bytes: int = Field(default=2048 * MIB, ge=1024, description="largest uploaded file")
     max_held_bytes: int = Field(

@@ -1,6 +1,6 @@
 """Versions: immutable directories of adapter files, and the aliases that move between them."""
 
-from adapter_store.versions.aliases import STABLE, AliasRecord, AliasTable
+from adapter_store.versions.aliases import CANARY, SHADOW, STABLE, WEIGHTED, AliasRecord, AliasTable
 from adapter_store.versions.manifest import (
     Anchor,
     Gate,
@@ -13,7 +13,10 @@ from adapter_store.versions.manifest import (
 from adapter_store.versions.store import VersionStore
 
 __all__ = [
+    "CANARY",
+    "SHADOW",
     "STABLE",
+    "WEIGHTED",
     "AliasRecord",
     "AliasTable",
     "Anchor",

@@ -2,21 +2,25 @@
 
 Each move writes one new file ``aliases/<alias>/<revision>.json`` by exclusive create:
 of several movers that saw the same revision exactly one succeeds (compare-and-set), and
-the files are the history.
+the files are the history. An alias that ends gets such a record, too: it names nothing
+until it is moved again, and its history stays.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from adapter_store.errors import AliasConflict, ConflictError, NotFoundError, StoreError
+from adapter_store.errors import AliasConflict, ConflictError, InputError, NotFoundError, StoreError
 from adapter_store.names import BASE_VERSION, check_alias_name, check_version_id
 from adapter_store.versions.storage import Storage
 
-STABLE, PREVIOUS = "stable", "previous"
+STABLE, PREVIOUS, CANARY, SHADOW = "stable", "previous", "canary", "shadow"
+WEIGHTED = frozenset({CANARY, SHADOW})
+"""Aliases that may take a share of the requests."""
 _ATTEMPTS = 100
 
 
@@ -25,6 +29,10 @@ class AliasRecord(BaseModel):
 
     Attributes:
         rolled_back_from: The version that a rollback left, None for an ordinary move.
+        weight: The share of requests that a canary or shadow takes; None: it is asked by name only.
+        since: The revision by which the version came to be named; a later weight keeps it. None in
+            records of earlier programs.
+        ended: Whether the alias names nothing from here on; ``version`` is what it named before.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,6 +44,19 @@ class AliasRecord(BaseModel):
     reason: str
     actor: str
     rolled_back_from: str | None = None
+    weight: float | None = None
+    since: int | None = None
+    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Next:
+    """What the next record of an alias says."""
+
+    version: str
+    rolled_back_from: str | None = None
+    weight: float | None = None
+    ended: bool = False
 
 
 class AliasTable:
@@ -53,12 +74,19 @@ class AliasTable:
         self._read: dict[str, AliasRecord] = {}
 
     def get(self, alias: str) -> AliasRecord | None:
-        """Return where an alias points now, None if it was never moved (``stable`` then means ``base``)."""
-        revisions = self._revisions(alias)
-        return self._record(alias, revisions[-1]) if revisions else None
+        """Return where an alias points now; None if it ended or was never moved (``stable``: ``base``)."""
+        record = self._newest(alias)
+        return None if record is None or record.ended else record
 
     def move(
-        self, alias: str, version: str, *, expected_revision: int | None = None, reason: str, actor: str
+        self,
+        alias: str,
+        version: str,
+        *,
+        expected_revision: int | None = None,
+        reason: str,
+        actor: str,
+        weight: float | None = None,
     ) -> AliasRecord:
         """Point an alias at a version and return the new record.
 
@@ -69,16 +97,39 @@ class AliasTable:
                 None: move from wherever it is.
             reason: Why, for people.
             actor: Who, for people.
+            weight: The share of requests, from 0 to 1, that a canary or shadow takes.
 
         Raises:
             AliasConflict: The alias is at another revision.
             NotFoundError: There is no such version.
-            InputError: The alias or version has no valid name.
+            InputError: The alias or version has no valid name, or the weight cannot be.
         """
         check_version_id(version)
+        _check_weight(alias, weight)
         if version != BASE_VERSION and not self._exists(version):
             raise NotFoundError(f"there is no version {version}; list the versions to see which there are")
-        return self._append(alias, expected_revision, lambda _: (version, None), reason, actor)
+        following = _Next(version, weight=weight)
+        return self._append(alias, expected_revision, lambda _: following, reason, actor)
+
+    def end(
+        self, alias: str, *, expected_revision: int | None = None, reason: str, actor: str
+    ) -> AliasRecord:
+        """Let an alias name nothing from here on; return the record that says so.
+
+        Raises:
+            NotFoundError: It names nothing already.
+            AliasConflict: The alias is at another revision.
+            InputError: ``stable`` always names something.
+        """
+        if alias == STABLE:
+            raise InputError("stable always names a version: move it or roll it back instead", param="alias")
+
+        def last(history: list[AliasRecord]) -> _Next:
+            if not history or history[-1].ended:
+                raise NotFoundError(f"there is no alias {alias!r} that could be ended", param="alias")
+            return _Next(history[-1].version, ended=True)
+
+        return self._append(alias, expected_revision, last, reason, actor)
 
     def rollback(
         self, alias: str, *, expected_revision: int | None = None, reason: str, actor: str
@@ -93,11 +144,11 @@ class AliasTable:
             AliasConflict: The alias is at another revision.
         """
 
-        def before(history: list[AliasRecord]) -> tuple[str, str]:
+        def before(history: list[AliasRecord]) -> _Next:
             stack = _stack(history, alias)
             if len(stack) < 2:
                 raise ConflictError(f"alias {alias} has no version before the current one to go back to")
-            return stack[-2], stack[-1]
+            return _Next(stack[-2], rolled_back_from=stack[-1])
 
         return self._append(alias, expected_revision, before, reason, actor)
 
@@ -125,7 +176,7 @@ class AliasTable:
         self,
         alias: str,
         expected: int | None,
-        choose: Callable[[list[AliasRecord]], tuple[str, str | None]],
+        choose: Callable[[list[AliasRecord]], _Next],
         reason: str,
         actor: str,
     ) -> AliasRecord:
@@ -133,17 +184,17 @@ class AliasTable:
         for _ in range(_ATTEMPTS):
             history = self.history(alias)
             revision = history[-1].revision if history else 0
-            if expected is not None and expected != revision:
+            if not _as_expected(history, expected):
                 break
-            version, left = choose(history)
+            following = choose(history)
             record = AliasRecord(
                 alias=alias,
-                version=version,
                 revision=revision + 1,
                 moved_at=time.time(),
                 reason=reason,
                 actor=actor,
-                rolled_back_from=left,
+                since=_since(history, following),
+                **asdict(following),
             )
             if self._storage.create_exclusive(
                 self._name(alias, revision + 1), record.model_dump_json().encode()
@@ -154,6 +205,10 @@ class AliasTable:
             " read it again and decide anew",
             param="If-Match",
         )
+
+    def _newest(self, alias: str) -> AliasRecord | None:
+        revisions = self._revisions(alias)
+        return self._record(alias, revisions[-1]) if revisions else None
 
     def _latest(self, alias: str) -> int:
         return max(self._revisions(alias), default=0)
@@ -181,8 +236,33 @@ def _stack(history: list[AliasRecord], alias: str) -> list[str]:
     """Return the versions up to the current one: a move puts one on top, a rollback takes one off."""
     stack = [BASE_VERSION] if alias == STABLE else []
     for record in history:
-        if record.rolled_back_from is not None:
+        if record.ended:
+            stack.clear()
+        elif record.rolled_back_from is not None:
             stack.pop()
         elif not stack or stack[-1] != record.version:
             stack.append(record.version)
     return stack
+
+
+def _as_expected(history: list[AliasRecord], expected: int | None) -> bool:
+    """Tell whether the alias is where its mover saw it; what has ended does not exist, so 0 fits, too."""
+    if expected is None or not history:
+        return not expected
+    return expected == history[-1].revision or (expected == 0 and history[-1].ended)
+
+
+def _since(history: list[AliasRecord], following: _Next) -> int:
+    """Return the revision by which the version of ``following`` came to be named without a break."""
+    if not history or history[-1].ended or history[-1].version != following.version:
+        return history[-1].revision + 1 if history else 1
+    return history[-1].since or history[-1].revision
+
+
+def _check_weight(alias: str, weight: float | None) -> None:
+    if weight is None:
+        return
+    if alias not in WEIGHTED:
+        raise InputError(f"alias {alias!r} takes no weight: only canary and shadow do", param="weight")
+    if not 0 <= weight <= 1:
+        raise InputError(f"weight is {weight}: it is a share of the requests, from 0 to 1", param="weight")

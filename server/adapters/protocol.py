@@ -16,6 +16,14 @@ class MoveAlias(BaseModel):
 
     version: str = Field(max_length=20)
     reason: str = Field(default=_REASON, min_length=1, max_length=500)
+    weight: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        strict=True,
+        allow_inf_nan=False,
+        description="share of the plain name's requests, for canary and shadow; without it they get none",
+    )
 
 
 class RollBack(BaseModel):

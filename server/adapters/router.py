@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from server.adapters.lora import EXPORTED, exported_task, zip_response
 from server.adapters.protocol import MoveAlias, RollBack
 from server.adapters.service import Adapters, etag, expected_revision
+from server.canary.service import ended
 from server.gateway import GatewayDep
 from server.openapi import example
 
@@ -22,6 +23,8 @@ _RECORD = {
     "moved_at": 1732280000.0,
     "reason": "gate passed",
     "actor": "worker",
+    "weight": None,
+    "ended": False,
     "served": "v3",
 }
 _VERSION = {
@@ -126,8 +129,25 @@ async def move(
     ``warning`` is there if the gate held the version back, and says why.
     """
     expected = expected_revision(if_match, if_none_match)
-    record = await Adapters(gateway, name).move(alias, wanted.version, wanted.reason, expected)
+    adapters = Adapters(gateway, name)
+    record = await adapters.move(alias, wanted.version, wanted.reason, expected, wanted.weight)
     return JSONResponse(record, headers={"etag": etag(record)})
+
+
+@router.delete(
+    "/{name}/aliases/{alias}",
+    summary="End an alias: a canary answers nothing more, a shadow is compared no longer",
+    responses=example({**_RECORD, "alias": "canary", "ended": True}),
+)
+async def end(
+    name: str,
+    alias: str,
+    gateway: GatewayDep,
+    reason: Annotated[str, Query(min_length=1, max_length=500)] = "ended over HTTP",
+    if_match: IfMatch = None,
+) -> dict[str, Any]:
+    """Return the record by which the alias ends; its history stays. ``stable`` cannot end."""
+    return await ended(gateway, name, alias, reason, expected_revision(if_match, None))
 
 
 @router.post("/{name}/rollback", summary="Point an alias at the version before", responses=example(_RECORD))

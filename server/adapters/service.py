@@ -59,13 +59,17 @@ class Adapters:
         )
 
     async def history(self, alias: str) -> dict[str, Any]:
-        """Return every move of an alias, oldest first."""
-        await self.alias(alias)
+        """Return every move of an alias, oldest first; that of an alias which has ended stays."""
+        check_alias_name(alias)
         records = await asyncio.to_thread(self._store.aliases.history, alias)
+        if not records:
+            await self.alias(alias)
         return {"object": "list", "data": [record.model_dump() for record in records], "has_more": False}
 
-    async def move(self, alias: str, version: str, reason: str, expected: int | None) -> dict[str, Any]:
-        """Move an alias by compare-and-set.
+    async def move(
+        self, alias: str, version: str, reason: str, expected: int | None, weight: float | None = None
+    ) -> dict[str, Any]:
+        """Move an alias by compare-and-set; canary and shadow take ``weight`` of the requests.
 
         Raises:
             AliasConflict: it moved since ``expected`` was read.
@@ -77,9 +81,30 @@ class Adapters:
         self._check_servable(version)
         left = await asyncio.to_thread(self._store.aliases.get, alias)
         record = await asyncio.to_thread(
-            self._store.aliases.move, alias, version, expected_revision=expected, reason=reason, actor=_ACTOR
+            self._store.aliases.move,
+            alias,
+            version,
+            expected_revision=expected,
+            reason=reason,
+            actor=_ACTOR,
+            weight=weight,
         )
         return await self._moved(record, left)
+
+    async def end(self, alias: str, reason: str, expected: int | None) -> dict[str, Any]:
+        """Let an alias name nothing from here on; return the record that says so.
+
+        Raises:
+            AliasConflict: it moved since ``expected`` was read.
+            NotFoundError: there is no such alias.
+            InputError: ``stable`` cannot end.
+        """
+        check_alias_name(alias)
+        record = await asyncio.to_thread(
+            self._store.aliases.end, alias, expected_revision=expected, reason=reason, actor=_ACTOR
+        )
+        self._look_now()
+        return self._alias_body(record)
 
     async def roll_back(self, alias: str, reason: str, expected: int | None) -> dict[str, Any]:
         """Move an alias to the version before; raises as ``move``."""
@@ -101,8 +126,7 @@ class Adapters:
         if record.alias == STABLE:
             before = left.version if left else BASE_VERSION
             await asyncio.to_thread(self._store.aliases.remember_previous, before, record)
-        if self._gateway.serving is not None:
-            self._gateway.serving.live.look_now()
+        self._look_now()
         body = self._alias_body(record)
         if record.version != BASE_VERSION:
             gate = (await asyncio.to_thread(self._store.manifest, record.version)).gate
@@ -110,6 +134,10 @@ class Adapters:
                 why = "; ".join(gate.reasons) or "no reason was recorded"
                 body["warning"] = f"the gate held {record.version} back: {why}"
         return body
+
+    def _look_now(self) -> None:
+        if self._gateway.serving is not None:
+            self._gateway.serving.live.look_now()
 
     def _alias_body(self, record: AliasRecord) -> dict[str, Any]:
         body = record.model_dump()

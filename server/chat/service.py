@@ -11,6 +11,8 @@ from typing import Any
 from adapter_store.errors import InputError
 from adapter_store.rendering import Message, Role
 from adapter_store.texts import join_parts
+from server.auth import CALLER
+from server.chat.asker import asker_of
 from server.chat.protocol import ChatMessage, ChatRequest, ImagePart, choice_delta, usage_body
 from server.engine import Chunk, Sampling, TokenLogprob
 from server.gateway import Gateway, Limits
@@ -52,6 +54,7 @@ async def open_chat(gateway: Gateway, chat: ChatRequest) -> AsyncIterator[Genera
             images=gateway.pictures.decoded_once(files),
             sampling=sampling,
             choices=chat.n or 1,
+            asker=lambda: asker_of(chat, CALLER.get()),
         ) as running,
     ):
         yield running

@@ -11,6 +11,8 @@ from fastapi import Request
 
 from adapter_store.errors import InputError
 from adapter_store.rendering import Message
+from server.auth import CALLER
+from server.canary.draw import asker_key
 from server.chat.protocol import usage_body
 from server.engine import Sampling
 from server.gateway import Gateway
@@ -80,6 +82,7 @@ async def answer(gateway: Gateway, asked: Asked) -> dict[str, Any]:
             messages=(Message(role="user", text=asked.question, images=len(images)),),
             images=gateway.pictures.decoded_once(files),
             sampling=Sampling(max_tokens=wanted),
+            asker=lambda: asker_key("question", CALLER.get(), asked.question, asked.image or b""),
         ) as running,
     ):
         given = (await running.finish())[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import uuid
 from pathlib import Path
@@ -145,3 +146,68 @@ def test_a_damaged_revision_names_its_file(tmp_path: Path) -> None:
     (tmp_path / "strata/aliases/stable/0000000002.json").write_text("{")
     with pytest.raises(StoreError, match=r"0000000002\.json"):
         aliases.get("stable")
+
+
+def test_a_weight_is_kept_and_a_later_one_knows_since_when_the_version_is_named(url: str) -> None:
+    aliases = table(url)
+    moves = [("v1", 0.1), ("v1", 0.5), ("v2", 0.5), ("v2", None), ("v1", 1.0)]
+    for version, weight in moves:
+        aliases.move("canary", version, weight=weight, **WHY)
+    history = table(url).history("canary")
+    assert [(record.version, record.weight) for record in history] == moves
+    assert [record.since for record in history] == [1, 1, 3, 3, 5]
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan"), float("inf")])
+def test_a_weight_is_a_share_of_canary_or_shadow(url: str, weight: float) -> None:
+    aliases = table(url)
+    with pytest.raises(InputError, match="from 0 to 1"):
+        aliases.move("canary", "v1", weight=weight, **WHY)
+    with pytest.raises(InputError, match="only canary and shadow"):
+        aliases.move("stable", "v1", weight=0.5, **WHY)
+    assert aliases.all() == {}
+
+
+def test_an_ended_alias_names_nothing_and_keeps_its_history(url: str) -> None:
+    aliases = table(url)
+    aliases.move("canary", "v1", weight=0.5, **WHY)
+    with pytest.raises(AliasConflict):
+        aliases.end("canary", expected_revision=7, **WHY)
+    ended = aliases.end("canary", expected_revision=1, reason="too slow", actor="gateway")
+    assert (ended.version, ended.ended, ended.revision) == ("v1", True, 2)
+    other = table(url)
+    assert other.get("canary") is None
+    assert other.all() == {}
+    assert other.history("canary")[-1] == ended
+    with pytest.raises(NotFoundError):
+        aliases.end("canary", **WHY)
+    with pytest.raises(ConflictError, match="no version before"):
+        aliases.rollback("canary", **WHY)
+    again = aliases.move("canary", "v1", expected_revision=0, weight=0.5, **WHY)
+    assert (again.revision, again.since, table(url).get("canary")) == (3, 3, again)
+    aliases.move("canary", "v2", **WHY)
+    aliases.end("canary", **WHY)
+    aliases.move("canary", "v3", **WHY)
+    with pytest.raises(ConflictError, match="no version before"):
+        aliases.rollback("canary", **WHY)
+
+
+def test_an_alias_that_was_never_there_or_is_stable_cannot_end(url: str) -> None:
+    aliases = table(url)
+    with pytest.raises(NotFoundError):
+        aliases.end("canary", **WHY)
+    aliases.move("stable", "v1", **WHY)
+    with pytest.raises(InputError, match="always names a version"):
+        aliases.end("stable", **WHY)
+
+
+def test_records_of_earlier_programs_have_no_weight(tmp_path: Path) -> None:
+    folder = tmp_path / "strata/aliases/canary"
+    folder.mkdir(parents=True)
+    old = {"alias": "canary", "version": "v1", "revision": 1, "moved_at": 1.0, "reason": "x", "actor": "y"}
+    (folder / "0000000001.json").write_text(json.dumps(old))
+    aliases = table(str(tmp_path))
+    record = aliases.get("canary")
+    assert record is not None
+    assert (record.version, record.weight, record.since, record.ended) == ("v1", None, None, False)
+    assert aliases.move("canary", "v1", weight=0.1, **WHY).since == 1

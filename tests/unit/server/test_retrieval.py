@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,6 +55,20 @@ def questions(base: Base, count: int) -> list[Question]:
         Question((Message("user", f"What is number {number}?", 1),), (picture,), state)
         for number, picture in enumerate(pictures)
     ]
+
+
+async def test_encoded_pictures_serve_another_state(loaded_tiny_base: Base, retriever: Retriever):
+    (asked,) = questions(loaded_tiny_base, 1)
+    other = VersionMaker(loaded_tiny_base, 0.0).state(2)
+    wanted = await retriever.prepare(replace(asked, state=other))
+    first = await retriever.prepare(asked)
+    again, beside = await asyncio.gather(
+        retriever.prepare(Question(asked.messages, (), other, None, first.images)), retriever.prepare(asked)
+    )
+    assert again.input_ids == wanted.input_ids
+    assert [a is b for a, b in zip(again.images, first.images, strict=True)] == [True]
+    assert torch.equal(again.coefficients, wanted.coefficients)  # type: ignore[arg-type]
+    assert torch.equal(beside.coefficients, first.coefficients)  # type: ignore[arg-type]
 
 
 async def test_every_text_is_encoded_once_and_off_the_event_loop(

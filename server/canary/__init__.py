@@ -1,0 +1,1 @@
+"""Canary and shadow: a version answers a share of the requests, or is compared, before it is stable."""

@@ -1,0 +1,106 @@
+"""The rule: what ends a canary, what does not, and from how many requests on."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.app import _rule
+from server.canary.rule import DECISIONS_OF_THE_RULE, Rule, judged
+from server.canary.tally import Tally, quantile
+from server.metrics import Metrics
+from server.settings import GatewaySettings
+
+
+def seen(good: int = 0, bad: int = 0, *, seconds: float = 0.1, up: int = 0, down: int = 0) -> Tally:
+    tally = Tally(thumbs_up=up, thumbs_down=down)
+    for number in range(good + bad):
+        tally.add(seconds, failed=number >= good)
+    return tally
+
+
+def decision(canary: Tally, stable: Tally, rule: Rule | None = None) -> str | None:
+    verdict = judged(rule or Rule(), canary, stable)
+    return None if verdict is None else verdict.decision
+
+
+@pytest.mark.parametrize(
+    ("canary", "ends"),
+    [
+        (seen(48, 2), False),
+        (seen(47, 3), True),
+        (seen(0, 2), False),
+        (seen(0, 3), True),
+        (seen(950, 50), False),
+        (seen(949, 51), True),
+        (seen(), False),
+    ],
+)
+def test_errors_end_it_as_soon_as_the_ratio_is_certain(canary: Tally, ends: bool):
+    assert decision(canary, seen(1000)) == ("errors" if ends else None)
+
+
+def test_errors_that_stable_has_as_well_are_not_its_own():
+    assert decision(seen(40, 10), seen(400, 100)) is None
+    assert decision(seen(39, 11), seen(400, 100)) == "errors"
+
+
+def test_latency_is_judged_from_the_least_number_of_both_on():
+    slow = seen(50, seconds=0.16)
+    assert decision(slow, seen(50)) == "slowdown"
+    assert decision(seen(49, seconds=0.16), seen(50)) is None
+    assert decision(slow, seen(49)) is None
+    assert decision(seen(50, seconds=0.15), seen(50)) is None
+    assert decision(slow, seen(50), Rule(max_slowdown=0)) is None
+
+
+def test_a_few_slow_answers_are_not_the_95th_percentile():
+    mixed = seen(95)
+    for _ in range(5):
+        mixed.add(9.0, failed=False)
+    assert decision(mixed, seen(100)) is None
+    mixed.add(9.0, failed=False)
+    assert decision(mixed, seen(100)) == "slowdown"
+
+
+def test_thumbs_are_judged_from_ten_on():
+    assert decision(seen(1, up=6, down=3), seen(1)) is None
+    assert decision(seen(1, up=7, down=3), seen(1)) is None
+    assert decision(seen(1, up=6, down=4), seen(1)) == "thumbs_down"
+
+
+def test_reasons_are_sentences_with_the_numbers():
+    verdict = judged(Rule(), seen(47, 3), seen(100))
+    assert verdict is not None
+    assert "3 of 50 requests failed (6.0%; 0.0% of stable's)" in verdict.reason
+
+
+def test_every_decision_is_a_series_from_the_start():
+    shown = Metrics().render().decode()
+    for name in ("promoted", "rolled_back", *DECISIONS_OF_THE_RULE):
+        assert f'strata_canary_decisions_total{{decision="{name}"}} 0.0' in shown
+
+
+def test_settings_become_the_rule():
+    settings = GatewaySettings(
+        canary_max_error_ratio=0.01,
+        canary_max_slowdown=2,
+        canary_max_thumbs_down=0.4,
+        canary_min_requests=7,
+        canary_min_thumbs=3,
+    )
+    assert _rule(settings) == Rule(0.01, 2, 0.4, 7, 3)
+    assert _rule(GatewaySettings()) == Rule()
+
+
+def test_quantiles():
+    assert quantile([], 0.5) is None
+    assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert quantile(range(1, 101), 0.95) == 95
+    assert quantile([4.0], 0.95) == 4.0
+
+
+def test_only_the_latest_latencies_are_kept():
+    tally = seen(2000, seconds=9.0)
+    for _ in range(2000):
+        tally.add(0.1, failed=False)
+    assert (tally.requests, len(tally.seconds), tally.seconds_at(1.0)) == (4000, 2000, 0.1)
