@@ -21,6 +21,9 @@ from server.chat.router import router as chat_router
 from server.datasets.router import router as datasets_router
 from server.errors import install_handlers
 from server.evaluations.router import router as evaluations_router
+from server.feedback.desk import FeedbackDesk, SendingPolicy
+from server.feedback.pending import PendingStore
+from server.feedback.router import router as feedback_router
 from server.files.router import router as files_router
 from server.files.store import FileStore
 from server.fine_tuning.router import router as fine_tuning_router
@@ -49,6 +52,7 @@ _ROUTERS = (
     routing_router,
     models_router,
     tasks_router,
+    feedback_router,
     datasets_router,
     files_router,
     fine_tuning_router,
@@ -100,6 +104,7 @@ def create_app(settings: GatewaySettings, *, on_fatal: OnFatal | None = None) ->
 def _build_gateway(settings: GatewaySettings, metrics: Metrics, link: QueueLink) -> Gateway:
     home = settings.home
     datasets = DatasetStore(home / "datasets", DatasetLimits(max_upload_bytes=settings.max_upload_bytes))
+    submissions = Submissions(lineage=settings.model_name, datasets=datasets, link=link, metrics=metrics)
     return Gateway(
         model_name=settings.model_name,
         uploads=home / "uploads",
@@ -117,7 +122,14 @@ def _build_gateway(settings: GatewaySettings, metrics: Metrics, link: QueueLink)
         loras=LoraStore(home / "loras"),
         files=FileStore(home / "files"),
         link=link,
-        submissions=Submissions(lineage=settings.model_name, datasets=datasets, link=link, metrics=metrics),
+        submissions=submissions,
+        feedback=FeedbackDesk(
+            PendingStore(home / "feedback"),
+            datasets=datasets,
+            submissions=submissions,
+            journal=link.journal,
+            policy=SendingPolicy(settings.feedback_count, settings.feedback_seconds),
+        ),
         pictures=PictureLoader(parse_hosts(settings.image_url_hosts)),
     )
 
@@ -130,11 +142,12 @@ def _lifespan(
         await asyncio.to_thread(sweep, gateway.uploads)
         await asyncio.to_thread(gateway.files.sweep)
         watch = asyncio.create_task(gateway.link.watch(gateway.metrics), name="watch-queue")
+        sending = asyncio.create_task(gateway.feedback.watch(), name="send-corrections")
         opening = asyncio.create_task(_open(gateway, settings, on_fatal), name="open-serving")
         try:
             yield
         finally:
-            for task in (opening, watch):
+            for task in (opening, sending, watch):
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task

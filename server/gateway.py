@@ -12,6 +12,8 @@ from adapter_store.datasets import DatasetStore
 from adapter_store.errors import StrataError, UnavailableError
 from adapter_store.lora.store import LoraStore
 from adapter_store.versions import VersionStore
+from server.feedback.desk import FeedbackDesk
+from server.feedback.thumbs import Thumbs
 from server.files.store import FileStore
 from server.jobs.link import QueueLink
 from server.jobs.submission import Submissions
@@ -55,7 +57,9 @@ class Gateway:
     files: FileStore
     link: QueueLink
     submissions: Submissions
+    feedback: FeedbackDesk
     pictures: PictureLoader
+    thumbs: Thumbs = field(default_factory=Thumbs)
     serving: Serving | None = None
     progress: str = "the base is being loaded"
     failure: StrataError | None = field(default=None)

@@ -117,6 +117,9 @@ class Metrics:
         self.queue_depth = self._gauge("queue_depth", "Jobs that wait for a worker.")
         self.queue_oldest_seconds = self._gauge("queue_oldest_seconds", "Age of the oldest waiting job.")
         self.submissions = self._counter("submissions_total", "Submitted jobs by outcome.", "outcome")
+        self.feedback = self._counter(
+            "feedback_total", "Thumbs and corrections, by the alias of what had answered.", "rating", "alias"
+        )
 
     def observe_http(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one answered request under its route template."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from adapter_store.errors import InputError, StrataError
-from server.cli import ask, base, lora, operate, processes, teach
+from server.cli import ask, base, correct, lora, operate, processes, teach
 from server.cli.output import print_error
 
 EXIT_FAILED = 1
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"strata {metadata.version('strata-llava')}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for group in (processes, base, ask, teach, operate, lora):
+    for group in (processes, base, ask, correct, teach, operate, lora):
         group.add_verbs(verbs)
     return parser
 

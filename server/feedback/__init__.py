@@ -1,0 +1,1 @@
+"""Teach by correction: thumbs are counted, corrections wait together until they become a job."""
