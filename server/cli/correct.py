@@ -35,7 +35,7 @@ def _correct(args: argparse.Namespace) -> int:
         given = client.post("/v1/feedback", json=body)
         if args.now and given["status"] == "pending":
             job = client.post(f"/v1/feedback/{given['task']}/send")
-            given = {**given, "status": "queued", "job": job["id"], "pending": {**given["pending"], "count": 0}}
+            given = {**given, "status": "queued", "job": job["id"]}
     if args.json:
         print_json(given)
         return 0

@@ -54,7 +54,12 @@ class _Waiting:
     batches: dict[str, dict[str, Correction]] = field(default_factory=dict)
     deliveries: list[tuple[str, frozenset[str]]] = field(default_factory=list)
 
+    def closed(self, key: str) -> Correction | None:
+        """Return the correction of this key in the newest closed batch that has one."""
+        return next((batch[key] for batch in reversed(self.batches.values()) if key in batch), None)
+
     def all(self) -> list[Correction]:
+        """Return every correction, those of the oldest batch first."""
         return [one for group in (*self.batches.values(), self.open) for one in group.values()]
 
 
@@ -114,12 +119,9 @@ class PendingStore:
             FeedbackFull: too many wait.
         """
         with self._lock:
-            waiting = self._tasks.get(task) or self._opened(task)
+            waiting = self._tasks.get(task) or self._with_room()
             old = waiting.open.get(correction.key)
-            latest = old or next(
-                (batch[correction.key] for batch in reversed(waiting.batches.values()) if correction.key in batch),
-                None,
-            )
+            latest = old or waiting.closed(correction.key)
             if latest is not None and latest.id == correction.id:
                 return False
             if len(waiting.all()) >= MOST_WAITING:
@@ -186,7 +188,8 @@ class PendingStore:
                 return None
             return next((job for job, ids in reversed(waiting.deliveries) if identity in ids), None)
 
-    def _opened(self, task: str) -> _Waiting:
+    def _with_room(self) -> _Waiting:
+        """Return a place for one more task; the list of what was sent of an idle one may go for it."""
         if len(self._tasks) >= MOST_TASKS:
             idle = next((name for name, known in self._tasks.items() if not known.all()), None)
             if idle is None:

@@ -61,9 +61,7 @@ class Feedback(BaseModel):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if self.correction is not None:
-            missing = [
-                name for name in ("question", "image") if not (str(getattr(self, name) or "")).strip()
-            ]
+            missing = [name for name in ("question", "image") if not (str(getattr(self, name) or "")).strip()]
             if missing:
                 text = f"a correction needs the question and the picture; missing: {', '.join(missing)}"
                 raise ValueError(text)

@@ -1,4 +1,4 @@
-"""From a rated answer to what is kept of it: a thumb that is counted, a correction that waits to be learned."""
+"""From a rated answer to what is kept of it: a thumb that is counted, a correction to be learned."""
 
 from __future__ import annotations
 
