@@ -1,8 +1,8 @@
 """What is different about a batch of corrections: where it is learned, how long, and what judges it.
 
-Corrections are few, and each is about one picture: nothing of them can be held out. They are learned in copies
-of the increments that gave the wrong answers, found by one key for each corrected question, so the answers to
-all other questions stay as they are; and they are learned until they are answered right.
+Corrections are few, and each is about one picture: nothing of them can be held out. They are learned in
+copies of the increments that gave the wrong answers, found by one key for each corrected question, so the
+answers to all other questions stay as they are; and they are learned until they are answered right.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def meet_corrected(
     """Return a state whose task is found by what was corrected, and the rows ``[n]`` that learn it.
 
     Copies of the rows that most of the batch selects learn, as a new branch. Where a key of the task is a
-    corrected question already, an earlier correction put it there, and of equal keys the older rows answer: so
-    these keys go from the older branch to the new one, or, if all of the batch is known or a branch would be
-    left without a key, the branches that have them learn again. That is also done where there is no room for
-    a branch.
+    corrected question already, an earlier correction put it there, and of equal keys the older rows answer:
+    so these keys go from the older branch to the new one, or, if all of the batch is known or a branch would
+    be left without a key, the branches that have them learn again. That is also done where there is no room
+    for a branch.
 
     Args:
         state: knows the task.

@@ -59,7 +59,7 @@ class Fresh:
 
 @dataclass(frozen=True, slots=True)
 class Corrected:
-    """How many of ``asked`` corrected questions are answered as they were corrected: by parent, by candidate."""
+    """How many of ``asked`` corrected questions parent and candidate answer as they were corrected."""
 
     before: int
     after: int
