@@ -316,11 +316,13 @@ def _fresh(
 
 def _corrected(shop: Workshop, served: Served, parent: Parent, own: OwnQuestions, check: Check) -> Corrected:
     """Return how the corrected questions are answered, beside the parent's answers to them."""
-    store = _store(shop, own.encoded)
-    before = Served.of(parent.state, shop.replicas.increments)
-    was, now = (
-        score_state(shop.replicas, state, own.encoded, store, check=check) for state in (before, served)
-    )
+    store, encoded = _store(shop, own.encoded), own.encoded
+    if parent.state.rows:
+        before = Served.of(parent.state, shop.replicas.increments)
+        was = score_state(shop.replicas, before, encoded, store, check=check)
+    else:
+        was = score_base(shop.replicas, encoded, store, check=check)
+    now = score_state(shop.replicas, served, encoded, store, check=check)
     return Corrected(was.correct, now.correct, now.answers)
 
 

@@ -61,12 +61,16 @@ class FeedbackDesk:
             False if the same correction waits already.
         """
         is_new = await FILES.run(self.store.keep, task, correction, picture)
-        if self.store.standing(task).open >= self.policy.count:
+        if self._is_ripe(task):
             await self._try_to_send(task)
         return is_new
 
-    async def send(self, task: str) -> Job:
-        """Hand in everything that waits of a task; return the last job.
+    async def send(self, task: str, *, unripe: bool = True) -> Job:
+        """Hand in what waits of a task; return the last job.
+
+        Args:
+            task: its name.
+            unripe: also what the policy would let wait longer.
 
         Raises:
             NotFoundError: nothing waits.
@@ -75,7 +79,8 @@ class FeedbackDesk:
         job = None
         if self.store.standing(task).count:
             async with self._sending.setdefault(task, asyncio.Lock()):
-                await FILES.run(self.store.close, task)
+                if unripe or self._is_ripe(task):
+                    await FILES.run(self.store.close, task)
                 for batch in self.store.batches(task):
                     job = await self._hand_in(task, batch) or job
         if job is None:
@@ -105,14 +110,16 @@ class FeedbackDesk:
         """Send what is due and try again what could not be sent, until cancelled."""
         while True:
             for task in self.store.tasks():
-                if self._is_due(task):
+                found = self.store.standing(task)
+                if found.count > found.open or self._is_ripe(task):
                     await self._try_to_send(task)
             await asyncio.sleep(_LOOK_SECONDS)
 
-    def _is_due(self, task: str) -> bool:
-        found, oldest = self.store.standing(task), self.store.oldest_open(task)
-        if found.count > found.open or found.open >= self.policy.count:
+    def _is_ripe(self, task: str) -> bool:
+        """Tell whether what is in no closed batch is to be sent: there is enough of it, or it is old enough."""
+        if self.store.standing(task).open >= self.policy.count:
             return True
+        oldest = self.store.oldest_open(task)
         return bool(oldest and self.policy.seconds and time.time() - oldest >= self.policy.seconds)
 
     async def _try_to_send(self, task: str) -> None:
@@ -120,7 +127,7 @@ class FeedbackDesk:
         if self._waits.get(task, 0.0) > time.monotonic():
             return
         try:
-            await self.send(task)
+            await self.send(task, unripe=False)
         except NotFoundError:
             pass  # it was sent meanwhile
         except Exception as error:  # noqa: BLE001  whatever it is, the corrections are on disk

@@ -110,7 +110,8 @@ class PendingStore:
     def oldest_open(self, task: str) -> float | None:
         """Return since when the oldest correction waits that is in no closed batch."""
         with self._lock:
-            return min((one.since for one in self._tasks[task].open.values()), default=None)
+            waiting = self._tasks.get(task, _Waiting())
+            return min((one.since for one in waiting.open.values()), default=None)
 
     def keep(self, task: str, correction: Correction, picture: bytes) -> bool:
         """Write a correction durably; return False if the same one waits already.
