@@ -60,8 +60,10 @@ class FeedbackDesk:
         Returns:
             False if the same correction waits already.
         """
-        is_new = await FILES.run(self.store.keep, task, correction, picture)
-        if self._is_ripe(task):
+        count = self.policy.count
+        is_new = await FILES.run(self.store.keep, task, correction, picture, close_at=count)
+        found = self.store.standing(task)
+        if found.count > found.open:
             await self._try_to_send(task)
         return is_new
 
@@ -116,7 +118,7 @@ class FeedbackDesk:
             await asyncio.sleep(_LOOK_SECONDS)
 
     def _is_ripe(self, task: str) -> bool:
-        """Tell whether what is in no closed batch is to be sent: there is enough of it, or it is old enough."""
+        """Tell whether there is enough in no closed batch, or something that is old enough."""
         if self.store.standing(task).open >= self.policy.count:
             return True
         oldest = self.store.oldest_open(task)

@@ -113,8 +113,16 @@ class PendingStore:
             waiting = self._tasks.get(task, _Waiting())
             return min((one.since for one in waiting.open.values()), default=None)
 
-    def keep(self, task: str, correction: Correction, picture: bytes) -> bool:
+    def keep(
+        self, task: str, correction: Correction, picture: bytes, *, close_at: int = MOST_WAITING
+    ) -> bool:
         """Write a correction durably; return False if the same one waits already.
+
+        Args:
+            task: its name.
+            correction: what to keep.
+            picture: the picture's file.
+            close_at: with so many, what is open becomes a batch.
 
         Raises:
             FeedbackFull: too many wait.
@@ -137,20 +145,16 @@ class PendingStore:
             write_durably(folder / f"{correction.key}.json", kept.line())
             waiting.open[correction.key] = kept
             self._tasks[task] = waiting
+            if len(waiting.open) >= close_at:
+                self._close(task, waiting)
             return True
 
     def close(self, task: str) -> None:
         """Make what is open a batch of its own; nothing happens without any."""
         with self._lock:
             waiting = self._tasks.get(task)
-            if waiting is None or not waiting.open:
-                return
-            name = f"{_BATCH}{time.time_ns() // 1_000_000:012x}{uuid.uuid4().hex[:16]}"
-            folder = self._folder / task
-            os.rename(folder / _OPEN, folder / name)
-            sync_folder(folder)
-            waiting.batches[name] = waiting.open
-            waiting.open = {}
+            if waiting is not None and waiting.open:
+                self._close(task, waiting)
 
     def batches(self, task: str) -> list[Batch]:
         """Return the closed batches of a task, oldest first."""
@@ -188,6 +192,13 @@ class PendingStore:
             if any(one.id == identity for one in waiting.all()):
                 return None
             return next((job for job, ids in reversed(waiting.deliveries) if identity in ids), None)
+
+    def _close(self, task: str, waiting: _Waiting) -> None:
+        name = f"{_BATCH}{time.time_ns() // 1_000_000:012x}{uuid.uuid4().hex[:16]}"
+        folder = self._folder / task
+        os.rename(folder / _OPEN, folder / name)
+        waiting.batches[name], waiting.open = waiting.open, {}
+        sync_folder(folder)
 
     def _with_room(self) -> _Waiting:
         """Return a place for one more task; the list of what was sent of an idle one may go for it."""

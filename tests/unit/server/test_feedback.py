@@ -62,6 +62,14 @@ def test_a_later_correction_replaces_the_earlier_and_does_not_wait_longer(tmp_pa
     assert all(again.picture("animals", batch, one) == PICTURE for one in batch.corrections.values())
 
 
+def test_at_the_count_what_is_open_becomes_a_batch(tmp_path: Path):
+    store = PendingStore(tmp_path)
+    for number in range(5):
+        store.keep("animals", correction(picture=f"{number:064x}"), PICTURE, close_at=2)
+    assert [len(batch.corrections) for batch in store.batches("animals")] == [2, 2]
+    assert (store.standing("animals").count, store.standing("animals").open) == (5, 1)
+
+
 def test_a_closed_batch_keeps_its_name_until_its_job_is_accepted(tmp_path: Path):
     store = PendingStore(tmp_path)
     store.keep("animals", correction(), PICTURE)
