@@ -120,6 +120,9 @@ class Metrics:
         self.feedback = self._counter(
             "feedback_total", "Thumbs and corrections, by the alias of what had answered.", "rating", "alias"
         )
+        for rating in ("up", "down"):
+            for alias in ("stable", "canary", "other"):
+                self.feedback.labels(rating, alias)
 
     def observe_http(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one answered request under its route template."""

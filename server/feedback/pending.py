@@ -194,7 +194,7 @@ class PendingStore:
             return next((job for job, ids in reversed(waiting.deliveries) if identity in ids), None)
 
     def _close(self, task: str, waiting: _Waiting) -> None:
-        name = f"{_BATCH}{time.time_ns() // 1_000_000:012x}{uuid.uuid4().hex[:16]}"
+        name = f"{_BATCH}{time.time_ns():016x}{uuid.uuid4().hex[:16]}"
         folder = self._folder / task
         os.rename(folder / _OPEN, folder / name)
         waiting.batches[name], waiting.open = waiting.open, {}
