@@ -13,7 +13,7 @@ from trainer_worker.correcting import correcting_settings, meet_corrected
 from trainer_worker.gate import Corrected, Measured, Policy, check
 from trainer_worker.keys import align_keys
 
-WIDTH = 32
+WIDTH = 256
 MOST = 16
 
 
