@@ -16,10 +16,14 @@ from torch import Tensor
 from adapter_store.jobs.hyperparameters import Hyperparameters
 from adapter_store.routing import cosines
 from adapter_store.state import AdapterState
-from trainer_worker.keys import SAME_KEY, exact_keys, grown_keys
+from trainer_worker.keys import MOST_KEYS, SAME_KEY, exact_keys, grown_keys, k_means
 
 UNTIL_RIGHT = {"target_accuracy": 1.0, "patience": 0}
 """Learned until all are answered right, or as long as a new task would be; nothing else ends it."""
+
+
+LEAD = 0.3
+"""By how much of what is left to 1 the key of a corrected question beats what answers the question so far."""
 
 
 def correcting_settings(settings: Hyperparameters, given: Mapping[str, Any]) -> Hyperparameters:
@@ -33,10 +37,9 @@ def meet_corrected(
     """Return a state whose task is found by what was corrected, and the rows ``[n]`` that learn it.
 
     Copies of the rows that most of the batch selects learn, as a new branch. Where a key of the task is a
-    corrected question already, an earlier correction put it there, and of equal keys the older rows answer:
-    so these keys go from the older branch to the new one, or, if all of the batch is known or a branch would
-    be left without a key, the branches that have them learn again. That is also done where there is no room
-    for a branch.
+    corrected question itself, it goes from the older branch to the new one; if all of the batch is so, or a
+    branch would be left without a key, the branches that have them learn again. That is also done where there
+    is no room for a branch.
 
     Args:
         state: knows the task.
@@ -54,7 +57,7 @@ def meet_corrected(
         given_up = _without(state, whole, queries)
         if given_up is not None:
             rows = whole[branch_of == selected.mode().values]
-            keys = exact_keys(queries, generator).expand(len(rows), -1, -1)
+            keys = narrow_keys(given_up, queries, generator).expand(len(rows), -1, -1)
             copies = torch.arange(state.rows, state.rows + len(rows))
             return given_up.branch(task, rows, keys), copies
     chosen = selected.unique()
@@ -63,6 +66,29 @@ def meet_corrected(
         fresh = exact_keys(queries[selected == one], generator)
         state = state.with_rows(rows, keys=grown_keys(state.keys[rows], fresh, generator))
     return state, whole[torch.isin(branch_of, chosen)]
+
+
+def narrow_keys(state: AdapterState, queries: Tensor, generator: torch.Generator) -> Tensor:
+    """Return keys ``[k, q]`` that the queries ``[B, q]`` find, and few others.
+
+    A key that is the query would draw in all that is nearer to it than to the nearest key c so far: half of a
+    tight cluster. With phi the angle between c and the query, the key lies behind the query, at an angle of
+    ``phi + arccos(t)`` from c on the arc through both. The query's cosine with it is t, which beats the one
+    with c, and tau, by ``LEAD``; a question as far from c in another direction must share most of that
+    direction to find it.
+    """
+    unit = torch.nn.functional.normalize(queries.double(), dim=-1)
+    if len(unit) > MOST_KEYS:
+        unit = k_means(unit, MOST_KEYS, generator)
+    known = state.keys.flatten(0, 1).double()
+    best, nearest = (unit @ known.T).max(dim=1)
+    best = best.clamp(-1.0, 1.0)
+    center = known[nearest]
+    floor = best.clamp_min(state.routing.tau)
+    angle = best.arccos() + (floor + LEAD * (1 - floor)).arccos()
+    away = torch.nn.functional.normalize(unit - best[:, None] * center, dim=-1)
+    keys = angle.cos()[:, None] * center + angle.sin()[:, None] * away
+    return torch.nn.functional.normalize(keys, dim=-1).float()
 
 
 def _without(state: AdapterState, rows: Tensor, queries: Tensor) -> AdapterState | None:

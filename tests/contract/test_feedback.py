@@ -244,7 +244,7 @@ def test_the_command_corrects(running: RunningGateway, tmp_path: Path, capsys: p
     told = json.loads(capsys.readouterr().out)
     assert told["status"] == "queued"
     assert running.gateway.link.queue().get(told["job"]).task == "spoken"
-    assert main([*words[:5], "", *words[6:]]) == 2
+    assert main([*words[:4], "", *words[5:]]) == 2
     assert "correction: it is empty" in capsys.readouterr().err
 
 
@@ -260,7 +260,9 @@ def test_by_age_they_are_sent_without_another_request(tmp_path: Path, tiny_base:
 
 def test_without_redis_they_wait_and_are_queued_once_it_is_back(tmp_path: Path, tiny_base: Path):
     redis = RedisServer.start(tmp_path / "elsewhere")
-    running = RunningGateway(tmp_path / "home", tiny_base, redis_url=redis.url, feedback_count=2).wait_ready()
+    running = RunningGateway(
+        tmp_path / "home", tiny_base, redis_url=redis.url, feedback_count=2, feedback_seconds=2
+    ).wait_ready()
     try:
         redis.stop()
         assert given(running.http, size=20)["status"] == "pending"

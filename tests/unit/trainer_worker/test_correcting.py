@@ -58,21 +58,42 @@ def test_a_question_corrected_again_leaves_the_older_branch():
     assert answering_rows(state, queries(4, seed=1)[1:]) == [[2, 3]] * 3
 
 
-def test_the_same_questions_again_are_learned_where_they_are():
+def test_the_same_question_can_be_corrected_over_and_over():
+    state, batch = taught(queries(64)), queries(4, seed=1)
+    for branch in range(1, 6):
+        state, rows = met(state, batch)
+        assert rows == [2 * branch, 2 * branch + 1]
+        assert answering_rows(state, batch) == [rows] * 4
+
+
+def test_what_is_a_key_itself_is_learned_where_it_is_or_moves():
     batch = queries(4, seed=1)
-    first, _ = met(taught(queries(64)), batch)
+    first = taught(batch, exact=True)
     state, rows = met(first, batch[:2])
-    assert (rows, state.rows) == ([2, 3], first.rows)
-    assert answering_rows(state, batch) == [[2, 3]] * 4
+    assert (rows, state.rows) == ([0, 1], first.rows)
+    state, rows = met(first, torch.cat([batch[:2], queries(1, seed=2)]))
+    assert rows == [2, 3]
+    assert answering_rows(state, batch) == [[2, 3]] * 2 + [[0, 1]] * 2
 
 
 def test_no_branch_is_left_without_a_key():
-    first, _ = met(taught(queries(64)), queries(1, seed=1))
+    first = taught(queries(1, seed=1), exact=True)
     batch = torch.cat([queries(1, seed=1), queries(2, seed=2)])
     state, rows = met(first, batch)
-    assert state.rows == first.rows
-    assert set(rows) >= {2, 3}
-    assert all(set(found) <= set(rows) for found in answering_rows(state, batch))
+    assert (rows, state.rows) == ([0, 1], first.rows)
+    assert answering_rows(state, batch) == [[0, 1]] * 3
+
+
+def test_of_a_tight_cluster_one_question_is_taken_and_not_its_neighbors():
+    generator = torch.Generator().manual_seed(3)
+    spread = torch.randn(80, WIDTH, generator=generator) * 0.3 / WIDTH**0.5
+    cluster = F.normalize(torch.eye(WIDTH)[1] + spread, dim=1)
+    elsewhere = F.normalize(torch.eye(WIDTH)[2] + spread, dim=1)
+    state = taught(F.normalize(torch.cat([cluster[:30], elsewhere[:1]]).mean(dim=0, keepdim=True), dim=1))
+    asked, again = cluster[40:41], F.normalize(cluster[40:41] + 0.05 * spread[70], dim=1)
+    state, rows = met(state, asked)
+    assert answering_rows(state, torch.cat([asked, again])) == [rows] * 2
+    assert answering_rows(state, torch.cat([cluster[:40], cluster[41:]])) == [[0, 1]] * 79
 
 
 @pytest.mark.parametrize(("rows", "most"), [(2, 1), (2, 0), (1, 16)], ids=["no room", "off", "fewer rows"])
