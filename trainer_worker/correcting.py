@@ -73,20 +73,20 @@ def narrow_keys(state: AdapterState, queries: Tensor, generator: torch.Generator
 
     A key that is the query would draw in all that is nearer to it than to the nearest key c so far: half of a
     tight cluster. With phi the angle between c and the query, the key lies behind the query, at an angle of
-    ``phi + arccos(t)`` from c on the arc through both. The query's cosine with it is t, which beats the one
-    with c, and tau, by ``LEAD``; a question as far from c in another direction must share most of that
-    direction to find it.
+    ``phi + arccos(t)`` from c on the arc through both. The query's cosine with it is t, which beats that with
+    any key, and tau, by ``LEAD``; a question as far from c in another direction must share most of that
+    direction to find it. c is a key that a task began with: behind an earlier correction's lies the task.
     """
     unit = torch.nn.functional.normalize(queries.double(), dim=-1)
     if len(unit) > MOST_KEYS:
         unit = k_means(unit, MOST_KEYS, generator)
-    known = state.keys.flatten(0, 1).double()
-    best, nearest = (unit @ known.T).max(dim=1)
-    best = best.clamp(-1.0, 1.0)
-    center = known[nearest]
-    floor = best.clamp_min(state.routing.tau)
-    angle = best.arccos() + (floor + LEAD * (1 - floor)).arccos()
-    away = torch.nn.functional.normalize(unit - best[:, None] * center, dim=-1)
+    begun = state.keys[state.branch_of == 0].flatten(0, 1).double()
+    near, nearest = (unit @ begun.T).clamp(-1.0, 1.0).max(dim=1)
+    center = begun[nearest]
+    best = (unit @ state.keys.flatten(0, 1).double().T).amax(dim=1)
+    floor = best.clamp(state.routing.tau, 1.0)
+    angle = near.arccos() + (floor + LEAD * (1 - floor)).arccos()
+    away = torch.nn.functional.normalize(unit - near[:, None] * center, dim=-1)
     keys = angle.cos()[:, None] * center + angle.sin()[:, None] * away
     return torch.nn.functional.normalize(keys, dim=-1).float()
 

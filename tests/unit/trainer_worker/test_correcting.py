@@ -91,9 +91,10 @@ def test_of_a_tight_cluster_one_question_is_taken_and_not_its_neighbors():
     elsewhere = F.normalize(torch.eye(WIDTH)[2] + spread, dim=1)
     state = taught(F.normalize(torch.cat([cluster[:30], elsewhere[:1]]).mean(dim=0, keepdim=True), dim=1))
     asked, again = cluster[40:41], F.normalize(cluster[40:41] + 0.05 * spread[70], dim=1)
-    state, rows = met(state, asked)
-    assert answering_rows(state, torch.cat([asked, again])) == [rows] * 2
-    assert answering_rows(state, torch.cat([cluster[:40], cluster[41:]])) == [[0, 1]] * 79
+    for _ in range(2):
+        state, rows = met(state, asked)
+        assert answering_rows(state, torch.cat([asked, again])) == [rows] * 2
+        assert answering_rows(state, torch.cat([cluster[:40], cluster[41:]])) == [[0, 1]] * 79
 
 
 @pytest.mark.parametrize(("rows", "most"), [(2, 1), (2, 0), (1, 16)], ids=["no room", "off", "fewer rows"])
