@@ -75,6 +75,8 @@ GATEWAY_NAMES = (
     "max_stop",
     "max_logprobs",
     "default_max_tokens",
+    "feedback_count",
+    "feedback_seconds",
 )
 WORKER_NAMES = (
     "metrics_host",

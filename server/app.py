@@ -22,6 +22,9 @@ from server.datasets.opening import open_datasets
 from server.datasets.router import router as datasets_router
 from server.errors import install_handlers
 from server.evaluations.router import router as evaluations_router
+from server.feedback.desk import FeedbackDesk, SendingPolicy
+from server.feedback.pending import PendingStore
+from server.feedback.router import router as feedback_router
 from server.files.router import router as files_router
 from server.files.store import FileStore
 from server.fine_tuning.router import router as fine_tuning_router
@@ -50,6 +53,7 @@ _ROUTERS = (
     routing_router,
     models_router,
     tasks_router,
+    feedback_router,
     datasets_router,
     files_router,
     fine_tuning_router,
@@ -102,6 +106,7 @@ def create_app(settings: GatewaySettings, *, on_fatal: OnFatal | None = None) ->
 def _build_gateway(settings: GatewaySettings, metrics: Metrics, link: QueueLink) -> Gateway:
     home = settings.home
     datasets = open_datasets(settings, home / "datasets")
+    submissions = Submissions(lineage=settings.model_name, datasets=datasets, link=link, metrics=metrics)
     return Gateway(
         model_name=settings.model_name,
         uploads=home / "uploads",
@@ -119,7 +124,14 @@ def _build_gateway(settings: GatewaySettings, metrics: Metrics, link: QueueLink)
         loras=LoraStore(home / "loras"),
         files=FileStore(home / "files"),
         link=link,
-        submissions=Submissions(lineage=settings.model_name, datasets=datasets, link=link, metrics=metrics),
+        submissions=submissions,
+        feedback=FeedbackDesk(
+            PendingStore(home / "feedback"),
+            datasets=datasets,
+            submissions=submissions,
+            journal=link.journal,
+            policy=SendingPolicy(settings.feedback_count, settings.feedback_seconds),
+        ),
         pictures=PictureLoader(parse_hosts(settings.image_url_hosts)),
     )
 
@@ -132,11 +144,12 @@ def _lifespan(
         await asyncio.to_thread(sweep, gateway.uploads)
         await asyncio.to_thread(gateway.files.sweep)
         watch = asyncio.create_task(gateway.link.watch(gateway.metrics), name="watch-queue")
+        sending = asyncio.create_task(gateway.feedback.watch(), name="send-corrections")
         opening = asyncio.create_task(_open(gateway, settings, on_fatal), name="open-serving")
         try:
             yield
         finally:
-            for task in (opening, watch):
+            for task in (opening, sending, watch):
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task

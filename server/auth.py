@@ -21,7 +21,7 @@ from server.errors import AuthenticationError, response_for
 SCOPES = frozenset({"ask", "teach", "operate"})
 OPEN_PATHS = frozenset({"/", "/health", "/ready", "/version", "/metrics", "/docs", "/openapi.json"})
 _ASK_PREFIXES = ("/v1/chat/", "/v1/vqa", "/v1/routing:explain", "/v1/models", "/v1/evaluations/")
-_TEACH_PREFIXES = ("/v1/tasks/", "/v1/files", "/v1/fine_tuning/", "/v1/datasets", "/v1/jobs")
+_TEACH_PREFIXES = ("/v1/tasks/", "/v1/files", "/v1/fine_tuning/", "/v1/datasets", "/v1/jobs", "/v1/feedback")
 _READ_PREFIXES = ("/v1/adapters",)
 CALLER: ContextVar[bytes] = ContextVar("caller", default=b"")
 """The digest of the key that the present request came with; empty if none was asked for."""

@@ -12,6 +12,7 @@ from adapter_store.datasets import DatasetStore
 from adapter_store.errors import StrataError, UnavailableError
 from adapter_store.lora.store import LoraStore
 from adapter_store.versions import VersionStore
+from server.feedback.desk import FeedbackDesk
 from server.feedback.thumbs import Thumbs
 from server.files.store import FileStore
 from server.jobs.link import QueueLink
@@ -56,6 +57,7 @@ class Gateway:
     files: FileStore
     link: QueueLink
     submissions: Submissions
+    feedback: FeedbackDesk
     pictures: PictureLoader
     thumbs: Thumbs = field(default_factory=Thumbs)
     serving: Serving | None = None

@@ -190,6 +190,12 @@ class Metrics:
         self.submissions = self._counter("submissions_total", "Submitted jobs by outcome.", "outcome")
         for outcome in ("accepted", "repeated", "invalid"):
             self.submissions.labels(outcome)
+        self.feedback = self._counter(
+            "feedback_total", "Thumbs and corrections, by the alias of what had answered.", "rating", "alias"
+        )
+        for rating in ("up", "down"):
+            for alias in ("stable", "canary", "other"):
+                self.feedback.labels(rating, alias)
 
     def observe_http(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one answered request under its route template."""

@@ -110,6 +110,13 @@ class GatewaySettings(SharedSettings):
         default=256, ge=1, description="answer length when the request names none"
     )
 
+    feedback_count: int = Field(
+        default=8, ge=1, le=32, description="corrections of a task that become a job at once"
+    )
+    feedback_seconds: float = Field(
+        default=60, ge=0, le=604_800, description="age at which waiting corrections become a job; 0: never"
+    )
+
     @property
     def look_seconds(self) -> float:
         """Return how often moved aliases are looked for; a look at an object store costs requests."""

@@ -58,6 +58,15 @@ class Fresh:
 
 
 @dataclass(frozen=True, slots=True)
+class Corrected:
+    """How many of ``asked`` corrected questions parent and candidate answer as they were corrected."""
+
+    before: int
+    after: int
+    asked: int
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """Scores of parent and candidate on the same held-out splits, 0 to 1; None where nothing was held out.
 
@@ -67,7 +76,8 @@ class Measured:
     ``kept`` are the best earlier and the present score of a retrained task on the pictures that were held
     out for it first; None for a new task. ``fresh`` are the batch's own held-out questions, None without any.
     ``asked`` counts the held-out questions behind ``before`` and ``after``. ``alike``: the batch lies where a
-    known task was asked before, so that what it knew judges the batch, too.
+    known task was asked before, so that what it knew judges the batch, too. ``corrected``: the batch is of
+    corrections; nothing of it is held out, and its own questions tell whether it was learned.
     """
 
     trained: str
@@ -80,6 +90,7 @@ class Measured:
     fresh: Fresh | None = None
     asked: Mapping[str, int] = field(default_factory=dict)
     alike: bool = False
+    corrected: Corrected | None = None
 
 
 def check(measured: Measured, policy: Policy) -> Gate:
@@ -151,6 +162,8 @@ def _drop(task: str, before: float, after: float, policy: Policy, asked: int | N
 def _chance(measured: Measured, policy: Policy) -> list[str]:
     """Refuse what cannot be told from luck: shuffled answers, one answer for everything, too few pictures."""
     task, fresh = measured.trained, measured.fresh
+    if measured.corrected is not None:
+        return _uncorrected(task, measured.corrected)
     if policy.max_chance >= 1:
         return []
     judged_otherwise = measured.alike and not measured.new_task
@@ -167,6 +180,14 @@ def _chance(measured: Measured, policy: Policy) -> list[str]:
         return [f"{found}: too few to tell {task} from luck; send more pictures of it"]
     always = f"always giving {task}'s commonest answer would be right in {fresh.commonest:.0%}"
     return [f"{found}; {always}: pictures and answers do not seem to belong together"]
+
+
+def _uncorrected(task: str, found: Corrected) -> list[str]:
+    """Refuse corrections that were not learned; luck is not asked about what somebody says is right."""
+    if found.after > found.before or found.after == found.asked:
+        return []
+    answered = f"{found.after} of {found.asked} corrected questions of {task} are answered as corrected"
+    return [f"{answered}, {found.before} were before: nothing was learned"]
 
 
 _UNMEASURED = (

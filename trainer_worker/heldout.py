@@ -55,7 +55,9 @@ class HeldOut:
         self._ratio = ratio
         self._cap = cap
 
-    def split(self, task: str, dataset: Dataset, earlier: str | None = None) -> Split:
+    def split(
+        self, task: str, dataset: Dataset, earlier: str | None = None, *, learn_all: bool = False
+    ) -> Split:
         """Divide a batch of ``task``; store the held-out part durably before returning.
 
         About ``ratio`` of the pictures is held out; of all that are, the ``cap`` with the smallest hashes
@@ -72,13 +74,16 @@ class HeldOut:
             task: the task's name.
             dataset: the batch.
             earlier: the data set that the parent version was measured on; None for a new task.
+            learn_all: hold nothing of this batch out, not even what was held out before.
         """
         keys = [picture_key(example) for example in dataset.examples]
         record = self.record(task)
         if earlier is None or not self._data(task).exists(earlier):
             earlier = None
         tested = {key for example, key in zip(dataset.examples, keys, strict=True) if example.split == "test"}
-        if tested:
+        if learn_all:
+            held, tested = set[str](), set[str]()
+        elif tested:
             held = (set(keys) & record.held_out) | (tested - record.trained)
         else:
             held = self._choose(record, set(keys), anything_to_measure=earlier is not None)
@@ -88,7 +93,8 @@ class HeldOut:
         )
         dataset_id, pictures = self._store(task, dataset, keys, held, earlier)
         opened_by = dataset.ref.id if earlier is None else record.opened_by
-        known_held, known_trained = record.held_out | held, record.trained | (set(keys) - unseen)
+        known_held = record.held_out | held
+        known_trained = record.trained | (set(keys) - unseen - known_held)
         self._write(task, Record(opened_by, dataset_id, known_held, known_trained))
         return Split(train, pictures, dataset_id)
 

@@ -37,7 +37,9 @@ class AlignedKeys:
     reseeded: int
 
 
-def align_keys(queries: Tensor, rows: int, top_m: int, generator: torch.Generator) -> AlignedKeys:
+def align_keys(
+    queries: Tensor, rows: int, top_m: int, generator: torch.Generator, *, exact: bool = False
+) -> AlignedKeys:
     """Place ``rows`` keys for one task's queries ``[B, q]`` (unit rows).
 
     k-means centers start the search; a row that nobody picks is re-seeded at the worst served query; the
@@ -46,12 +48,12 @@ def align_keys(queries: Tensor, rows: int, top_m: int, generator: torch.Generato
     rows answer everything and the others stay unused, which costs nothing.
 
     With ``rows <= top_m`` every row answers every query of the task. All of them then share the same keys,
-    one for each kind of query, and are found, or not found, together.
+    one for each kind of query (with ``exact`` one for each query), and are found, or not found, together.
     """
     queries = F.normalize(queries.float(), dim=-1)
     m = min(top_m, rows)
     if m == rows:
-        shared = kinds_of(queries, generator)
+        shared = exact_keys(queries, generator) if exact else kinds_of(queries, generator)
         nearest = float((queries @ shared.T).amax(dim=1).mean())
         return AlignedKeys(shared.expand(rows, -1, -1), torch.full((rows,), 1 / rows), nearest, 0)
     keys = _jittered(k_means(queries, rows, generator), generator)
@@ -95,6 +97,12 @@ def kinds_of(queries: Tensor, generator: torch.Generator) -> Tensor:
     queries = F.normalize(queries.float(), dim=-1)
     count = max(1, min(KEYS_OF_A_BATCH, len(queries) // QUERIES_PER_KEY))
     return k_means(queries, count, generator)
+
+
+def exact_keys(queries: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a key ``[k, q]`` for every single query ``[B, q]``, of more than ``MOST_KEYS`` for every few."""
+    queries = F.normalize(queries.float(), dim=-1)
+    return k_means(queries, min(len(queries), MOST_KEYS), generator)
 
 
 def k_means(queries: Tensor, count: int, generator: torch.Generator, rounds: int = 15) -> Tensor:

@@ -10,18 +10,21 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from PIL import Image
+
 from adapter_store.matrix import AccuracyMatrix
 from adapter_store.state import AdapterState
 from adapter_store.versions import Anchor, Manifest, MeasuredOn
 from trainer_worker.decide import Verdict
 from trainer_worker.evaluate import Score, Served, greedy_answer, leak_ratio, score_base, score_state
 from trainer_worker.features import Encoded
-from trainer_worker.gate import Fresh, Measured
+from trainer_worker.gate import Corrected, Fresh, Measured
 from trainer_worker.prefixes import PrefixStore
 from trainer_worker.publish import RecordedProbe, stage_matrix
 from trainer_worker.workshop import Workshop
 
 Check = Callable[[], None]
+Picture = Callable[[str], Image.Image]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +74,17 @@ class HeldOutSet:
 
 @dataclass(frozen=True, slots=True)
 class OwnQuestions:
-    """A batch's own held-out questions as it sent them (samples of ``encoded`` by index).
+    """A batch's own questions that judge it, as it sent them (samples of ``encoded`` by index).
 
+    They are held out, but of a batch of corrections (``learned``): there they are all that it has.
     ``commonest`` is the share of the most frequent answer among those that are learned.
     """
 
     encoded: Encoded
     order: tuple[int, ...]
     commonest: float
+    learned: bool = False
+    picture: Picture | None = None
 
     @property
     def answers(self) -> int:
@@ -92,6 +98,11 @@ class OwnQuestions:
         answers = Counter(turn.answer.strip() for i in train for turn in encoded.examples[i].turns)
         commonest = max(answers.values()) / sum(answers.values())
         return cls(encoded, tuple(i for i in range(len(encoded)) if i not in learned), commonest)
+
+    @classmethod
+    def corrections(cls, encoded: Encoded, picture: Picture) -> OwnQuestions:
+        """Take all of a batch, whose pictures ``picture`` opens by name."""
+        return cls(encoded, tuple(range(len(encoded))), 1.0, learned=True, picture=picture)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +177,8 @@ def measure(
                 shop, parent, name, held, store, before, trained=name == task, check=check
             )
         if name == task:
-            probe = _record_probe(shop, served, held, task, store)
+            data = shop.held_out.dataset(task, held.dataset_id)
+            probe = _record_probe(shop, served, encoded, store, data.image if data else None)
         scored[name] = score_state(shop.replicas, served, encoded, store, check=check)
         after[name] = scored[name].accuracy
     leak = {name: leak_ratio(state, held.encoded.queries, name) for name, held in held_out.items()}
@@ -186,7 +198,10 @@ def measure(
         fresh=_fresh(shop, served, own, None if task in parent.state.tasks else scored.get(task), check),
         asked={name: score.answers for name, score in scored.items()},
         alike=alike,
+        corrected=_corrected(shop, served, parent, own, check) if own.learned else None,
     )
+    if probe is None and own.learned:
+        probe = _record_probe(shop, served, own.encoded, _store(shop, own.encoded), own.picture)
     splits = next_splits(parent, {name: held.dataset_id for name, held in held_out.items()})
     anchors = dict(parent.anchors)
     if anchor is not None:
@@ -289,7 +304,7 @@ def _fresh(
     shop: Workshop, served: Served, own: OwnQuestions, new: Score | None, check: Check
 ) -> Fresh | None:
     """Return how the batch's own questions are answered; a ``new`` task's score is theirs, unless capped."""
-    if not own.order:
+    if not own.order or own.learned:
         return None
     score = new
     if score is None or score.answers != own.answers:  # the measured set is capped
@@ -299,11 +314,22 @@ def _fresh(
     return Fresh(score.correct, score.answers, own.commonest)
 
 
+def _corrected(shop: Workshop, served: Served, parent: Parent, own: OwnQuestions, check: Check) -> Corrected:
+    """Return how the corrected questions are answered, beside the parent's answers to them."""
+    store, encoded = _store(shop, own.encoded), own.encoded
+    if parent.state.rows:
+        before = Served.of(parent.state, shop.replicas.increments)
+        was = score_state(shop.replicas, before, encoded, store, check=check)
+    else:
+        was = score_base(shop.replicas, encoded, store, check=check)
+    now = score_state(shop.replicas, served, encoded, store, check=check)
+    return Corrected(was.correct, now.correct, now.answers)
+
+
 def _record_probe(
-    shop: Workshop, served: Served, held: HeldOutSet, task: str, store: PrefixStore
+    shop: Workshop, served: Served, encoded: Encoded, store: PrefixStore, picture: Picture | None
 ) -> RecordedProbe:
-    """Record the greedy answer to the task's first held-out question."""
-    encoded = held.encoded
+    """Record the greedy answer to the first question of a set whose pictures ``picture`` opens by name."""
     example = encoded.examples[0]
     ids, logprobs = greedy_answer(
         shop.replicas.first,
@@ -313,10 +339,9 @@ def _record_probe(
         cached=served.state.span == "after_image",
         end_ids=shop.end_ids,
     )
-    data = shop.held_out.dataset(task, held.dataset_id)
     png = None
-    if data is not None and example.image is not None:
+    if picture is not None and example.image is not None:
         buffer = io.BytesIO()
-        data.image(example.image).save(buffer, format="PNG")
+        picture(example.image).save(buffer, format="PNG")
         png = buffer.getvalue()
     return RecordedProbe(example.turns[0].question, png, tuple(ids), tuple(logprobs))

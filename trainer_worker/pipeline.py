@@ -19,6 +19,7 @@ from adapter_store.matrix import AccuracyMatrix
 from adapter_store.names import BASE_VERSION
 from adapter_store.state import AdapterState
 from adapter_store.versions import STABLE, Gate, Manifest, ManifestDraft, comparable_since
+from trainer_worker.correcting import correcting_settings
 from trainer_worker.course import Step
 from trainer_worker.decide import Verdict, decide
 from trainer_worker.evaluate import warm
@@ -105,7 +106,12 @@ class _Run:
         with self.progress.phase("decide"):
             verdict = self._decide(encoded, parent.state, known)
             earlier = known.get(verdict.task)
-            split = self.shop.held_out.split(verdict.task, dataset, earlier.dataset_id if earlier else None)
+            split = self.shop.held_out.split(
+                verdict.task,
+                dataset,
+                earlier.dataset_id if earlier else None,
+                learn_all=self.job.corrects,
+            )
             train = self._training_samples(encoded, split)
         with self.progress.phase("keys"):
             placed = place(
@@ -116,6 +122,7 @@ class _Run:
                 settings,
                 known=earlier.encoded.queries if earlier else None,
                 imported=lora is not None,
+                corrects=self.job.corrects,
                 say=lambda text, data: self.progress.message(text, data=data),
                 check=self.check,
             )
@@ -128,7 +135,10 @@ class _Run:
             else:
                 learned = self._train(placed, verdict.task, encoded, train, settings, to_measure=pictures)
         with self.progress.phase("evaluate"):
-            own = OwnQuestions.of(encoded, train)
+            if self.job.corrects:
+                own = OwnQuestions.corrections(encoded, dataset.image)
+            else:
+                own = OwnQuestions.of(encoded, train)
             findings = self._measure(learned.state, parent, verdict, known, split, own, alike=placed.alike)
         with self.progress.phase("gate"):
             gate = self._gate(findings)
@@ -139,6 +149,8 @@ class _Run:
     def _validate(self) -> tuple[Dataset, Hyperparameters]:
         dataset = self.shop.datasets.open(self.job.dataset.id)
         settings = Hyperparameters.of_job(self.shop.defaults, self.job.hyperparameters)
+        if self.job.corrects:
+            settings = correcting_settings(settings, self.job.hyperparameters)
         if not any(turn.answer for example in dataset.examples for turn in example.turns):
             raise InputError(f"data set {dataset.ref.id} has no answers to learn from")
         self._assert_fits(dataset)
@@ -229,7 +241,10 @@ class _Run:
             per_picture = (time.monotonic() - began) / len(prefixes)
             self.progress.expect_after_training(MEASURING_COST * per_picture * to_measure)
         groups = [picture_key(encoded.examples[i]) for i in train]
-        inside, validation = split_validation(groups, settings, settings.seed)
+        if self.job.corrects:
+            inside = validation = tuple(range(len(train)))
+        else:
+            inside, validation = split_validation(groups, settings, settings.seed)
         lesson = Lesson(encoded, store, tuple(train[i] for i in inside), tuple(train[i] for i in validation))
         learned = learn(
             self.shop.replicas,
@@ -238,6 +253,7 @@ class _Run:
             lesson,
             settings,
             rows=placed.rows,
+            again=False if self.job.corrects else None,
             report=self._report,
             check=self.check,
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 from adapter_store.jobs.hyperparameters import Hyperparameters
 from adapter_store.routing import cosines, intrinsic
 from adapter_store.state import CLOSED_CONTEXT, AdapterState
+from trainer_worker.correcting import meet_corrected
 from trainer_worker.decide import Verdict, centroids_of
 from trainer_worker.keys import align_keys, grown_keys, kinds_of, stranger_bar
 from trainer_worker.workshop import Workshop
@@ -48,6 +49,7 @@ def place(
     *,
     known: Tensor | None,
     imported: bool,
+    corrects: bool = False,
     say: Say,
     check: Callable[[], None],
 ) -> Placed:
@@ -61,20 +63,24 @@ def place(
         settings: rows of a new task, and the seed.
         known: ``[n, q]`` held-out queries that the task had before this batch, if any.
         imported: a LoRA takes the task's place, so earlier tasks have no part in it.
+        corrects: the batch is of corrections, which are found one by one.
         say: hears a sentence and its data for the job's events.
         check: may raise to interrupt.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     state, task, alike = shop.method.with_fixed_tau(state), verdict.task, False
     if verdict.decision == "retrain":
-        met = meet_again(state, task, queries, known, generator, branch=shop.method.branch, say=say)
+        if corrects:
+            met = _corrected(state, task, queries, generator, branch=shop.method.branch, say=say)
+        else:
+            met = meet_again(state, task, queries, known, generator, branch=shop.method.branch, say=say)
         moved, state, rows, alike = met.state is not state, met.state, met.rows, met.alike
         earlier = state.centroids[state.centroid_task == state.task_index(task)]
         centroids = centroids_of(torch.cat([earlier, queries]), CENTROIDS_PER_TASK, generator)
     else:
         logit = 0.0 if shop.method.contextual and not imported else CLOSED_CONTEXT
         state = state.expand(task, settings.rows_per_task, generator, context_logit=logit)
-        aligned = align_keys(queries, settings.rows_per_task, state.routing.top_m, generator)
+        aligned = align_keys(queries, settings.rows_per_task, state.routing.top_m, generator, exact=corrects)
         rows, moved = state.rows_of(task), True
         state = state.with_rows(rows, keys=aligned.keys)
         state = state.with_usage(task, intrinsic(state, queries, among=rows).mean(dim=0))
@@ -86,6 +92,16 @@ def place(
         first = verdict.decision == "expand" and len(state.tasks) == 1
         state = _turn_strangers_away(shop, state, task, queries, first, say, check)
     return Placed(state.with_centroids(task, centroids), rows, alike)
+
+
+def _corrected(
+    state: AdapterState, task: str, queries: Tensor, generator: torch.Generator, *, branch: bool, say: Say
+) -> Placed:
+    before, most = state.rows, MOST_BRANCHES if branch else 0
+    state, rows = meet_corrected(state, task, queries, generator, most_branches=most)
+    where = "copies of the increments that answered" if state.rows > before else "the increments that answer"
+    say(f"{len(queries)} corrections of {task} are learned in {where}", {"branched": state.rows > before})
+    return Placed(state, rows)
 
 
 def meet_again(

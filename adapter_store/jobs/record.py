@@ -22,6 +22,8 @@ from adapter_store.names import check_lineage, check_task_name
 _JOB_ID = re.compile(r"job-[A-Za-z0-9_-]{1,80}")
 
 Setting = float | int | str | bool
+SOURCE, FEEDBACK = "strata:source", "feedback"
+"""Metadata of a job whose examples are corrections of answers; no caller can set it."""
 
 
 class JobStatus(StrEnum):
@@ -111,6 +113,11 @@ class Job(BaseModel):
     idempotency_key: str | None = None
     seconds: dict[str, float] = Field(default_factory=dict)
     fingerprint: str = ""
+
+    @property
+    def corrects(self) -> bool:
+        """Tell whether the examples are corrections of answers that were given."""
+        return self.metadata.get(SOURCE) == FEEDBACK
 
     @model_validator(mode="after")
     def _keep_fingerprint(self) -> Self:

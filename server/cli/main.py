@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from adapter_store.errors import InputError, StrataError
-from server.cli import ask, base, canary, dataset, lora, operate, processes, teach
+from server.cli import ask, base, canary, correct, dataset, lora, operate, processes, teach
 from server.cli.output import print_error
 
 EXIT_FAILED = 1
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"strata {metadata.version('strata-llava')}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for group in (processes, base, ask, dataset, teach, operate, canary, lora):
+    for group in (processes, base, ask, dataset, correct, teach, operate, canary, lora):
         group.add_verbs(verbs)
     return parser
 

@@ -30,6 +30,8 @@ def test_unusable_keys_are_refused_without_being_shown(text: str):
         ("GET", "/v1/models/strata@v1", "ask"),
         ("POST", "/v1/tasks/x/batches", "teach"),
         ("POST", "/v1/datasets:validate", "teach"),
+        ("POST", "/v1/feedback", "teach"),
+        ("POST", "/v1/feedback/x/send", "teach"),
         ("DELETE", "/v1/files/file-1", "teach"),
         ("GET", "/v1/adapters/strata/versions", "ask"),
         ("GET", "/v1/adapters/strata/versions/v1/lora", "operate"),

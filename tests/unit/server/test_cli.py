@@ -17,7 +17,9 @@ from server.cli.reporter import readable
 from server.cli.watch import JobProgress
 from server.launch.flags import variables_of_flags
 
-VERBS = "up serve work demo chat submit jobs versions promote rollback matrix base export import".split()
+VERBS = (
+    "up serve work demo chat correct submit jobs versions promote rollback matrix base export import".split()
+)
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -153,3 +153,21 @@ def test_a_split_that_could_not_be_written_leaves_nothing_behind(
     with pytest.raises(OSError, match="no space"):
         held_out.split("a", data)
     assert sorted((tmp_path / "held" / "a").iterdir()) == before
+
+
+def test_of_corrections_nothing_is_held_out_and_what_is_measured_stays(tmp_path: Path):
+    store = DatasetStore(tmp_path / "data")
+    held_out = HeldOut(tmp_path / "held")
+    first = held_out.split("a", dataset(store, range(40)))
+    assert first.dataset_id is not None
+    known = keys(held_out.dataset("a").examples)  # type: ignore[union-attr]
+    corrections = dataset(store, range(20, 60))
+    split = held_out.split("a", corrections, first.dataset_id, learn_all=True)
+    assert split.train == corrections.examples
+    assert split.dataset_id == first.dataset_id
+    assert keys(held_out.dataset("a").examples) == known  # type: ignore[union-attr]
+    record = held_out.record("a")
+    assert record.held_out == known
+    assert record.held_out & record.trained == frozenset()
+    alone = held_out.split("b", corrections, learn_all=True)
+    assert (len(alone.train), alone.dataset_id, alone.held_out_pictures) == (40, None, 0)

@@ -1,0 +1,78 @@
+"""``/v1/feedback``: rate an answer, say the right one, and see what waits to be learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from server.feedback.protocol import parsed
+from server.feedback.service import give, send
+from server.gateway import GatewayDep
+from server.jobs.protocol import job_body
+from server.jobs.router import JOB_EXAMPLE
+from server.openapi import body_example, example
+from server.pools import FILES
+from server.tasks.service import read_json
+
+router = APIRouter(prefix="/v1/feedback", tags=["teach"])
+
+_PENDING = {"count": 3, "oldest_seconds": 12.4, "sent_at_count": 8, "sent_after_seconds": 60.0}
+_BODY = {
+    "rating": "down",
+    "question": "Which animal is this?",
+    "image": "data:image/png;base64,iVBORw0KGgo...",
+    "answer": "a dog",
+    "correction": "a cat",
+    "task": None,
+    "version": "v3",
+    "request_id": None,
+}
+_GIVEN = {
+    "id": "fb-0c6f2f4d6b0f4f0c9a52a4a0d4c0b7e1",
+    "object": "feedback",
+    "rating": "down",
+    "task": "animals",
+    "status": "pending",
+    "job": None,
+    "pending": _PENDING,
+}
+
+
+@router.post(
+    "",
+    summary="Rate an answer; with a correction it is learned",
+    responses=example(_GIVEN),
+    openapi_extra=body_example(_BODY),
+)
+async def create(request: Request, gateway: GatewayDep) -> dict[str, Any]:
+    """Answer once what is to be learned is on disk.
+
+    ``status`` is ``noted`` (a thumb alone), ``pending`` (it waits for others of its task) or ``queued`` (in
+    ``job``). A correction needs the question and the picture; a later one of both replaces an earlier one.
+    Without ``task`` it belongs to the task that answers the question, or to ``corrections``.
+    """
+    return await give(gateway, parsed(await read_json(request, FILES.run)))
+
+
+@router.get(
+    "",
+    summary="List the corrections that wait, by task",
+    responses=example(
+        {"object": "list", "data": [{"task": "animals", **_PENDING, "last_job": "job-0193b2f0c1d4"}]}
+    ),
+)
+async def listed(gateway: GatewayDep) -> dict[str, Any]:
+    """Return how many corrections of every task wait, and the job that was sent last."""
+    return {"object": "list", "data": gateway.feedback.listed()}
+
+
+@router.post(
+    "/{task}/send",
+    status_code=202,
+    summary="Queue a task's corrections now",
+    responses=example({**JOB_EXAMPLE, "status": "queued"}, status=202),
+)
+async def send_now(task: str, gateway: GatewayDep) -> dict[str, Any]:
+    """Answer 202 with the job; 404 if no correction of the task waits."""
+    return job_body(await send(gateway, task), gateway.model_name)
