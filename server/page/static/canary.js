@@ -12,15 +12,20 @@ const ROLES = {
 /** What the form holds outlives a redraw. */
 const draft = { version: "", role: "canary", weight: 0.1 };
 
+/** Whether the server was found not to have this; it will not grow it while it runs. */
+let absent = false;
+
 /** @param {{name: string, versions: any[], aliases: any[]}} known */
 export async function showCanary(known) {
   const place = byId("canary");
+  if (absent) return;
   try {
     const state = await get(`/v1/adapters/${known.name}/canary`, { quiet: true });
     if (place.contains(document.activeElement)) return; // nobody's slider is taken from under their hand
     place.hidden = known.versions.length === 0;
     place.replaceChildren(...parts(state, known));
   } catch (error) {
+    absent = error instanceof ApiError && error.status === 404;
     if (error instanceof ApiError && error.status !== 0) place.hidden = true;
   }
 }

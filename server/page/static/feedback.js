@@ -6,14 +6,18 @@ import { counted, duration, el, svg } from "./dom.js";
 /** @typedef {{question: string, image: string|null, answer: string, version: string|null, request_id: string|null}} Told */
 
 let taken = false;
+/** Whether the server was found not to have this; it will not grow it while it runs. */
+let absent = false;
 
 /** Find out whether this server takes feedback. @returns {Promise<any[]>} what waits per task */
 export async function waiting() {
+  if (absent) return [];
   try {
     const { data } = await get("/v1/feedback", { quiet: true });
     taken = true;
     return data;
   } catch (error) {
+    absent = error instanceof ApiError && error.status === 404;
     taken = !(error instanceof ApiError && [401, 403, 404, 405].includes(error.status));
     return [];
   }
