@@ -15,8 +15,6 @@ from tests.page.browser import CONTROL, SHIFT, Browser, Page
 
 ENDED = '.turn:last-child .answer[aria-busy="false"] .answer-head .number'
 DONE = f"document.querySelector({ENDED!r})?.innerText"
-    "document.querySelector('.turn:last-child .answer[aria-busy=\"false\"] .answer-head .number')?.innerText"
-)
 PASTE = """(async () => {
   const pen = document.createElement('canvas').getContext('2d');
   pen.canvas.width = pen.canvas.height = 28;
@@ -26,7 +24,7 @@ PASTE = """(async () => {
   await navigator.clipboard.write([new ClipboardItem({'image/png': blob})]);
 })()"""
 COUNT_CHANGES = """window.changes = 0;
-new MutationObserver((seen) => { window.changes += seen.filter((one) => one.type === 'characterData').length; })
+new MutationObserver((seen) => { window.changes += seen.filter((one) => one.target.data).length; })
   .observe(document.querySelector('#conversation'), {subtree: true, characterData: true})"""
 
 
