@@ -47,6 +47,11 @@ export class Answer {
     return this.text !== "";
   }
 
+  /** What those hear who do not see the answer come. */
+  spoken() {
+    return this.text ? `${this.who.textContent}: ${this.text}` : `${this.ask.model} gave no answer.`;
+  }
+
   async #stream(signal) {
     const { model, messages } = this.ask;
     const response = await call("/v1/chat/completions", { json: { model, messages, stream: true, temperature: 0 }, signal });

@@ -26,6 +26,10 @@ export function onKeyWanted(ask) {
   askForKey = ask;
 }
 
+export function hasKey() {
+  return sessionStorage.getItem(STORED_KEY) !== null;
+}
+
 /** @param {string} key */
 export function keepKey(key) {
   if (key) sessionStorage.setItem(STORED_KEY, key);

@@ -99,15 +99,24 @@ async function ask() {
   const answers = models.map((model, column) =>
     new Answer({ question: text, image: latest, model, messages: messagesFor(column, text) }));
   const turn = { question: text, image: picture?.url ?? null, answers };
+  const attached = picture;
+  document.dispatchEvent(new CustomEvent("strata:asked"));
   byId("welcome").hidden = true;
   byId("conversation").append(turnNode(turn, picture?.name));
   byId("question").value = "";
   grow();
   show(null);
-  await run(turn);
+  const worked = await run(turn);
+  if (!worked && !byId("question").value && !picture) {
+    byId("question").value = text; // what failed is not typed again
+    show(attached);
+  }
 }
 
-/** @param {Turn} turn */
+/**
+ * @param {Turn} turn
+ * @returns {Promise<boolean>} whether anything was answered
+ */
 async function run(turn) {
   running = new AbortController();
   byId("send").hidden = true;
@@ -115,7 +124,9 @@ async function run(turn) {
   turn.answers[0].node.scrollIntoView({ block: "nearest", behavior: "smooth" });
   try {
     const worked = await Promise.all(turn.answers.map((answer) => answer.run(running.signal)));
+    byId("chat-status").textContent = turn.answers.map((answer) => answer.spoken()).join(" ");
     if (worked.some(Boolean)) turns.push(turn);
+    return worked.some(Boolean);
   } finally {
     running = null;
     byId("stop").hidden = true;

@@ -1,7 +1,9 @@
 /** The two questions that the page asks back: which key, and whether you are sure. */
 
-import { keepKey, onKeyWanted } from "./api.js";
+import { hasKey, keepKey, onKeyWanted } from "./api.js";
 import { byId } from "./dom.js";
+
+const NOTE = "It stays in this tab and is gone when you close it.";
 
 /** Show a dialog until it is answered; Escape and Cancel say no. */
 function answered(dialog, cancel) {
@@ -15,16 +17,17 @@ function answered(dialog, cancel) {
 
 /** @param {() => void} onChange called when another key is in use */
 export function startKeys(onChange) {
-  const ask = async () => {
+  const ask = async (wrong = hasKey()) => {
     byId("key-button").hidden = false;
     byId("key").value = "";
+    byId("key-note").textContent = wrong ? "The server does not know the key that was given. Is there another?" : NOTE;
     const given = await answered(byId("key-dialog"), byId("key-cancel"));
     if (given) keepKey(byId("key").value.trim());
     return given && byId("key").value.trim() !== "";
   };
-  onKeyWanted(ask);
+  onKeyWanted(() => ask());
   byId("key-button").addEventListener("click", async () => {
-    if (await ask()) onChange();
+    if (await ask(false)) onChange();
   });
 }
 

@@ -55,7 +55,7 @@ export function notice(text) {
 /** @param {number|null|undefined} ratio */
 export function percent(ratio) {
   if (ratio === null || ratio === undefined) return "–";
-  const value = ratio * 100;
+  const value = Math.round(ratio * 1000) / 10;
   return `${Math.abs(value) < 10 && value % 1 ? value.toFixed(1) : Math.round(value)} %`;
 }
 

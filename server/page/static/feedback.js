@@ -54,12 +54,12 @@ export function feedback(told, likelyTask) {
     box.hidden = true;
     if (!(await send({ rating: "up" }, "Thank you."))) press(up, down, false);
   });
-  down.addEventListener("click", async () => {
+  down.addEventListener("click", () => {
     press(down, up);
+    note.textContent = "";
     box.replaceChildren(correctionForm(send, likelyTask, box));
     box.hidden = false;
     box.querySelector("input").focus();
-    await send({ rating: "down" }, "Noted.");
   });
   return { buttons: [up, down, note], box };
 }
@@ -70,10 +70,17 @@ function correctionForm(send, likelyTask, box) {
   likelyTask().then((name) => {
     if (name && !task.value) task.value = name;
   });
-  const close = () => {
+  // One answer is rated once: with the correction, or without one as soon as the person goes on.
+  const leave = () => {
+    if (!box.contains(form) || box.hidden) return;
     box.hidden = true;
-    box.parentElement?.querySelector(".thumb.down")?.focus();
+    send({ rating: "down" }, "Noted.");
   };
+  const close = () => {
+    box.parentElement?.querySelector(".thumb.down")?.focus();
+    leave();
+  };
+  document.addEventListener("strata:asked", leave, { once: true });
   const form = el("form", { class: "correction", "aria-label": "Correct this answer" },
     el("label", { class: "field" }, "The right answer is …", right),
     el("label", { class: "field" }, "Task", task),
@@ -87,7 +94,9 @@ function correctionForm(send, likelyTask, box) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const correction = right.value.trim();
-    if (correction && (await send({ rating: "down", correction, task: task.value.trim() || null }))) close();
+    if (!correction || !(await send({ rating: "down", correction, task: task.value.trim() || null }))) return;
+    box.hidden = true;
+    box.parentElement?.querySelector(".thumb.down")?.focus();
   });
   return form;
 }

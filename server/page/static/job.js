@@ -28,6 +28,7 @@ export class JobView {
     this.note = "";
     this.lastId = "";
     this.following = false;
+    this.stopping = false;
     this.chip = el("span", { class: "chip" });
     this.phases = el("ol", { class: "phases plain", "aria-hidden": "true" }, ...PHASES.map(() => el("li")));
     this.line = el("p", { class: "note number" });
@@ -83,6 +84,7 @@ export class JobView {
       return [decision, took, held ? `Not served: ${job.gate.reasons.join("; ")}` : ""].filter(Boolean).join(" ");
     }
     if (job.status !== "running") return "";
+    if (this.stopping) return "It stops at the next step.";
     const last = this.points[this.points.length - 1];
     if (job.phase === "train" && last) {
       const left = this.eta ? `, ${duration(Math.max(0, this.eta - Date.now() / 1000))} left` : "";
@@ -167,9 +169,10 @@ export class JobView {
   async #cancel() {
     this.cancelButton.disabled = true;
     try {
+      this.stopping = true;
       this.update(await (await call(`/v1/fine_tuning/jobs/${this.job.id}/cancel`, { method: "POST" })).json());
-      if (!this.ended) this.line.textContent = "It stops at the next step.";
     } catch (error) {
+      this.stopping = false;
       this.line.hidden = false;
       this.line.textContent = sentence(error);
     }

@@ -42,7 +42,7 @@ export async function loadJobs(quiet = false) {
 function take(job, newer) {
   const known = views.get(job.id);
   if (known) {
-    if (!known.ended || !known.node.isConnected) known.update(job);
+    if (!known.ended) known.update(job);
     return;
   }
   const view = new JobView(job, ended);
