@@ -127,6 +127,7 @@ class Page:
         self._browser = browser
         self._session = session
         self._context = context
+        self.forgiven: list[str] = []
         for domain in ("Page", "Runtime", "Network", "Log", "DOM"):
             self.call(f"{domain}.enable")
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -254,10 +255,11 @@ class Page:
         return {urls[event["requestId"]]: int(event["encodedDataLength"]) for event in finished}
 
     def complaints(self) -> list[str]:
-        """Return exceptions, console errors and refused resources, as texts."""
+        """Return exceptions, console errors and refused resources, but for what is forgiven."""
         found = [str(event["exceptionDetails"]) for event in self.told("Runtime.exceptionThrown")]
         said = self.told("Runtime.consoleAPICalled")
         found += [str(each["args"]) for each in said if each["type"] in ("error", "warning", "assert")]
         entries = [event["entry"] for event in self.told("Log.entryAdded")]
         loud = [entry for entry in entries if entry["level"] in ("error", "warning")]
-        return found + [f"{entry['text']} {entry.get('url', '')}" for entry in loud]
+        found += [f"{entry['text']} {entry.get('url', '')}" for entry in loud]
+        return [text for text in found if not any(part in text for part in self.forgiven)]

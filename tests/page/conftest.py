@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.contract.conftest import RunningGateway
@@ -40,6 +41,11 @@ def publisher(running: RunningGateway, loaded_tiny_base):
     from tests.contract.publishing import Publisher
 
     return Publisher(loaded_tiny_base, running.gateway.store)
+
+
+@pytest.fixture
+def http(running: RunningGateway) -> httpx.Client:
+    return running.http
 
 
 @pytest.fixture

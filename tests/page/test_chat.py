@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import httpx
 import pytest
 from PIL import Image
 
@@ -152,7 +151,7 @@ def test_the_base_says_that_no_layer_answered(page: Page, version: str):
 
 
 def test_thumbs_and_a_correction_reach_the_server(
-    page: Page, http: httpx.Client, version: str, red: Path, running: RunningGateway
+    page: Page, version: str, red: Path, running: RunningGateway
 ):
     page.choose("#picture-file", red)
     page.wait("!document.querySelector('#composer-picture').hidden")
@@ -182,8 +181,7 @@ def test_an_error_is_told_in_the_servers_words_and_the_next_question_works(page:
     page.js("document.querySelector('#model').value = 'strata'")
     ask(page, "Which digit?")
     assert page.js("document.querySelectorAll('.turn:last-child .fault').length") == 0
-    assert [text for text in page.complaints() if "404" not in text] == []
-    page.told("Log.entryAdded").clear()
+    page.forgiven.append("status of 404 (Not Found)")
 
 
 def test_escape_stops_an_answer_and_a_new_conversation_is_empty(browser: Browser, running: RunningGateway):

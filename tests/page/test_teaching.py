@@ -37,10 +37,13 @@ def test_every_fault_of_a_broken_data_set_is_shown(teach: Page, running: Running
     sent = {"file": (file.name, file.read_bytes())}
     found = running.http.post("/v1/datasets:validate", files=sent).json()
     assert len(found["faults"]) >= 3
-    shown = teach.text("#report table")
+    title = "What must be mended"
+    shown = teach.text(f'[aria-label="{title}"]')
     for fault in found["faults"]:
         assert fault["reason"] in shown
-    assert teach.js("document.querySelectorAll('#report tbody tr').length") == len(found["faults"])
+    assert teach.js("document.querySelectorAll('#report .scroll:first-of-type tbody tr').length") == len(
+        found["faults"]
+    )
     assert f"{len(found['faults'])} faults" in teach.text("#report .verdict")
     assert teach.js("document.querySelector('#teach-button').disabled")
 

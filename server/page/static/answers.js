@@ -97,6 +97,7 @@ export class Answer {
       const found = await this.#explain();
       this.node.style.setProperty("--band", band(found.answered_by_base ? null : found.answered_by));
       panel.replaceChildren(...routing(found));
+      panel.scrollIntoView({ block: "nearest", behavior: "smooth" });
     } catch (error) {
       panel.replaceChildren(el("p", { class: "fault", text: sentence(error) }));
       this.explained = null;

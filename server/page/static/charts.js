@@ -51,7 +51,7 @@ function thinned(points) {
 
 function nice(value) {
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].map((each) => each * power).find((each) => each >= value) ?? value;
+  return [1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10].map((each) => each * power).find((each) => each >= value) ?? value;
 }
 
 function short(value) {
@@ -85,7 +85,7 @@ export function routing(found) {
       : "";
     return [el("p", { text: `No taught layer answers: this is the plain base.${why}` })];
   }
-  const shares = Object.entries(found.tasks).sort((one, other) => other[1] - one[1]);
+  const shares = Object.entries(found.tasks).filter(([, share]) => share >= 0.001).sort((one, other) => other[1] - one[1]);
   const rows = found.increments.filter((row) => row.coefficient > 0).sort((one, other) => other.coefficient - one.coefficient);
   const most = Math.max(...rows.map((row) => row.coefficient), 1e-9);
   return [

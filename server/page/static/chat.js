@@ -44,6 +44,7 @@ function takePictures() {
     if (file) attach(file);
     event.target.value = "";
   });
+  byId("choose-picture").addEventListener("click", () => byId("picture-file").click());
   byId("remove-picture").addEventListener("click", () => {
     show(null);
     byId("question").focus();

@@ -3,7 +3,7 @@
 import { call, sentence } from "./api.js";
 import { confirmed } from "./dialogs.js";
 import { band, byId, counted, duration, el, percent, points, when } from "./dom.js";
-import { changes } from "./heat.js";
+import { TOLERATED, changes } from "./heat.js";
 
 /**
  * @param {{name: string, versions: any[], aliases: any[]}} known versions oldest first
@@ -43,7 +43,7 @@ function versionItem(version, stable, name, onLook) {
 function change({ task, before, after, taught }) {
   const difference = before === null ? "" : ` (${points(after - before)})`;
   const text = taught && before !== null ? `${task} ${percent(before)} → ${percent(after)}` : `${task} ${percent(after)}${difference}`;
-  const kind = before !== null && after < before - 0.005 ? "fault" : taught ? "good" : null;
+  const kind = before !== null && before - after > TOLERATED ? "fault" : taught ? "good" : null;
   return el("li", { class: kind, text });
 }
 
