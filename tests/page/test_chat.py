@@ -75,7 +75,8 @@ def test_a_dropped_picture_is_asked_about_and_the_answer_streams(
     assert version in page.text(".answer-head")
     assert page.shown(".asked img")
     assert page.js("document.activeElement.id") == "question"
-    assert not page.shown("#composer-picture")
+    assert ask(page, QUESTION) == told, "the picture stays, and each question is asked on its own"
+    assert page.js("document.querySelectorAll('.asked img').length") == 1
 
 
 def test_a_pasted_picture_is_asked_about_and_pasted_text_is_text(page: Page, running: RunningGateway):
@@ -105,6 +106,26 @@ def test_a_large_photo_is_made_small_and_what_is_no_picture_is_told(page: Page, 
     words.write_text("no picture at all" * 20_000)
     page.choose("#picture-file", words)
     page.wait_text("#notice", "words.png is no picture")
+
+
+def test_a_conversation_goes_on_only_when_it_is_asked_to(page: Page, version: str, red: Path):
+    page.choose("#picture-file", red)
+    page.wait("!document.querySelector('#composer-picture').hidden")
+    ask(page, QUESTION)
+    page.js("""window.sent = []; const ask = window.fetch; window.fetch = (path, how) => {
+      if (path.includes('completions') || path.includes('explain')) window.sent.push(JSON.parse(how.body));
+      return ask(path, how); }""")
+    ask(page, "And now?")
+    page.click("#go-on")
+    ask(page, "And then?")
+    alone, after = page.js("window.sent.map((each) => each.messages)")
+    assert [len(alone), len(after)] == [1, 3]
+    assert alone[0]["content"][0]["type"] == "image_url"
+    assert after[0] == alone[0]
+    assert after[2]["content"] == "And then?"
+    page.click(".turn:last-child .answer-foot button[aria-expanded]")
+    page.wait_text(".turn:last-child .why", "chosen by its first question")
+    assert page.js("window.sent.at(-1).question") == "And now?", "the router looks at the first one"
 
 
 def test_two_versions_side_by_side(page: Page, running: RunningGateway, version: str, red: Path):

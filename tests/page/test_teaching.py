@@ -95,6 +95,26 @@ def test_a_lesson_is_sent_watched_and_cancelled(teach: Page, running: RunningGat
     assert not teach.shown(".job .phases")
 
 
+def test_the_curve_of_a_job_that_has_ended_can_be_looked_at(teach: Page, running: RunningGateway):
+    assert running.http.post("/v1/tasks/shapes/batches", json={"examples": examples(4)}).status_code == 202
+    claim = running.gateway.link.queue().claim("w")
+    assert claim is not None
+    assert claim.job.task == "shapes"
+    for step in range(1, 511):
+        claim.event("step", type="metrics", data={"step": step, "total_steps": 510, "loss": 1 / step})
+    gate = {"passed": False, "reasons": ["forgot digits by 0.13"]}
+    claim.finish("succeeded", decision="expand", result_version="v9", gate=gate)
+    teach.wait_text(".job", "v9 held back")
+    assert "Not served: forgot digits by 0.13" in teach.text(".job")
+    teach.open(f"{running.url}/?again#teach")
+    teach.wait_text(".job", "v9 held back")
+    assert teach.js("document.querySelectorAll('.job .curve').length") == 0
+    teach.click(".job .quiet")
+    teach.wait("document.querySelector('.job .curve')")
+    assert teach.js("document.querySelector('.job .quiet').getAttribute('aria-expanded')") == "true"
+    assert "step 510 of 510" in teach.js("document.querySelector('.job .chart').getAttribute('aria-label')")
+
+
 def test_a_waiting_job_is_cancelled_at_once_and_a_failed_one_says_why(teach: Page, running: RunningGateway):
     for task in ("birds", "fish"):
         body = {"examples": examples(4)}

@@ -5,7 +5,10 @@ import { routing } from "./charts.js";
 import { band, duration, el } from "./dom.js";
 import { feedback } from "./feedback.js";
 
-/** @typedef {{question: string, image: string|null, model: string, messages: any[]}} Ask */
+/**
+ * `first` is the turn that the conversation began with: the router looks at that one.
+ * @typedef {{question: string, image: string|null, model: string, messages: any[], first: {question: string, image: string|null}}} Ask
+ */
 
 export class Answer {
   /** @param {Ask} ask */
@@ -96,7 +99,8 @@ export class Answer {
     try {
       const found = await this.#explain();
       this.node.style.setProperty("--band", band(found.answered_by_base ? null : found.answered_by));
-      panel.replaceChildren(...routing(found));
+      const later = this.ask.messages.length > 1 && el("p", { text: "What answers a conversation is chosen by its first question." });
+      panel.replaceChildren(...[later, ...routing(found)].filter(Boolean));
       panel.scrollIntoView({ block: "nearest", behavior: "smooth" });
     } catch (error) {
       panel.replaceChildren(el("p", { class: "fault", text: sentence(error) }));
@@ -107,8 +111,9 @@ export class Answer {
   /** The version that answered is asked, also if another one is served by now. */
   #explain() {
     const name = this.ask.model.split("@")[0];
+    const { first } = this.ask;
     this.explained ??= get("/v1/routing:explain", {
-      json: { question: this.ask.question, model: `${name}@${this.version}`, ...(this.ask.image ? { image: this.ask.image } : {}) },
+      json: { question: first.question, model: `${name}@${this.version}`, ...(first.image ? { image: first.image } : {}) },
     });
     return this.explained;
   }

@@ -7,10 +7,12 @@ import { onDrop, onPaste, readPicture } from "./pictures.js";
 
 /** @typedef {{question: string, image: string|null, answers: Answer[]}} Turn */
 
-/** @type {Turn[]} */
+/** @type {Turn[]} what the next question goes on from, if it is to go on */
 let turns = [];
-/** @type {import("./pictures.js").Picture|null} */
+/** @type {import("./pictures.js").Picture|null} what is asked about, until it is replaced or removed */
 let picture = null;
+/** The picture that the conversation showed last; it is not shown again for every question. */
+let lastShown = "";
 /** @type {AbortController|null} */
 let running = null;
 
@@ -84,6 +86,7 @@ function grow() {
 function startAnew() {
   running?.abort();
   turns = [];
+  lastShown = "";
   show(null);
   byId("conversation").replaceChildren();
   byId("welcome").hidden = false;
@@ -96,22 +99,21 @@ async function ask() {
   notice(null);
   const models = [byId("model").value];
   if (byId("compare").checked) models.push(byId("model-2").value);
-  const latest = picture?.url ?? turns.findLast((turn) => turn.image)?.image ?? null;
-  const answers = models.map((model, column) =>
-    new Answer({ question: text, image: latest, model, messages: messagesFor(column, text) }));
-  const turn = { question: text, image: picture?.url ?? null, answers };
-  const attached = picture;
+  if (!byId("go-on").checked) turns = [];
+  const url = picture?.url ?? null;
+  const image = turns.some((turn) => turn.image === url) ? null : url;
+  const first = turns[0] ?? { question: text, image };
+  const answers = models.map((model, column) => new Answer({
+    question: text, image: url, model, first, messages: [...said(column), asked(text, image)],
+  }));
+  const turn = { question: text, image, answers };
   document.dispatchEvent(new CustomEvent("strata:asked"));
   byId("welcome").hidden = true;
-  byId("conversation").append(turnNode(turn, picture?.name));
+  byId("conversation").append(turnNode(turn, url !== lastShown ? picture : null));
+  lastShown = url ?? lastShown;
   byId("question").value = "";
   grow();
-  show(null);
-  const worked = await run(turn);
-  if (!worked && !byId("question").value && !picture) {
-    byId("question").value = text; // what failed is not typed again
-    show(attached);
-  }
+  if (!(await run(turn)) && !byId("question").value) byId("question").value = text; // what failed is not typed again
 }
 
 /**
@@ -138,13 +140,11 @@ async function run(turn) {
 }
 
 /** Each column goes on with its own answers; one that was not there yet, with those of the first. */
-function messagesFor(column, text) {
-  const messages = [];
-  for (const turn of turns) {
+function said(column) {
+  return turns.flatMap((turn) => {
     const answer = turn.answers[column]?.text || turn.answers.find((each) => each.text)?.text;
-    messages.push(asked(turn.question, turn.image), { role: "assistant", content: answer });
-  }
-  return [...messages, asked(text, picture?.url ?? null)];
+    return [asked(turn.question, turn.image), { role: "assistant", content: answer }];
+  });
 }
 
 function asked(text, image) {
@@ -152,10 +152,10 @@ function asked(text, image) {
   return { role: "user", content: [{ type: "image_url", image_url: { url: image } }, { type: "text", text }] };
 }
 
-function turnNode(turn, name) {
+function turnNode(turn, shown) {
   return el("section", { class: "turn", "aria-label": "Question and answer" },
     el("div", { class: "asked" },
-      turn.image && el("img", { src: turn.image, alt: `Picture: ${name ?? "asked about"}` }),
+      shown && el("img", { src: shown.url, alt: `Picture: ${shown.name}` }),
       el("p", { text: turn.question })),
     el("div", { class: turn.answers.length > 1 ? "answers two" : "answers" }, ...turn.answers.map((answer) => answer.node)));
 }

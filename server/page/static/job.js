@@ -12,6 +12,7 @@ const SAID = {
 };
 const ENDED = ["succeeded", "failed", "cancelled"];
 const RECONNECT_MS = 2000;
+const EVENTS = 500;
 
 export class JobView {
   /**
@@ -72,6 +73,7 @@ export class JobView {
     const examples = job.dataset ? `${counted(job.dataset.examples, "example")} · ` : "";
     this.facts.textContent = `${examples}${when(job.created_at)}`;
     this.cancelButton.hidden = this.ended;
+    this.curveButton.setAttribute("aria-expanded", String(this.chart.childNodes.length > 0));
     this.curveButton.hidden = !this.ended || job.status === "cancelled";
   }
 
@@ -156,13 +158,23 @@ export class JobView {
       return;
     }
     try {
-      const { data } = await get(`/v1/fine_tuning/jobs/${this.job.id}/events?limit=1000`);
-      const steps = data.filter((event) => event.type === "metrics" && typeof event.data?.loss === "number").map((event) => event.data);
+      const steps = (await this.#allEvents()).filter((event) => event.type === "metrics" && typeof event.data?.loss === "number")
+        .map((event) => event.data);
       this.chart.replaceChildren(steps.length
         ? lossCurve(steps, steps[steps.length - 1].total_steps)
         : el("p", { class: "note", text: "No loss was recorded." }));
     } catch (error) {
       this.chart.replaceChildren(el("p", { class: "fault", text: sentence(error) }));
+    }
+  }
+
+  async #allEvents() {
+    const found = [];
+    for (let after = ""; ;) {
+      const page = await get(`/v1/fine_tuning/jobs/${this.job.id}/events?limit=${EVENTS}${after ? `&after=${after}` : ""}`);
+      found.push(...page.data);
+      if (!page.has_more || !page.data.length) return found;
+      after = page.last_id;
     }
   }
 
