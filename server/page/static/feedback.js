@@ -59,7 +59,8 @@ export function feedback(told, likelyTask) {
     note.textContent = "";
     box.replaceChildren(correctionForm(send, likelyTask, box));
     box.hidden = false;
-    box.querySelector("input").focus();
+    box.querySelector("input").focus({ preventScroll: true });
+    box.scrollIntoView({ block: "nearest" });
   });
   return { buttons: [up, down, note], box };
 }

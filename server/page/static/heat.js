@@ -63,8 +63,8 @@ export function taskTable(matrix) {
       el("td", { class: lost > TOLERATED ? "fault" : null, text: lost === null || lost === undefined ? "–" : percent(Math.max(lost, 0)) }),
       el("td", { text: percent(leak) }));
   };
-  const heads = ["Task", "Before", "Now", "Forgotten", "Routing leak"];
-  return el("table", {}, el("caption", { text: "Forgotten: the best earlier score less the present one. Leak: what other tasks' layers answer of it." }),
+  const heads = ["Task", "Before", "Now", "Forgotten", "Leak"];
+  return el("table", {}, el("caption", { text: "Forgotten: the best earlier score less the present one. Leak: the share that other tasks' layers take." }),
     el("thead", {}, el("tr", {}, ...heads.map((text) => el("th", { scope: "col", text })))),
     el("tbody", {}, ...matrix.tasks.map(row)));
 }
