@@ -192,6 +192,13 @@ def test_thumbs_and_a_correction_reach_the_server(
     page.wait_text("#pending", "digits")
 
 
+def test_a_wrong_answer_without_a_picture_is_only_rated(page: Page, version: str):
+    ask(page, QUESTION)
+    page.click(".thumb.down")
+    page.wait_text(".answer-foot", "Noted. With a picture")
+    assert page.js("document.querySelectorAll('.correction').length") == 0
+
+
 def test_an_error_is_told_in_the_servers_words_and_the_next_question_works(page: Page, version: str):
     page.js("document.querySelector('#model').append(new Option('gone', 'strata@v99'))")
     page.js("document.querySelector('#model').value = 'strata@v99'")

@@ -126,6 +126,8 @@ def test_a_canary_is_started_weighed_and_promoted(memory: Page, versions: list[s
     state = http.get("/v1/adapters/strata/canary").json()["canary"]
     assert (state["version"], state["weight"]) == (versions[0], 0.15)
     memory.click("#canary .roles button.primary")
+    memory.wait_text("#confirm-dialog", "The canary becomes stable")
+    memory.press("Enter")
     memory.wait_text("#canary", "No version is on trial")
     assert http.get("/v1/adapters/strata/canary").json()["canary"] is None
 

@@ -1,6 +1,7 @@
 /** Canary and shadow: a share of requests for a version on trial. Hidden where the server has none. */
 
 import { ApiError, get } from "./api.js";
+import { confirmed } from "./dialogs.js";
 import { byId, el, percent } from "./dom.js";
 import { move } from "./versions.js";
 
@@ -39,20 +40,36 @@ function parts(state, known) {
     state.versions.length > 0 && el("div", { class: "scroll" }, seen(state.versions)),
     state.agreement && state.agreement.compared > 0 && el("p", { text:
       `Shadow: ${state.agreement.same} of ${state.agreement.compared} compared answers were the same (${percent(state.agreement.ratio)}).` }),
+    state.last_end && el("p", { class: "note", text: `The last canary, ${state.last_end.version}, ended: ${state.last_end.reason}.` }),
     rule(state.rule),
   ].filter(Boolean);
 }
 
 function roles(state, path) {
   const items = Object.keys(ROLES).filter((role) => state[role]).map((role) => {
-    const { version, weight } = state[role];
+    const { version, weight, answering, reason } = state[role];
+    const idle = answering === false ? `; not now: ${reason ?? "it is being loaded"}` : "";
     return el("li", {},
-      el("span", {}, el("span", { class: "chip strong", text: role }), ` ${version} ${ROLES[role]}: ${percent(weight)}`),
-      role === "canary" && el("button", { type: "button", class: "primary", text: `Promote ${version}`, on: { click: () => acted(() => move(`${path}/canary:promote`, { json: {} }, `${version} is stable now; the trial is over.`)) } }),
-      role === "canary" && el("button", { type: "button", text: "Roll back the canary", on: { click: () => acted(() => move(`${path}/canary:rollback`, { json: {} }, "The canary was taken back.")) } }),
-      role === "shadow" && el("button", { type: "button", text: "End the shadow", on: { click: () => acted(() => move(`${path}/aliases/shadow`, { method: "DELETE" }, "The shadow has ended.")) } }));
+      el("span", {}, el("span", { class: "chip strong", text: role }), ` ${version} ${ROLES[role]}: ${percent(weight)}${idle}`),
+      ...(role === "canary" ? [
+        button(`Promote ${version}`, () => promote(path, version), "primary"),
+        button("Roll back the canary", () => move(`${path}/canary:rollback`, { json: {} }, "The canary was taken back.")),
+      ] : [button("End the shadow", () => move(`${path}/aliases/shadow`, { method: "DELETE" }, "The shadow has ended."))]));
   });
   return items.length ? el("ul", { class: "roles plain" }, ...items) : el("p", { class: "note", text: "No version is on trial." });
+}
+
+function button(text, run, kind) {
+  return el("button", { type: "button", class: kind, text, on: { click: () => acted(run) } });
+}
+
+async function promote(path, version) {
+  const yes = await confirmed({
+    title: `Serve ${version}?`,
+    text: "The canary becomes stable and answers everything that begins from now on.",
+    action: `Promote ${version}`,
+  });
+  if (yes) await move(`${path}/canary:promote`, { json: yes }, `${version} is stable now; the trial is over.`);
 }
 
 function startForm(known, path) {
@@ -96,7 +113,7 @@ function seen(versions) {
   return el("table", {}, el("caption", { text: "Seen in live traffic" }),
     el("thead", {}, el("tr", {}, ...heads.map((text) => el("th", { scope: "col", text })))),
     el("tbody", {}, ...versions.map((each) => el("tr", {},
-      el("th", { scope: "row", text: each.version }),
+      el("th", { scope: "row", text: each.slot ? `${each.version} (${each.slot})` : each.version }),
       ...[each.requests, `${each.errors} (${percent(each.error_ratio)})`, ms(each.p50_seconds), ms(each.p95_seconds), each.thumbs_up, each.thumbs_down]
         .map((text) => el("td", { text: text ?? "–" }))))));
 }

@@ -57,6 +57,10 @@ export function feedback(told, likelyTask) {
   down.addEventListener("click", () => {
     press(down, up);
     note.textContent = "";
+    if (!told().image) {
+      send({ rating: "down" }, "Noted. With a picture, the right answer could be taught.");
+      return;
+    }
     box.replaceChildren(correctionForm(send, likelyTask, box));
     box.hidden = false;
     box.querySelector("input").focus({ preventScroll: true });
