@@ -38,6 +38,7 @@ from server.middleware import BodyGuard, RequestFrame
 from server.models.router import router as models_router
 from server.ops.router import program_version
 from server.ops.router import router as ops_router
+from server.page.router import router as page_router
 from server.pictures import PictureLoader, parse_hosts
 from server.routing.router import router as routing_router
 from server.serving import ModelChoice, open_serving
@@ -48,6 +49,7 @@ from server.vqa.router import router as vqa_router
 
 _ROUTERS = (
     ops_router,
+    page_router,
     chat_router,
     vqa_router,
     routing_router,

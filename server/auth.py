@@ -17,9 +17,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapter_store.errors import InputError
 from server.errors import AuthenticationError, response_for
+from server.page.files import PAGE_PATHS
 
 SCOPES = frozenset({"ask", "teach", "operate"})
-OPEN_PATHS = frozenset({"/", "/health", "/ready", "/version", "/metrics", "/docs", "/openapi.json"})
+_OPEN = frozenset({"/", "/health", "/ready", "/version", "/metrics", "/docs", "/openapi.json"})
+OPEN_PATHS = _OPEN | PAGE_PATHS
 _ASK_PREFIXES = ("/v1/chat/", "/v1/vqa", "/v1/routing:explain", "/v1/models", "/v1/evaluations/")
 _TEACH_PREFIXES = ("/v1/tasks/", "/v1/files", "/v1/fine_tuning/", "/v1/datasets", "/v1/jobs", "/v1/feedback")
 _READ_PREFIXES = ("/v1/adapters",)

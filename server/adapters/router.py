@@ -55,9 +55,11 @@ async def list_names(gateway: GatewayDep) -> dict[str, Any]:
     summary="List versions, oldest first, with the aliases",
     responses=example({"object": "list", "data": [_VERSION], "aliases": [_RECORD]}),
 )
-async def versions(name: str, gateway: GatewayDep) -> dict[str, Any]:
-    """Return every complete version."""
-    return await Adapters(gateway, name).versions()
+async def versions(
+    name: str, gateway: GatewayDep, limit: Annotated[int | None, Query(ge=1, le=1000)] = None
+) -> dict[str, Any]:
+    """Return every complete version, or with ``limit`` the newest ones."""
+    return await Adapters(gateway, name).versions(limit)
 
 
 @router.get(

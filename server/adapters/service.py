@@ -25,12 +25,14 @@ class Adapters:
         self._gateway = gateway
         self._store = gateway.store
 
-    async def versions(self) -> dict[str, Any]:
-        """Return every version, oldest first, with its aliases."""
+    async def versions(self, limit: int | None = None) -> dict[str, Any]:
+        """Return every version or the newest ``limit``, oldest first, with their aliases."""
         manifests = await asyncio.to_thread(self._store.list)
+        has_more = limit is not None and len(manifests) > limit
+        manifests = manifests[-limit:] if limit else manifests
         records = (await self.aliases())["data"]
         named = [self._version_body(manifest, records) for manifest in manifests]
-        return {"object": "list", "data": named, "aliases": records, "has_more": False}
+        return {"object": "list", "data": named, "aliases": records, "has_more": has_more}
 
     async def version(self, version: str) -> dict[str, Any]:
         """Return one manifest; raise NotFoundError."""

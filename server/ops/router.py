@@ -6,7 +6,7 @@ import asyncio
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from adapter_store.errors import UnavailableError
@@ -14,6 +14,8 @@ from server.errors import describe
 from server.gateway import GatewayDep
 from server.metrics import CONTENT_TYPE
 from server.openapi import example
+from server.page.files import INDEX
+from server.page.router import page_response, wants_page
 
 if TYPE_CHECKING:
     from server.serving import Serving
@@ -31,10 +33,17 @@ def program_version() -> str:
         return "0+source"
 
 
-@router.get("/", summary="What this server is and where to go", responses=example({"name": "strata"}))
-async def front_door(gateway: GatewayDep) -> dict[str, Any]:
-    """Point newcomers to the pages that help."""
-    return {
+@router.get(
+    "/",
+    summary="What this server is and where to go; a page for browsers (Accept: text/html)",
+    responses=example({"name": "strata"}),
+    response_model=None,
+)
+async def front_door(request: Request, gateway: GatewayDep) -> Response:
+    """Point newcomers to what helps: people to the page, programs to the endpoints."""
+    if wants_page(request.headers.get("accept", "")):
+        return page_response(INDEX, request.headers.get("if-none-match"))
+    body = {
         "name": "Strata",
         "what": "a LLaVA server that keeps learning",
         "model": gateway.model_name,
@@ -43,6 +52,7 @@ async def front_door(gateway: GatewayDep) -> dict[str, Any]:
         "teach": ["POST /v1/tasks/{task}/batches", "POST /v1/fine_tuning/jobs"],
         "look": ["/docs", "/v1/models", "/v1/evaluations/matrix", "/ready", "/metrics"],
     }
+    return JSONResponse(body, headers={"vary": "accept"})
 
 
 @router.get(

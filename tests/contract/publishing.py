@@ -6,6 +6,7 @@ import io
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -100,6 +101,8 @@ class Publisher:
         probe: Probe | None = None,
         job: str = "",
         reasons: tuple[str, ...] = (),
+        accuracy: AccuracyMatrix | None = None,
+        decision: Literal["retrain", "expand"] = "expand",
     ) -> Manifest:
         """Publish ``state`` with an honest probe, or with the given one; with ``reasons`` as held back."""
         task = state.tasks[-1]
@@ -109,6 +112,8 @@ class Publisher:
                 question=QUESTION, image="probe.png", answer_token_ids=tuple(ids), logprobs=tuple(logprobs)
             )
         number = len(self.store.list()) + 1
+        if accuracy is None:
+            accuracy = AccuracyMatrix.empty().with_stage(task, {task: 0.75}, {task: 0.25})
         draft = ManifestDraft(
             parent=parent,
             base_id=self.base.base_id,
@@ -116,10 +121,10 @@ class Publisher:
             job_id=job or f"job-test{number}",
             dataset_id="ds-0123456789abcdef",
             task=task,
-            decision="expand",
+            decision=decision,
             tasks=state.tasks,
-            accuracy=AccuracyMatrix.empty().with_stage(task, {task: 0.75}, {task: 0.25}),
-            routing_leak={task: 0.125},
+            accuracy=accuracy,
+            routing_leak=dict.fromkeys(accuracy.tasks, 0.125),
             zero_shot_retention=0.99,
             gate=Gate(passed=not reasons, reasons=reasons),
             probe=probe,

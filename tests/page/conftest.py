@@ -1,0 +1,61 @@
+"""A browser, and the whole gateway on the tiny base with two taught tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.contract.conftest import RunningGateway
+from tests.page.browser import Browser, Page, chromium
+from tests.page.standing_in import stand_in
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Return a Chromium; where none is installed, the tests of the page are skipped."""
+    program = chromium()
+    if program is None:
+        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
+    browser = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[RunningGateway]:
+    """Return an open gateway (no keys) that takes feedback and canaries."""
+    gateway = RunningGateway(tmp_path_factory.mktemp("home"), tiny_base, api_keys="", default_max_tokens=200)
+    stand_in(gateway.app)
+    try:
+        yield gateway.wait_ready()
+    finally:
+        gateway.stop()
+
+
+@pytest.fixture(scope="module")
+def publisher(running: RunningGateway, loaded_tiny_base):
+    """Return what publishes random versions into the running gateway's store."""
+    from tests.contract.publishing import Publisher
+
+    return Publisher(loaded_tiny_base, running.gateway.store)
+
+
+@pytest.fixture
+def http(running: RunningGateway) -> httpx.Client:
+    return running.http
+
+
+@pytest.fixture
+def page(browser: Browser, running: RunningGateway) -> Iterator[Page]:
+    """Return the page, opened; at the end it must not have complained or asked anybody else."""
+    page = browser.page()
+    page.open(f"{running.url}/")
+    yield page
+    assert page.complaints() == []
+    strangers = [url for url in page.asked_for() if not url.startswith((f"{running.url}/", "data:", "blob:"))]
+    assert strangers == []
+    large = {url: size for url, size in page.received_bytes().items() if size > 300_000}
+    assert large == {}
