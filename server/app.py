@@ -19,6 +19,7 @@ from server.adapters.router import router as adapters_router
 from server.auth import KeyCheck, parse_keys
 from server.chat.router import router as chat_router
 from server.datasets.router import router as datasets_router
+from server.docs.description import install_description
 from server.errors import install_handlers
 from server.evaluations.router import router as evaluations_router
 from server.files.router import router as files_router
@@ -83,6 +84,7 @@ def create_app(settings: GatewaySettings, *, on_fatal: OnFatal | None = None) ->
     )
     app.state.gateway = gateway
     install_handlers(app)
+    install_description(app)
     for router in _ROUTERS:
         app.include_router(router)
     app.add_middleware(KeyCheck, keys=parse_keys(settings.api_keys.get_secret_value()))
