@@ -92,10 +92,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--repeats", type=int, default=50, help="requests (default %(default)s)")
     given = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as name, running_gateway(Path(name)) as (url, gateway):
-        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
-            job = job_with_events(client, gateway)
-            seconds = timed(client, f"/v1/fine_tuning/jobs/{job}/events", given.repeats)
+    with (
+        tempfile.TemporaryDirectory() as name,
+        running_gateway(Path(name)) as (url, gateway),
+        httpx.Client(base_url=url, timeout=60, trust_env=False) as client,
+    ):
+        job = job_with_events(client, gateway)
+        seconds = timed(client, f"/v1/fine_tuning/jobs/{job}/events", given.repeats)
     worst = seconds[min(len(seconds) - 1, round(0.95 * len(seconds)))]
     print(f"{EVENTS} events: median {1000 * median(seconds):.1f} ms, p95 {1000 * worst:.1f} ms", end="")
     print(f" of {len(seconds)} requests (goal {1000 * GOAL_SECONDS:.0f} ms)")

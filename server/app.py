@@ -20,6 +20,7 @@ from server.auth import KeyCheck, parse_keys
 from server.chat.router import router as chat_router
 from server.datasets.router import router as datasets_router
 from server.docs.description import install_description
+from server.docs.router import router as docs_router
 from server.errors import install_handlers
 from server.evaluations.router import router as evaluations_router
 from server.files.router import router as files_router
@@ -56,6 +57,7 @@ _ROUTERS = (
     jobs_router,
     adapters_router,
     evaluations_router,
+    docs_router,
 )
 OnFatal = Callable[[StrataError], None]
 
@@ -79,6 +81,7 @@ def create_app(settings: GatewaySettings, *, on_fatal: OnFatal | None = None) ->
         summary="A LLaVA server that keeps learning.",
         version=program_version(),
         lifespan=_lifespan(gateway, settings, on_fatal),
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )

@@ -18,7 +18,10 @@ from adapter_store.errors import InputError
 from server.errors import AuthenticationError, response_for
 
 SCOPES = frozenset({"ask", "teach", "operate"})
-OPEN_PATHS = frozenset({"/", "/health", "/ready", "/version", "/metrics", "/docs", "/openapi.json"})
+OPEN_PATHS = frozenset(
+    {"/", "/health", "/ready", "/version", "/metrics", "/docs", "/openapi.json"}
+    | {"/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js"}
+)
 _ASK_PREFIXES = ("/v1/chat/", "/v1/vqa", "/v1/routing:explain", "/v1/models", "/v1/evaluations/")
 _TEACH_PREFIXES = ("/v1/tasks/", "/v1/files", "/v1/fine_tuning/", "/v1/datasets", "/v1/jobs")
 _READ_PREFIXES = ("/v1/adapters",)

@@ -1,4 +1,4 @@
-"""Every verb of the command line with ``--json``: one JSON value on standard output, and nothing else there."""
+"""Every verb of the command line with ``--json``: one JSON value on standard output, and nothing else."""
 
 from __future__ import annotations
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.contract.conftest import KEY, RunningGateway, chat_body
+from tests.contract.conftest import RunningGateway
 
 schemathesis: Any = pytest.importorskip(
     "schemathesis", reason="install schemathesis, which the extra dev brings, to draw requests"

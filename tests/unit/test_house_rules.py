@@ -15,7 +15,13 @@ from server.cli.main import build_parser
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("server", "adapter_store", "trainer_worker", "benchmarks", "examples")
 DOCUMENTS = (
-    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "DECISIONS.md", "LOG.md", "SECURITY.md", "docs/gpu.md"
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "DECISIONS.md",
+    "LOG.md",
+    "SECURITY.md",
+    "docs/gpu.md",
 )
 MAX_LINES = 400
 MAX_TEST_LINES = 400
