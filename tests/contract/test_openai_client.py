@@ -181,9 +181,9 @@ def test_the_stream_helper_of_the_client_collects_the_answer(client: openai.Open
     whole = client.chat.completions.create(**chat_body())
     with client.chat.completions.stream(**chat_body()) as stream:
         kinds = {event.type for event in stream}
-        final = stream.get_final_completion()
+        collected = stream.current_completion_snapshot
     assert {"chunk", "content.delta", "content.done"} <= kinds
-    assert final.choices[0].message.content == whole.choices[0].message.content
+    assert collected.choices[0].message.content == whole.choices[0].message.content
 
 
 def test_headers_tell_the_version_the_request_and_what_was_ignored(client: openai.OpenAI):

@@ -1,4 +1,4 @@
-"""Made-up requests, good and bad ones, drawn from `/openapi.json`: no 500, and no status that is not there."""
+"""Made-up requests, good and bad, drawn from `/openapi.json`: no 500, and no status that is not there."""
 
 from __future__ import annotations
 
