@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.contract.conftest import KEY, RunningGateway, chat_body
+from tests.contract.conftest import KEY, RunningGateway, chat_body, wait_for
 from tests.contract.pictures import examples
 
 LONG = 900
@@ -23,8 +23,8 @@ def client_of(running: RunningGateway, retries: int) -> openai.OpenAI:
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[RunningGateway]:
-    """Return a gateway that answers one request at a time and lets none wait."""
-    gateway = RunningGateway(tmp_path_factory.mktemp("home"), tiny_base, max_batch=1, max_waiting=0)
+    """Return a gateway that answers one request at a time and lets one wait."""
+    gateway = RunningGateway(tmp_path_factory.mktemp("home"), tiny_base, max_batch=1, max_waiting=1)
     try:
         yield gateway.wait_ready()
     finally:
@@ -47,6 +47,11 @@ def test_a_full_server_is_tried_again_after_the_time_it_names(narrow: RunningGat
     with client_of(narrow, 0) as hasty, client_of(narrow, 8) as patient:
         held = hasty.chat.completions.create(**chat_body(max_tokens=LONG), stream=True)
         next(held)
+        waiting = threading.Thread(target=hasty.chat.completions.create, kwargs=chat_body())
+        waiting.start()
+        serving = narrow.gateway.serving
+        assert serving is not None
+        wait_for(lambda: serving.engine.stats().waiting == 1, 10)
         with pytest.raises(openai.RateLimitError) as caught:
             hasty.chat.completions.create(**chat_body())
         assert caught.value.code == "engine_busy"
@@ -55,6 +60,8 @@ def test_a_full_server_is_tried_again_after_the_time_it_names(narrow: RunningGat
         raw = patient.chat.completions.with_raw_response.create(**chat_body())
         assert raw.retries_taken >= 1
         assert raw.parse().choices
+        waiting.join(20)
+        assert not waiting.is_alive()
 
 
 def test_a_conflict_is_not_tried_again(narrow: RunningGateway):
