@@ -31,18 +31,21 @@ def program_version() -> str:
         return "0+source"
 
 
-@router.get("/", summary="What this server is and where to go", responses=example({"name": "strata"}))
+_FRONT_DOOR = {
+    "name": "Strata",
+    "what": "a LLaVA server that keeps learning",
+    "model": "strata",
+    "ready": True,
+    "ask": ["POST /v1/chat/completions", "POST /v1/vqa"],
+    "teach": ["POST /v1/tasks/{task}/batches", "POST /v1/fine_tuning/jobs"],
+    "look": ["/docs", "/v1/models", "/v1/evaluations/matrix", "/ready", "/metrics"],
+}
+
+
+@router.get("/", summary="What this server is and where to go", responses=example(_FRONT_DOOR))
 async def front_door(gateway: GatewayDep) -> dict[str, Any]:
     """Point newcomers to the pages that help."""
-    return {
-        "name": "Strata",
-        "what": "a LLaVA server that keeps learning",
-        "model": gateway.model_name,
-        "ready": gateway.serving is not None,
-        "ask": ["POST /v1/chat/completions", "POST /v1/vqa"],
-        "teach": ["POST /v1/tasks/{task}/batches", "POST /v1/fine_tuning/jobs"],
-        "look": ["/docs", "/v1/models", "/v1/evaluations/matrix", "/ready", "/metrics"],
-    }
+    return {**_FRONT_DOOR, "model": gateway.model_name, "ready": gateway.serving is not None}
 
 
 @router.get(

@@ -38,9 +38,17 @@ def programs() -> Path:
     ).stdout
     if int(version.removeprefix("v").partition(".")[0]) < OLDEST_NODE:
         pytest.skip(f"node {version.strip()} is older than {OLDEST_NODE}, which the client needs")
+    return folder
+
+
+def npm(folder: Path) -> list[str]:
+    """Return the words that run npm; in the wheel only its program works, and not the link to it."""
+    program = folder.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    if program.exists():
+        return [str(folder / "node"), str(program)]
     if not (folder / "npm").exists():
         pytest.skip(f"there is no npm beside {folder / 'node'}")
-    return folder
+    return [str(folder / "npm")]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +63,7 @@ def node() -> tuple[Path, Path]:
             place.mkdir(exist_ok=True)
             for name in ("package.json", "package-lock.json"):
                 shutil.copy(HERE / name, place)
-            command = [folder / "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+            command = [*npm(folder), "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
             path = f"{folder}{os.pathsep}{os.environ['PATH']}"
             done = subprocess.run(
                 command,
@@ -100,7 +108,7 @@ def test_it_uploads_teaches_and_pages(seen: dict[str, Any]):
     assert seen["contentBytes"] == seen["size"]
     assert seen["job"] == {"status": "queued", "task": "colors"}
     assert seen["jobs"] == [True]
-    assert seen["events"] >= 0
+    assert seen["events"] >= 1
     assert (seen["checkpoints"], seen["cancelled"], seen["deleted"]) == (0, "cancelled", True)
 
 
