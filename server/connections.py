@@ -17,6 +17,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from server.errors import error_body
 from server.logs import log
 
+_LINGER_SECONDS = 2.0
+"""Time to read an early answer before the connection is reset, which may take the answer with it."""
+
 
 class GuardedConnection(H11Protocol):
     """Bound the time that a request's head may take by that for which an idle connection is kept."""
@@ -39,9 +42,16 @@ class GuardedConnection(H11Protocol):
             self._expect_head()
 
     def on_response_complete(self) -> None:
-        """Let the keep-alive time of an idle connection run, which is uvicorn's own."""
+        """Let the keep-alive time of an idle connection run; hang up on a body that goes on all the same."""
         self._forget_head()
         super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY:
+            self.loop.call_later(_LINGER_SECONDS, self._hang_up, self.cycle)
+
+    def _hang_up(self, answered: object) -> None:
+        """Close if the client still sends the body of a request that was answered long ago."""
+        if self.cycle is answered and self.conn.their_state is h11.SEND_BODY:
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the head that will not come."""
