@@ -24,7 +24,7 @@ LINES = {
     "matrix": ["matrix"],
     "submit": ["submit", "birds.zip", "--task", "birds"],
     "jobs": ["jobs"],
-    "export": ["export", "--task", "digits", "--out", "lora"],
+    "export": ["export", "--image", "cat.png", QUESTION, "--out", "lora"],
     "import": ["import", "lora", "--task", "more", "--examples", "birds.zip"],
     "rollback": ["rollback"],
     "base": ["base"],

@@ -34,7 +34,7 @@ def bomb(side: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     head = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    rows = zlib.compress(bytes(20 * (side // 8 + 1)), 9)
+    rows = zlib.compress(bytes(20 * (50_000 // 8 + 1)), 9)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
@@ -81,7 +81,7 @@ def test_only_the_first_frame_counts(http: httpx.Client):
     [
         bomb(50_000),
         bomb(2**31 - 1),
-        saved(RED, "PNG")[:80],
+        saved(RED, "PNG")[:60],
         saved(RED, "JPEG")[:-200],
         saved(RED, "BMP"),
         saved(RED, "TIFF"),

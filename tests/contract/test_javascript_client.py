@@ -108,7 +108,7 @@ def test_it_uploads_teaches_and_pages(seen: dict[str, Any]):
     assert seen["contentBytes"] == seen["size"]
     assert seen["job"] == {"status": "queued", "task": "colors"}
     assert seen["jobs"] == [True]
-    assert seen["events"] >= 1
+    assert seen["events"] == 0  # nobody has claimed the job
     assert (seen["checkpoints"], seen["cancelled"], seen["deleted"]) == (0, "cancelled", True)
 
 
