@@ -106,6 +106,8 @@ def test_the_commands_of_use_it(up: Up, place: Path):
 def test_the_requests_of_use_it_and_of_loras(up: Up, place: Path):
     assert run(["strata", "promote", "v1"], up, place).returncode == 0  # "Use it" ends with a rollback
     for words in [*commands("Use it", "curl"), *commands("LoRAs in and out", "curl")]:
+        if "adapter=@my-lora.zip" in words:
+            shutil.copy(place / "birds-lora.zip", place / "my-lora.zip")
         done = run([words[0], "--fail-with-body", "-sS", *words[1:]], up, place)
         assert done.returncode == 0, (words, done.stdout, done.stderr)
         if "-o" in words:
