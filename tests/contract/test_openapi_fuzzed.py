@@ -14,6 +14,7 @@ from tests.contract.conftest import KEY, RunningGateway, chat_body
 schemathesis: Any = pytest.importorskip("schemathesis", reason="needs schemathesis, which `make` installs")
 hypothesis: Any = pytest.importorskip("hypothesis")
 
+pytestmark = pytest.mark.slow
 SEED = 20261126
 REQUESTS = 12
 """For each endpoint and each of the two modes."""
