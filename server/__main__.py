@@ -38,6 +38,7 @@ def serve(settings: GatewaySettings) -> int:
     import uvicorn
 
     from server.app import create_app
+    from server.connections import GuardedConnection
     from server.logs import configure_logs, log
     from server.stopping import GracefulServer
 
@@ -54,7 +55,8 @@ def serve(settings: GatewaySettings) -> int:
     config = uvicorn.Config(
         app,
         loop="asyncio",  # uvicorn would take whatever else happens to be installed
-        http="h11",
+        http=GuardedConnection,
+        ws="none",
         host=settings.host,
         port=settings.port,
         log_config=None,

@@ -20,6 +20,8 @@ from server.canary.rule import Rule
 from server.chat.router import router as chat_router
 from server.datasets.opening import open_datasets
 from server.datasets.router import router as datasets_router
+from server.docs.description import install_description
+from server.docs.router import router as docs_router
 from server.errors import install_handlers
 from server.evaluations.router import router as evaluations_router
 from server.feedback.desk import FeedbackDesk, SendingPolicy
@@ -63,6 +65,7 @@ _ROUTERS = (
     adapters_router,
     canary_router,
     evaluations_router,
+    docs_router,
 )
 OnFatal = Callable[[StrataError], None]
 
@@ -86,11 +89,13 @@ def create_app(settings: GatewaySettings, *, on_fatal: OnFatal | None = None) ->
         summary="A LLaVA server that keeps learning.",
         version=program_version(),
         lifespan=_lifespan(gateway, settings, on_fatal),
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
     app.state.gateway = gateway
     install_handlers(app)
+    install_description(app)
     for router in _ROUTERS:
         app.include_router(router)
     app.add_middleware(KeyCheck, keys=parse_keys(settings.api_keys.get_secret_value()))

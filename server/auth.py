@@ -21,7 +21,8 @@ from server.page.files import PAGE_PATHS
 
 SCOPES = frozenset({"ask", "teach", "operate"})
 _OPEN = frozenset({"/", "/health", "/ready", "/version", "/metrics", "/docs", "/openapi.json"})
-OPEN_PATHS = _OPEN | PAGE_PATHS
+_DOCS = frozenset({"/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js"})
+OPEN_PATHS = _OPEN | _DOCS | PAGE_PATHS
 _ASK_PREFIXES = ("/v1/chat/", "/v1/vqa", "/v1/routing:explain", "/v1/models", "/v1/evaluations/")
 _TEACH_PREFIXES = ("/v1/tasks/", "/v1/files", "/v1/fine_tuning/", "/v1/datasets", "/v1/jobs", "/v1/feedback")
 _READ_PREFIXES = ("/v1/adapters",)

@@ -133,6 +133,10 @@ class BodyGuard:
         }
         is_upload = _is_upload(scope["path"], headers.get(b"content-type", b""))
         body = _Body(self._limit(is_upload), is_upload, self._pause_seconds)
+        if _is_ambiguous(scope):
+            text = "the request has both Content-Length and Transfer-Encoding; send one of them"
+            await self._refuse(HTTPException(400, text), scope, receive, send)
+            return
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > body.limit:
             await self._refuse(BodyTooLarge(body.limit, is_upload=is_upload), scope, receive, send)
@@ -210,3 +214,9 @@ class _Body:
 def _is_upload(path: str, content_type: bytes) -> bool:
     is_form = content_type.strip().lower().startswith(b"multipart/form-data")
     return is_form and path.startswith(_UPLOAD_PREFIXES)
+
+
+def _is_ambiguous(scope: Scope) -> bool:
+    """Tell whether a proxy may see another end of the body than this server, and so another next request."""
+    names = {name for name, _ in scope["headers"]}
+    return {b"content-length", b"transfer-encoding"} <= names

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+PICTURE_EXAMPLE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAIAAACQkWg2AAAAFklEQVR42mM4ISdHEmIY1TCqYfhqAADkYgQQ6ZuA8QAA"
+    "AABJRU5ErkJggg=="
+)
+"""A red square, whole, so that the examples can be sent as they stand."""
 ERROR_EXAMPLE = {
     "error": {
         "message": "the model 'strata@v9' does not exist; there are: strata, strata@base, strata@v1",

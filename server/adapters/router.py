@@ -27,6 +27,7 @@ _RECORD = {
     "ended": False,
     "served": "v3",
 }
+_MOVE = {name: value for name, value in _RECORD.items() if name != "served"}
 _VERSION = {
     "version": "v3",
     "parent": "v2",
@@ -106,7 +107,7 @@ async def alias(name: str, alias: str, gateway: GatewayDep) -> JSONResponse:
 @router.get(
     "/{name}/aliases/{alias}/history",
     summary="List every move of an alias, oldest first",
-    responses=example({"object": "list", "data": [_RECORD]}),
+    responses=example({"object": "list", "data": [_MOVE]}),
 )
 async def history(name: str, alias: str, gateway: GatewayDep) -> dict[str, Any]:
     """Return the history of one alias."""

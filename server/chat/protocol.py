@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from server.openapi import PICTURE_EXAMPLE
+
 _IGNORED_QUIETLY = frozenset(
     {"user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier"}
 )
@@ -96,7 +98,7 @@ class ChatRequest(BaseModel):
                             {"type": "text", "text": "Which digit is it?"},
                             {
                                 "type": "image_url",
-                                "image_url": {"url": "data:image/png;base64,iVBORw0KGgo..."},
+                                "image_url": {"url": PICTURE_EXAMPLE},
                             },
                         ],
                     }

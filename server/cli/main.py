@@ -14,17 +14,18 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from adapter_store.errors import InputError, StrataError
-from server.cli import ask, base, canary, correct, dataset, lora, operate, processes, teach
+from server.cli import ask, base, canary, completion, correct, dataset, lora, operate, processes, teach
 from server.cli.output import print_error
+from server.cli.parsing import Parser, verb_parser
 
 EXIT_FAILED = 1
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser of all verbs."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="strata",
         description="A LLaVA server that keeps learning: ask, teach, be answered better without a restart.",
         epilog="Settings are environment variables, STRATA_HOME and so on: see the README. "
@@ -32,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"strata {metadata.version('strata-llava')}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for group in (processes, base, ask, dataset, correct, teach, operate, canary, lora):
+    for group in (processes, base, ask, dataset, correct, teach, operate, canary, lora, completion):
         group.add_verbs(verbs)
     return parser
 
@@ -42,7 +43,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
     args, args.rest = parser.parse_known_args(argv)
     if args.rest and not getattr(args, "passes_on", False):
-        parser.error(f"unrecognized arguments: {' '.join(args.rest)}")
+        verb_parser(parser, args.verb).unknown(args.rest)
     return args
 
 

@@ -74,22 +74,20 @@ def event_body(event: JobEvent) -> dict[str, Any]:
     }
 
 
-def checkpoints_body(job: Job, model_name: str) -> dict[str, Any]:
-    """Return the version a job made as its one checkpoint, or none yet."""
-    data = []
-    if job.result_version and job.status is JobStatus.SUCCEEDED:
-        data.append(
-            {
-                "id": f"ckpt-{job.id.removeprefix('job-')}",
-                "object": "fine_tuning.job.checkpoint",
-                "created_at": int(job.finished_at or job.created_at),
-                "fine_tuned_model_checkpoint": f"{model_name}@{job.result_version}",
-                "fine_tuning_job_id": job.id,
-                "metrics": {},
-                "step_number": 1,
-            }
-        )
-    return list_body(data)
+def checkpoint_body(job: Job, model_name: str, last: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the version a job made as its checkpoint, None if there is none; ``last`` is its last step."""
+    if not job.result_version or job.status is not JobStatus.SUCCEEDED:
+        return None
+    metrics = {"step": last.get("step"), "train_loss": last.get("loss")}
+    return {
+        "id": f"ckpt-{job.id.removeprefix('job-')}",
+        "object": "fine_tuning.job.checkpoint",
+        "created_at": int(job.finished_at or job.created_at),
+        "fine_tuned_model_checkpoint": f"{model_name}@{job.result_version}",
+        "fine_tuning_job_id": job.id,
+        "metrics": {name: value for name, value in metrics.items() if value is not None},
+        "step_number": last.get("step") or 1,
+    }
 
 
 def list_body(data: list[dict[str, Any]], *, has_more: bool = False) -> dict[str, Any]:

@@ -5,11 +5,19 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 
 from server.gateway import GatewayDep
-from server.jobs.protocol import checkpoints_body, event_body, job_body, list_body
-from server.jobs.service import cancel_job, checked_event_id, follow_events, get_job, list_events, list_jobs
+from server.jobs.protocol import event_body, job_body, list_body
+from server.jobs.service import (
+    cancel_job,
+    checked_event_id,
+    follow_events,
+    get_job,
+    list_checkpoints,
+    list_events,
+    list_jobs,
+)
 from server.openapi import example
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
@@ -35,6 +43,15 @@ EVENT_EXAMPLE = {
     "type": "metrics",
     "message": "step 40/200, loss 0.412",
     "data": {"step": 40, "total_steps": 200, "loss": 0.412, "eta_seconds": 21.0},
+}
+CHECKPOINT_EXAMPLE = {
+    "id": "ckpt-0193f2a4c0de1f2e3d4c5b6a7980",
+    "object": "fine_tuning.job.checkpoint",
+    "created_at": 1732280060,
+    "fine_tuned_model_checkpoint": "strata@v3",
+    "fine_tuning_job_id": "job-0193f2a4c0de1f2e3d4c5b6a7980",
+    "metrics": {"step": 200, "train_loss": 0.031},
+    "step_number": 200,
 }
 
 
@@ -73,7 +90,7 @@ def job_routes(prefix: str, tag: str) -> APIRouter:
         after: After = None,
         stream: Annotated[bool, Query()] = False,
         last_event_id: LastEventId = None,
-    ) -> dict[str, Any] | StreamingResponse:
+    ) -> JSONResponse | StreamingResponse:
         if stream or "text/event-stream" in request.headers.get("accept", ""):
             start = checked_event_id(last_event_id or after)
             await get_job(gateway.link, job_id)  # an unknown job is a 404, not an empty stream
@@ -82,15 +99,15 @@ def job_routes(prefix: str, tag: str) -> APIRouter:
                 body, media_type="text/event-stream", headers={"cache-control": "no-store"}
             )
         found, more = await list_events(gateway.link, job_id, limit, after)
-        return list_body([event_body(event) for event in found], has_more=more)
+        return JSONResponse(list_body([event_body(event) for event in found], has_more=more))
 
     @router.get(
         "/{job_id}/checkpoints",
         summary="List what a job made: its version, once it succeeded",
-        responses=example(list_body([])),
+        responses=example(list_body([CHECKPOINT_EXAMPLE])),
     )
-    async def checkpoints(job_id: str, gateway: GatewayDep) -> dict[str, Any]:
-        return checkpoints_body(await get_job(gateway.link, job_id), gateway.model_name)
+    async def checkpoints(job_id: str, gateway: GatewayDep, after: After = None) -> dict[str, Any]:
+        return await list_checkpoints(gateway.link, job_id, gateway.model_name, after)
 
     return router
 

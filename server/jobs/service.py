@@ -6,18 +6,20 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 from adapter_store.errors import InputError, NotFoundError, QueueUnavailable, StrataError, UnavailableError
 from adapter_store.jobs import Job, JobEvent, check_job_id
 from adapter_store.jobs.queue import EVENT_ID
 from server.errors import describe
 from server.jobs.link import QueueLink
-from server.jobs.protocol import event_body
+from server.jobs.protocol import checkpoint_body, event_body, list_body
 from server.pools import QUEUE
 
 _POLL_SECONDS = 0.25
 _KEEP_ALIVE_SECONDS = 15.0
 _EVENTS_AT_ONCE = 100
+_EVENTS_KEPT = 1000
 
 
 async def get_job(link: QueueLink, job_id: str) -> Job:
@@ -63,6 +65,33 @@ async def list_events(
     await get_job(link, job_id)
     found = await QUEUE.run(_read_events, link, job_id, start, limit + 1)
     return found[:limit], len(found) > limit
+
+
+async def list_checkpoints(
+    link: QueueLink, job_id: str, model_name: str, after: str | None
+) -> dict[str, Any]:
+    """Return the list of a job's checkpoints: its version once it succeeded, with the loss it ended with.
+
+    Raises:
+        NotFoundError: no such job, or ``after`` is no checkpoint of it.
+    """
+    job = await get_job(link, job_id)
+    found = checkpoint_body(job, model_name, await _last_step(link, job_id))
+    if after is None:
+        return list_body([found] if found else [])
+    if found is None or found["id"] != after:
+        raise NotFoundError(f"there is no checkpoint {after[:80]!r} of job {job_id}", param="after")
+    return list_body([])
+
+
+async def _last_step(link: QueueLink, job_id: str) -> dict[str, Any]:
+    """Return what the last training step reported; empty while Redis is away, or if it lost the events."""
+    try:
+        events = await QUEUE.run(_read_events, link, job_id, "0", _EVENTS_KEPT)
+    except QueueUnavailable:
+        return {}
+    steps = [event.data for event in events if event.type == "metrics" and "step" in event.data]
+    return steps[-1] if steps else {}
 
 
 def checked_event_id(value: str | None) -> str:

@@ -33,25 +33,28 @@ def program_version() -> str:
         return "0+source"
 
 
+_FRONT_DOOR = {
+    "name": "Strata",
+    "what": "a LLaVA server that keeps learning",
+    "model": "strata",
+    "ready": True,
+    "ask": ["POST /v1/chat/completions", "POST /v1/vqa"],
+    "teach": ["POST /v1/tasks/{task}/batches", "POST /v1/fine_tuning/jobs"],
+    "look": ["/docs", "/v1/models", "/v1/evaluations/matrix", "/ready", "/metrics"],
+}
+
+
 @router.get(
     "/",
     summary="What this server is and where to go; a page for browsers (Accept: text/html)",
-    responses=example({"name": "strata"}),
+    responses=example(_FRONT_DOOR),
     response_model=None,
 )
 async def front_door(request: Request, gateway: GatewayDep) -> Response:
     """Point newcomers to what helps: people to the page, programs to the endpoints."""
     if wants_page(request.headers.get("accept", "")):
         return page_response(INDEX, request.headers.get("if-none-match"))
-    body = {
-        "name": "Strata",
-        "what": "a LLaVA server that keeps learning",
-        "model": gateway.model_name,
-        "ready": gateway.serving is not None,
-        "ask": ["POST /v1/chat/completions", "POST /v1/vqa"],
-        "teach": ["POST /v1/tasks/{task}/batches", "POST /v1/fine_tuning/jobs"],
-        "look": ["/docs", "/v1/models", "/v1/evaluations/matrix", "/ready", "/metrics"],
-    }
+    body = {**_FRONT_DOOR, "model": gateway.model_name, "ready": gateway.serving is not None}
     return JSONResponse(body, headers={"vary": "accept"})
 
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from server.adapters.lora import EXPORTED, zip_response
 from server.gateway import GatewayDep
-from server.openapi import body_example, example, form_example, merged
+from server.openapi import PICTURE_EXAMPLE, body_example, example, form_example, merged
 from server.routing.service import explained, exported
 from server.vqa.service import check_question, read_question
 
@@ -36,7 +36,7 @@ _EXPLAINED = {
         }
     ],
 }
-_BODY = {"image": "data:image/png;base64,iVBORw0KGgo...", "question": "Which animal is this?"}
+_BODY = {"image": PICTURE_EXAMPLE, "question": "Which animal is this?"}
 
 
 @router.get(

@@ -9,16 +9,14 @@ from fastapi import APIRouter, Header, Request
 from server.gateway import GatewayDep
 from server.jobs.protocol import job_body
 from server.jobs.router import JOB_EXAMPLE
-from server.openapi import body_example, example, form_example, merged
+from server.openapi import PICTURE_EXAMPLE, body_example, example, form_example, merged
 from server.tasks.importing import submit_lora
 from server.tasks.service import submit_batch
 
 router = APIRouter(prefix="/v1/tasks", tags=["teach"])
 
 _BODY = {
-    "examples": [
-        {"image": "data:image/png;base64,iVBORw0KGgo...", "question": "Which digit is it?", "answer": "seven"}
-    ],
+    "examples": [{"image": PICTURE_EXAMPLE, "question": "Which digit is it?", "answer": "seven"}],
     "hyperparameters": {"n_epochs": 4},
 }
 

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 
 from server.disconnect import while_connected
 from server.gateway import GatewayDep
-from server.openapi import body_example, example, form_example, merged
+from server.openapi import PICTURE_EXAMPLE, body_example, example, form_example, merged
 from server.vqa.service import Asked, answer, read_question
 
 router = APIRouter(prefix="/v1", tags=["ask"])
@@ -23,7 +23,7 @@ _ANSWER = {
     "seconds": 0.21,
     "usage": {"prompt_tokens": 52, "completion_tokens": 2, "total_tokens": 54},
 }
-_BODY = {"image": "data:image/png;base64,iVBORw0KGgo...", "question": "Which digit is it?"}
+_BODY = {"image": PICTURE_EXAMPLE, "question": "Which digit is it?"}
 
 
 @router.post(

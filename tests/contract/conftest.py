@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from server.app import create_app
+from server.connections import GuardedConnection
 from server.gateway import Gateway
 from server.settings import GatewaySettings
 from server.stopping import GracefulServer
@@ -37,7 +38,8 @@ class RunningGateway:
             uvicorn.Config(
                 self.app,
                 loop="asyncio",
-                http="h11",
+                http=GuardedConnection,
+                ws="none",
                 port=0,
                 log_config=None,
                 access_log=False,

@@ -114,6 +114,15 @@ def test_pictures_only_from_users_and_not_too_many(http: httpx.Client):
     refused(http.post(CHAT, json=body))
 
 
+@pytest.mark.parametrize(("marks", "pictures"), [(2, 1), (1, 2), (3, 0), (1, 0)])
+def test_marks_that_do_not_fit_the_pictures(http: httpx.Client, marks: int, pictures: int):
+    """A picture is shown by its own part; a mark typed into the text shows nothing and shifts nothing."""
+    picture = {"type": "image_url", "image_url": {"url": data_url(png("red"))}}
+    content = [*[picture] * pictures, {"type": "text", "text": "<image>" * marks + " What?"}]
+    error = refused(http.post(CHAT, json={**chat_body(), "messages": [{"role": "user", "content": content}]}))
+    assert "<image>" in error["message"]
+
+
 @pytest.mark.parametrize(
     "model", ["gpt-4o", "strata@", "strata@v0", "strata@v99", "strata@../x", "@base", ""]
 )
@@ -249,6 +258,14 @@ def test_no_way_around_the_key(running: RunningGateway, path: str, key: str | No
         headers = {} if key is None else {"authorization": key}
         answer = stranger.get(path, headers={**headers, "host": "localhost", "x-forwarded-for": "127.0.0.1"})
     assert refused(answer, 401)["code"] == "invalid_api_key"
+
+
+def test_two_keys_in_one_request_are_none(running: RunningGateway):
+    """Which of two headers counts must not depend on who reads them."""
+    keys = [("authorization", f"Bearer {KEY}"), ("authorization", "Bearer another-key")]
+    with httpx.Client(base_url=running.url, trust_env=False) as stranger:
+        for order in (keys, keys[::-1], [keys[0], keys[0]]):
+            assert refused(stranger.get("/v1/models", headers=order), 401)["code"] == "invalid_api_key"
 
 
 def test_a_key_of_the_wrong_scope(running: RunningGateway):

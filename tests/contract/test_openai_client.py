@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -128,14 +129,74 @@ def test_files_and_fine_tuning(client: openai.OpenAI):
         client.files.retrieve(sent.id)
 
 
-def test_an_error_in_mid_stream_raises_in_the_client(running: RunningGateway, client: openai.OpenAI):
-    """The engine stops while a stream runs: the client must hear of it, not see a short answer."""
-    stream = client.chat.completions.create(**chat_body(max_tokens=900), stream=True)
-    next(stream)
-    serving = running.gateway.serving
-    assert serving is not None
-    serving.engine.shutdown()
-    with pytest.raises(openai.APIError, match="broken off"):
-        for _ in stream:
-            pass
-    assert running.http.get("/health").status_code == 503
+def test_text_alone_several_turns_and_both_system_roles(client: openai.OpenAI):
+    first = client.chat.completions.create(
+        model="strata",
+        messages=[
+            {"role": "system", "content": "Answer in one word."},
+            {"role": "developer", "content": [{"type": "text", "text": "Be kind."}]},
+            {"role": "user", "content": "Hello"},
+        ],
+        max_completion_tokens=4,
+    )
+    said: Any = first.choices[0].message.model_dump()  # with every field, null ones too, as programs send it
+    body = chat_body("And now?")
+    turns = [{"role": "user", "content": "Hello"}, said, *body["messages"]]
+    second = client.chat.completions.create(**{**body, "messages": turns})
+    assert first.usage is not None
+    assert second.usage is not None
+    assert first.usage.completion_tokens <= 4
+    assert second.usage.prompt_tokens > first.usage.prompt_tokens
+
+
+def test_two_pictures_in_one_question(client: openai.OpenAI):
+    one = client.chat.completions.create(**chat_body())
+    body = chat_body()
+    content = body["messages"][0]["content"]
+    body["messages"][0]["content"] = [*content, content[1]]
+    two = client.chat.completions.create(**body)
+    assert one.usage is not None
+    assert two.usage is not None
+    assert two.usage.prompt_tokens > one.usage.prompt_tokens
+
+
+def test_a_stream_of_several_choices_carries_the_log_probabilities_of_the_whole_answer(client: openai.OpenAI):
+    body = chat_body(n=2, temperature=1.2, seed=3, logprobs=True, top_logprobs=1)
+    whole = client.chat.completions.create(**body)
+    streamed: dict[int, list[float]] = {0: [], 1: []}
+    texts = {0: "", 1: ""}
+    for chunk in client.chat.completions.create(**body, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            if choice.logprobs is not None and choice.logprobs.content:
+                streamed[choice.index] += [token.logprob for token in choice.logprobs.content]
+    for choice in whole.choices:
+        assert texts[choice.index] == choice.message.content
+        assert choice.logprobs is not None
+        expected = [token.logprob for token in choice.logprobs.content or ()]
+        assert streamed[choice.index] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_stream_helper_of_the_client_collects_the_answer(client: openai.OpenAI):
+    whole = client.chat.completions.create(**chat_body())
+    with client.chat.completions.stream(**chat_body()) as stream:
+        kinds = {event.type for event in stream}
+        collected = stream.current_completion_snapshot
+    assert {"chunk", "content.delta", "content.done"} <= kinds
+    assert collected.choices[0].message.content == whole.choices[0].message.content
+
+
+def test_headers_tell_the_version_the_request_and_what_was_ignored(client: openai.OpenAI):
+    raw = client.chat.completions.with_raw_response.create(
+        **chat_body(), parallel_tool_calls=True, user="someone"
+    )
+    assert raw.headers["x-adapter-version"] == raw.parse().system_fingerprint
+    assert raw.headers["x-strata-warning"] == "ignored fields: parallel_tool_calls"
+    assert raw.request_id
+
+
+def test_what_is_not_offered_is_a_404_in_words(client: openai.OpenAI):
+    with pytest.raises(openai.NotFoundError, match="list of endpoints is at /docs"):
+        client.embeddings.create(model="strata", input="hello")
+    with pytest.raises(openai.NotFoundError, match="/v1/responses"):
+        client.responses.create(model="strata", input="hello")

@@ -22,6 +22,7 @@ DOCUMENTS = (
     "LOG.md",
     "SECURITY.md",
     "docs/data.md",
+    "docs/gpu.md",
     "docs/monitoring.md",
 )
 MAX_LINES = 400
