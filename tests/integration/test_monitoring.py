@@ -42,6 +42,8 @@ strata_http_request_seconds_count strata_time_to_first_token_seconds_count strat
 strata_accuracy_matrix_ratio strata_adapter_alias_version strata_adapter_alias_moved_timestamp_seconds
 strata_adapter_served_version strata_adapter_rejections_total strata_submissions_total
 strata_worker_heartbeat_timestamp_seconds strata_generations_total strata_token_gap_seconds_count
+strata_slot_requests_total strata_slot_request_seconds_count strata_slot_ready strata_shadow_compared_total
+strata_canary_decisions_total
 """.split()
 """The series that the interface promises, and those that the boards need beside them."""
 NOT_MEASURED = "max(strata_candidate_zero_shot_retention_ratio)"
@@ -78,7 +80,9 @@ class Watched:
         self._working.start()
         for job in jobs:
             self._wait_for(job)
-        self._move_there_and_back(publisher.publish(publisher.state(1)).version)
+        other = publisher.publish(publisher.state(1)).version
+        self._move_there_and_back(other)
+        self._try_out(other)
         bad = publisher.publish(publisher.state(7), probe=_wrong_probe(publisher))
         self._point_stable_at(bad.version)
         wait_for(lambda: bool(self.prometheus.now('ALERTS{alertname="StrataProbeFailed"}')))
@@ -101,7 +105,7 @@ class Watched:
         questions = ("Which color?", SHADES, "Tell me about something else entirely: 1 2 3 4 5 6 7 8 9.")
         number = 0
         while not self._answered.is_set():
-            body = chat_body(questions[number % 3], max_tokens=200)
+            body = chat_body(questions[number % 3], max_tokens=200, temperature=0)
             self.gateway.http.post("/v1/chat/completions", json=body)
             number += 1
 
@@ -124,6 +128,18 @@ class Watched:
         back = self.gateway.http.post("/v1/adapters/strata/rollback", json={})
         assert back.status_code == 200, back.text
         self._wait_until_served("v3")
+
+    def _try_out(self, version: str) -> None:
+        """Let a canary answer everything and end it, then let a shadow answer along."""
+        aliases, http = "/v1/adapters/strata/aliases", self.gateway.http
+        body = {"version": version, "weight": 1.0}
+        assert http.put(f"{aliases}/canary", json=body).status_code == 200
+        wait_for(lambda: bool(self.prometheus.now('strata_slot_requests_total{slot="canary"} > 0')))
+        assert http.post("/v1/adapters/strata/canary:rollback").status_code == 200
+        assert http.put(f"{aliases}/shadow", json=body).status_code == 200
+        compared = 'strata_shadow_compared_total{outcome=~"same|different"} > 0'
+        wait_for(lambda: bool(self.prometheus.now(compared)))
+        assert http.delete(f"{aliases}/shadow").status_code in (200, 204)
 
     def _send_data(self) -> None:
         """Send a batch that is accepted (and canceled) and one that is not; ask for a model there is not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deploy.grafana.boards import canary
 from deploy.grafana.boards.panels import GREEN, ORANGE, RED, Board, Panel, Query, lines, number
 
 _RATE = "$__rate_interval"
@@ -185,6 +186,12 @@ BOARD = Board(
     uid="strata-serving",
     title="Strata: Serving",
     description="Are questions answered, how fast, and by what. vLLM's own boards work beside this one.",
-    rows={"Now": _NOW, "Requests": _REQUESTS, "Speed and routing": _SPEED, "Engine": _ENGINE},
+    rows={
+        "Now": _NOW,
+        "Requests": _REQUESTS,
+        "Speed and routing": _SPEED,
+        "Canary and shadow": canary.PANELS,
+        "Engine": _ENGINE,
+    },
     variables={"task": "label_values(strata_task_accuracy_ratio, task)"},
 )
