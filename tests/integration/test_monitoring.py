@@ -44,6 +44,7 @@ strata_adapter_served_version strata_adapter_rejections_total strata_submissions
 strata_worker_heartbeat_timestamp_seconds strata_generations_total strata_token_gap_seconds_count
 strata_slot_requests_total strata_slot_request_seconds_count strata_slot_ready strata_shadow_compared_total
 strata_canary_decisions_total
+strata_feedback_total
 """.split()
 """The series that the interface promises, and those that the boards need beside them."""
 NOT_MEASURED = "max(strata_candidate_zero_shot_retention_ratio)"
@@ -148,6 +149,8 @@ class Watched:
         assert sent.status_code == 202, sent.text
         http.post(f"/v1/fine_tuning/jobs/{sent.json()['id']}/cancel")
         assert http.post("/v1/tasks/later/batches", json={"examples": [{}]}).status_code == 400
+        thumb = {"rating": "down", "question": "Which color?", "answer": "?", "version": "base"}
+        assert http.post("/v1/feedback", json=thumb).status_code == 200
         assert http.post("/v1/chat/completions", json=chat_body() | {"model": "none"}).status_code == 404
 
 

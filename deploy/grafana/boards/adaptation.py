@@ -84,6 +84,13 @@ _JOBS: list[Panel] = [
         unit="none",
     ),
     lines(
+        "What people say",
+        "Thumbs and corrections of an hour, by the alias of the version that had answered.",
+        "Many down: teach what was wrong; a correction that says the right answer becomes a job by itself.",
+        Query("sum by (rating, alias) (increase(strata_feedback_total[1h]))", "{{rating}}: {{alias}}"),
+        unit="none",
+    ),
+    lines(
         "What the gate decided",
         "In an hour. promoted: served. held_back: the gate refused. conflict and superseded: somebody moved"
         " stable meanwhile.",
