@@ -65,7 +65,7 @@ format: $(STAMP)
 
 test: check base
 	@$(BIN)/python deploy/test_programs.py
-	@$(BIN)/pytest $(PYTEST_ARGS)
+	@$(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) demo-out .pytest_cache .ruff_cache *.egg-info

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from openai import APIError, OpenAI
+from openai import APIError, OpenAI, omit
 from openai.types.fine_tuning import FineTuningJob
 from openai_chat import talk
 
@@ -25,7 +25,7 @@ def teach(client: OpenAI, data: Path, task: str) -> FineTuningJob:
     last = ""
     while True:
         ended = job.status in ENDED  # asked before the events are read, so that none is missed
-        for event in client.fine_tuning.jobs.list_events(job.id, **({"after": last} if last else {})):
+        for event in client.fine_tuning.jobs.list_events(job.id, after=last or omit):
             last = event.id
             print(event.message, flush=True)
         if ended:

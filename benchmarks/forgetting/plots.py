@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.forgetting.report import Record, by_method
 from benchmarks.plotting import new_figure
@@ -46,7 +47,9 @@ def _draw_stages(target: Path, learned: dict[str, list[Record]]) -> None:
     for number, (task, axes) in enumerate(zip(tasks, panels, strict=True)):
         for method, runs in learned.items():
             column = [row[number] for row in _mean_rows(runs)]
-            style = {"linewidth": 2.5, "zorder": 3} if method == "strata" else {"linewidth": 1, "alpha": 0.8}
+            style: dict[str, Any] = (
+                {"linewidth": 2.5, "zorder": 3} if method == "strata" else {"linewidth": 1, "alpha": 0.8}
+            )
             axes.plot(range(len(column)), column, marker=".", label=method, **style)
         axes.axvline(first[0]["stages"].index(task) + 1, color="gray", linestyle=":", linewidth=1)
         axes.set_title(task)
@@ -65,7 +68,7 @@ def _draw_balance(target: Path, learned: dict[str, list[Record]]) -> None:
     for method, runs in learned.items():
         x = [100 * run["measures"]["forgetting"] for run in runs]
         y = [100 * run["measures"]["average_accuracy"] for run in runs]
-        emphasis = {"s": 60, "marker": "*", "zorder": 3} if method == "strata" else {"s": 22}
+        emphasis: dict[str, Any] = {"s": 60, "marker": "*", "zorder": 3} if method == "strata" else {"s": 22}
         axes.scatter(x, y, label=method, **emphasis)
     axes.legend(fontsize=8)
     axes.set_xlabel("forgetting (points)")

@@ -53,7 +53,7 @@ def learned(running: RunningGateway, client: openai.OpenAI, jobs: list[FineTunin
     assert claim.job.id == jobs[0].id
     claim.update(status="running", phase="train")
     running_job = client.fine_tuning.jobs.retrieve(claim.job.id)
-    assert (running_job.status, running_job.started_at) == ("running", running_job.started_at)
+    assert running_job.status == "running"
     for step in range(1, STEPS + 1):
         data = {"step": step, "total_steps": STEPS, "loss": 1 / step}
         claim.event(f"step {step}/{STEPS}", type="metrics", data=data)

@@ -10,7 +10,6 @@ import pytest
 
 from tests.contract.conftest import RunningGateway
 from tests.page.browser import Browser, Page, chromium
-from tests.page.standing_in import stand_in
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +27,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def running(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[RunningGateway]:
     """Return an open gateway (no keys) that takes feedback and canaries."""
     gateway = RunningGateway(tmp_path_factory.mktemp("home"), tiny_base, api_keys="", default_max_tokens=200)
-    stand_in(gateway.app)
     try:
         yield gateway.wait_ready()
     finally:

@@ -138,7 +138,8 @@ def test_a_graph_reads_the_same_memory_in_every_step() -> None:
 def test_a_bank_may_have_room_for_a_part_of_an_increment() -> None:
     pool = Pool(BANKS, CAPACITY + 3, 64, torch.float64, torch.device("cpu"))
     factors = make_factors()
-    padded = Factors(*(torch.nn.functional.pad(side, (0, 0, 0, 3)) for side in (factors.down, factors.up)))
+    down, up = (torch.nn.functional.pad(side, (0, 0, 0, 3)) for side in (factors.down, factors.up))
+    padded = Factors(down, up)
     pool.linears.append(padded)
     gathered = pool.gather(1, (2, 0), 4)
     down, up = gathered.factors[0]
