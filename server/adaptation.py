@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -55,12 +55,15 @@ class Leased:
     """What one request holds until it is done: its version, and its increments unless that is the base.
 
     ``part`` says which of ``stable`` and ``canary`` answers the plain name; None: another name was asked.
+    ``give_back`` may be called before that, and again: once the engine is done, a slow reader must not keep
+    the version's bank.
     """
 
     version: str
     alias: str | None
     resident: Resident | None
     part: str | None = None
+    give_back: Callable[[], None] = lambda: None
 
 
 class LiveVersions:
@@ -147,10 +150,12 @@ class LiveVersions:
         """
         alias, version = await self.resolve(model)
         resident = await self._residents.hold(version)
+        give_back = self._residents.giving_back(version)
         try:
-            yield Leased(version, alias, resident, STABLE if model == self._name else None)
+            part = STABLE if model == self._name else None
+            yield Leased(version, alias, resident, part, give_back)
         finally:
-            self._residents.drop(version)
+            give_back()
 
     async def resolve(self, model: str) -> tuple[str | None, str]:
         """Return the alias (None for a pinned version) and the version that ``model`` names."""

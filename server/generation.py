@@ -64,6 +64,7 @@ class Generation:
             serving.engine.generate(self._request(self.leased, prepared, _seeded(attempt.sampling, choice)))
             for choice in range(attempt.choices)
         ]
+        self._unfinished = attempt.choices
 
     @staticmethod
     def _request(leased: Leased, prepared: Prepared, sampling: Sampling) -> GenerationRequest:
@@ -131,6 +132,9 @@ class Generation:
             close = getattr(stream, "aclose", None)
             if close is not None:
                 await close()
+            self._unfinished -= 1
+            if not self._unfinished:  # who reads slowly, or not at all, keeps no bank from the next version
+                self.leased.give_back()
 
     def _note(self, chunk: Chunk, last: float | None) -> float:
         now = time.perf_counter()

@@ -142,6 +142,11 @@ class Residents:
         """Tell whether ``version`` answers without being brought in first."""
         return version == BASE_VERSION or (version in self._ready and version not in self._draining)
 
+    def giving_back(self, version: str) -> Callable[[], None]:
+        """Return what gives a lease back once, however often it is called."""
+        left = [version]
+        return lambda: self.drop(left.pop()) if left else None
+
     def drop(self, version: str) -> None:
         """Give back one lease of ``version``."""
         self._leases[version] -= 1

@@ -129,10 +129,11 @@ class Trials:
                 yield leased
             return
         resident = self._residents.hold_ready(record.version)
+        give_back = self._residents.giving_back(record.version)
         try:
-            yield Leased(record.version, CANARY, resident, CANARY)
+            yield Leased(record.version, CANARY, resident, CANARY, give_back)
         finally:
-            self._residents.drop(record.version)
+            give_back()
 
     def failed(self, attempt: Attempt) -> None:
         """Count a request whose answer failed by a fault of this side."""

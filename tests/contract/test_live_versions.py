@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -15,7 +17,7 @@ import torch
 
 from adapter_store.base.load import Base
 from adapter_store.versions import Manifest, Probe
-from tests.contract.conftest import RunningGateway, chat_body, wait_for
+from tests.contract.conftest import KEY, RunningGateway, chat_body, wait_for
 from tests.contract.publishing import PICTURE, QUESTION, Publisher
 
 
@@ -120,6 +122,39 @@ def test_requests_finish_on_the_version_they_began_with(
     assert text == whole
     wait_for(lambda: running.http.get("/ready").json()["version"] == third.version)
     assert publisher.logprobs(publisher.state(11)) == fingerprint(ask(running))
+
+
+def test_who_stops_reading_keeps_no_version_in_its_bank(
+    running: RunningGateway, publisher: Publisher, first: Manifest
+):
+    """The answers, with all their log probabilities, are larger than what sockets take in between."""
+    move(running, first.version)
+    body = chat_body(image=PICTURE, max_tokens=700, stream=True)
+    body |= {"model": "strata", "n": 8, "logprobs": True, "top_logprobs": 20, "temperature": 1.0}
+    data = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+    place = urlsplit(running.url)
+    listening = running._server.servers[0].sockets[0]
+    usual = listening.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2  # it tells twice what was set
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+    with socket.socket() as lazy:
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        lazy.connect((place.hostname, place.port))
+        lazy.sendall(head.encode() + data)
+        assert lazy.recv(12) == b"HTTP/1.1 200"
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, usual)
+        serving = running.gateway.serving
+        assert serving is not None
+        wait_for(lambda: serving.engine.loaded()[first.version] == 0)
+        wait_for(lambda: sum(serving.live.inflight().values()) == 0, 10)
+        read = 12
+        lazy.settimeout(30)
+        while piece := lazy.recv(1 << 20):
+            read += len(piece)
+            if piece.endswith(b"0\r\n\r\n"):
+                break
+        assert read > 1 << 20, "else nothing was held back"
 
 
 def test_swaps_under_load_lose_no_request(running: RunningGateway, publisher: Publisher, first: Manifest):

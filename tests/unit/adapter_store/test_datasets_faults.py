@@ -176,6 +176,7 @@ def test_mixed_layouts_are_a_fault_within_a_file_and_across_files(tmp_path: Path
         (b'[{"question": "a", "answer": ' + b"9" * 5000 + b"}]", "number"),
         (b'[{"question": "\xff\xfe", "answer": "b"}]', "UTF-8"),
     ],
+    ids=lambda value: value if isinstance(value, str) else f"{len(value)} bytes",
 )
 def test_files_that_are_no_data_set_say_why(tmp_path: Path, content: bytes, words: str) -> None:
     report = report_of(tmp_path, content)
