@@ -86,7 +86,7 @@ class Retriever:
         sentences: SentenceEncoder,
         max_waiting: int = 256,
     ) -> None:
-        self._max_waiting = max_waiting
+        self._max_waiting = max(1, max_waiting)  # whoever comes is here for a moment
         self._renderer = renderer
         self._vision = vision
         self._sentences = sentences

@@ -19,9 +19,12 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_llava(tmp_path_factory.mktemp("tiny_base"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def loaded_tiny_base(tiny_base: Path) -> Base:
-    """Return the tiny base, loaded as every program loads a base (float32, CPU)."""
+    """Return the tiny base, loaded as every program loads a base (float32, CPU).
+
+    Each module has its own: increments that one leaves on the model are not the next one's.
+    """
     from adapter_store.base.load import load_base
 
     return load_base(tiny_base, dtype="float32", device="cpu")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Body
 from fastapi.responses import JSONResponse
 
 from server.adapters.router import IfMatch
@@ -15,6 +15,8 @@ from server.gateway import GatewayDep
 from server.openapi import example
 
 router = APIRouter(prefix="/v1/adapters", tags=["operate"])
+
+Decided = Annotated[Decide | None, Body(json_schema_extra={"example": {"reason": "looks good"}})]
 
 
 @router.get(
@@ -35,7 +37,7 @@ async def show(name: str, gateway: GatewayDep) -> JSONResponse:
     responses=example(DECIDED_EXAMPLE),
 )
 async def promote(
-    name: str, gateway: GatewayDep, wanted: Decide | None = None, if_match: IfMatch = None
+    name: str, gateway: GatewayDep, wanted: Decided = None, if_match: IfMatch = None
 ) -> dict[str, Any]:
     """404 without a canary; 409 if it moved since the ETag was read. ``stable`` is the alias as moved."""
     reason = (wanted or Decide()).reason
@@ -48,7 +50,7 @@ async def promote(
     responses=example({**DECIDED_EXAMPLE, "decision": "rolled_back"}),
 )
 async def roll_back(
-    name: str, gateway: GatewayDep, wanted: Decide | None = None, if_match: IfMatch = None
+    name: str, gateway: GatewayDep, wanted: Decided = None, if_match: IfMatch = None
 ) -> dict[str, Any]:
     """404 without a canary; 409 if it moved since the ETag was read."""
     reason = (wanted or Decide()).reason

@@ -19,6 +19,10 @@ STARTING = {"up", "serve", "work", "demo"}
 LINES = {
     "chat": ["chat", "--image", "cat.png", "--max-tokens", "4", QUESTION],
     "explain": ["explain", "--image", "cat.png", QUESTION],
+    "dataset": ["dataset", "check", "birds.zip"],
+    "correct": ["correct", "--image", "cat.png", QUESTION, "a cat"],
+    "canary": ["canary"],
+    "shadow": ["shadow"],
     "versions": ["versions"],
     "promote": ["promote", "v1"],
     "matrix": ["matrix"],
@@ -33,6 +37,10 @@ LINES = {
 KEYS: dict[str, set[str]] = {
     "chat": {"answer", "model", "version", "finish_reason", "usage"},
     "explain": {"version", "answered_by", "tasks", "increments"},
+    "dataset": {"faults", "examples"},
+    "correct": {"id", "status", "pending"},
+    "canary": {"canary", "shadow", "versions"},
+    "shadow": {"canary", "shadow", "versions"},
     "versions": {"data", "aliases"},
     "promote": {"alias", "version", "revision"},
     "matrix": {"tasks", "rows", "base"},

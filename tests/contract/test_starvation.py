@@ -40,10 +40,10 @@ def test_many_long_validations_keep_no_question_waiting(
     store = running.gateway.datasets
     validate, begun, go_on = store.validate_examples, threading.Semaphore(0), threading.Event()
 
-    def slow(given: list[Any]) -> object:
+    def slow(given: list[Any], **how: Any) -> object:
         begun.release()
         assert go_on.wait(300)
-        return validate(given)
+        return validate(given, **how)
 
     monkeypatch.setattr(store, "validate_examples", slow)
     body = {"examples": examples(1)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import subprocess
@@ -54,7 +55,7 @@ class Prometheus:
         assert self._process.poll() is None, Path(self._log.name).read_text()
         try:
             found = self.get("/api/v1/targets", state="active")["activeTargets"]
-        except httpx.TransportError:
+        except (httpx.TransportError, json.JSONDecodeError):  # it says in words that it is not ready yet
             return False
         return bool(found) and all(target["health"] == "up" for target in found)
 

@@ -134,3 +134,13 @@ async def test_what_waited_is_answered_and_what_comes_after_the_end_is_refused(
     assert (await waiting).coefficients is not None
     with pytest.raises(UnavailableError, match="stopping"):
         await retriever.prepare(late)
+
+
+async def test_a_line_without_places_still_takes_one_at_a_time(
+    loaded_tiny_base: Base, sentences: NotingEncoder
+):
+    base = loaded_tiny_base
+    retriever = Retriever(base, Renderer(base), VisionEncoder(base), sentences, max_waiting=0)
+    (question,) = questions(base, 1)
+    assert (await retriever.prepare(question)).coefficients is not None
+    retriever.close()

@@ -75,7 +75,7 @@ class Parts:
         return state.with_usage(task, intrinsic(state, encoded.queries, among=rows).mean(dim=0))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def parts(loaded_tiny_base: Base) -> Iterator[Parts]:
     """Return the tiny base's parts with increments attached to every output projection."""
     base = loaded_tiny_base
