@@ -65,7 +65,7 @@ format: $(STAMP)
 
 test: check base
 	@$(BIN)/python deploy/test_programs.py
-	@$(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) demo-out .pytest_cache .ruff_cache *.egg-info
