@@ -19,6 +19,8 @@ PLATEAU_SHARE = 1 / 3
 """Part of the plan that may pass at chance; further steps there are not counted, at most once the plan."""
 DECAY_SHARE = 0.35
 """Part of the run in which the rate falls to 0: live tensors come to rest and theta* catches up."""
+STEADY = 3
+"""Validations in a row that must reach the target: early in a run one may do so by luck."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ class Course:
         self._decay_until: float | None = None
         self._best = -1.0
         self._best_loss = math.inf
-        self._stale = 0
+        self._stale = self._right = 0
+        self._by_target = False
         self._samples = 0
         self._chance = chance
         self._smooth_loss = math.inf if chance is None else 2 * chance
@@ -117,7 +120,7 @@ class Course:
         return self.steps % self._validate_every == 0
 
     def note(self, accuracy: float, loss: float) -> None:
-        """Take in a validation score; decay once neither value improves."""
+        """Take in a validation score; decay once neither value improves, or while the target is reached."""
         improved = accuracy > self._best + 1e-9 or loss < self._best_loss * (1 - LEAST_IMPROVEMENT)
         self._stale = 0 if improved else self._stale + 1
         self._best = max(self._best, accuracy)
@@ -125,9 +128,13 @@ class Course:
         if not self._escaped and self._waited < self.total:
             self._stale = 0
         plateau = self._settings.patience and self._stale >= self._settings.patience
-        reached = accuracy >= self._settings.target_accuracy
+        self._right = self._right + 1 if accuracy >= self._settings.target_accuracy else 0
+        reached = self._right >= STEADY
+        if self._by_target and not self._right:
+            self._decay_from = self._decay_until = None  # not right after all: back to the plan
+            self._by_target = False
         if self._decay_from is None and (plateau or reached) and self.progress() < 1.0 - DECAY_SHARE:
-            self._decay_from = self.progress()
+            self._decay_from, self._by_target = self.progress(), reached
             self._decay_until = min(1.0, self._decay_from * (1 + DECAY_SHARE / (1 - DECAY_SHARE)))
 
     def describe(

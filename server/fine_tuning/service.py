@@ -7,6 +7,7 @@ from typing import Any
 from adapter_store.errors import InputError
 from adapter_store.jobs import Job
 from adapter_store.names import check_task_name
+from adapter_store.versions import STABLE
 from server.adaptation import UnknownModel
 from server.files.store import no_file
 from server.fine_tuning.protocol import CreateJob
@@ -62,6 +63,8 @@ def _hyperparameters(wanted: CreateJob) -> dict[str, Any]:
 
 def _check_model(gateway: Gateway, model: str) -> None:
     """Accept the served model; training goes on from what ``stable`` names, also after a rollback."""
-    if model.partition("@")[0] != gateway.model_name:
+    if model not in (gateway.model_name, f"{gateway.model_name}@{STABLE}"):
         text = f"the model {model[:120]!r} cannot be taught here; there is: {gateway.model_name}"
+        if model.startswith(f"{gateway.model_name}@"):
+            text += " (training goes on from stable; promote another version first)"
         raise UnknownModel(text, param="model")
