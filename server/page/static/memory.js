@@ -13,6 +13,8 @@ let name = "";
 let limit = NEWEST;
 /** The version whose matrix is shown; empty for the one that is stable. */
 let chosen = "";
+/** Counts readings, so that a slow one never draws over a later one. */
+let reading = 0;
 
 /** @param {string} modelName */
 export function startMemory(modelName) {
@@ -29,11 +31,13 @@ export function startMemory(modelName) {
 
 /** Read everything again and draw it. */
 export async function loadMemory() {
+  const own = ++reading;
   try {
     const [matrix, versions] = await Promise.all([
       get(`/v1/evaluations/matrix${chosen ? `?version=${encodeURIComponent(chosen)}` : ""}`),
       get(`/v1/adapters/${name}/versions?limit=${limit}`),
     ]);
+    if (own !== reading) return;
     const known = { name, versions: versions.data, aliases: versions.aliases };
     matrix.tasks.forEach(band);
     knownTasks(matrix.tasks);
@@ -42,6 +46,7 @@ export async function loadMemory() {
     byId("all-versions").hidden = !versions.has_more;
     await showCanary(known);
   } catch (error) {
+    if (own !== reading) return;
     byId("memory-status").className = "note fault";
     byId("memory-status").textContent = sentence(error);
   }
