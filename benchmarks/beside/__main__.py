@@ -153,7 +153,7 @@ def _phase(
     time.sleep(_SETTLE_SECONDS)
     watch = OtherLoad(lambda: (os.getpid(), gateway.pid, worker.pid))
     phase = Phase(kind, number, time.time())
-    used = seconds_of([gateway.pid] if gateway.pid else [])
+    used = seconds_of([gateway.pid])
     if kind == "training":
         time.sleep(arguments.seconds)
     else:
@@ -162,7 +162,7 @@ def _phase(
         phase.answers = asyncio.run(open_loop(gateway.url, moments, questions, "strata"))
     phase.ended = time.time()
     phase.others = watch.cores()
-    phase.gateway = (seconds_of([gateway.pid] if gateway.pid else []) - used) / (phase.ended - phase.began)
+    phase.gateway = (seconds_of([gateway.pid]) - used) / (phase.ended - phase.began)
     if kind != "serving":
         phase.training = steps_per_second(lesson.steps(), phase.began, phase.ended)
     teller.step()

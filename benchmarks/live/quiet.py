@@ -39,13 +39,16 @@ class OtherLoad:
             machine = busy_seconds(Path("/proc/stat").read_text(encoding="ascii"))
         except OSError:
             return math.nan, math.nan
-        return machine, seconds_of(pid for pid in self._pids() if pid is not None)
+        return machine, seconds_of(self._pids())
 
 
-def seconds_of(pids: Iterable[int]) -> float:
-    """Return the processor seconds that programs and all they started have used; NaN if it cannot be read."""
+def seconds_of(pids: Iterable[int | None]) -> float:
+    """Return the processor seconds that programs and all they started have used; NaN if it cannot be read.
+
+    None stands for a program that has ended.
+    """
     try:
-        members = {member for pid in pids for member in family(pid)}
+        members = {member for pid in pids if pid is not None for member in family(pid)}
         return sum(process_seconds(Path(f"/proc/{pid}/stat").read_text()) for pid in members)
     except OSError:
         return math.nan

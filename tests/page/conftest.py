@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
-from tests.contract.conftest import RunningGateway
+from tests.contract.conftest import RunningGateway, http, publisher
 from tests.page.browser import Browser, Page, chromium
+
+__all__ = ["http", "publisher"]  # the contract tests' fixtures, over the gateway below
 
 
 @pytest.fixture(scope="session")
@@ -31,19 +32,6 @@ def running(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterat
         yield gateway.wait_ready()
     finally:
         gateway.stop()
-
-
-@pytest.fixture(scope="module")
-def publisher(running: RunningGateway, loaded_tiny_base):
-    """Return what publishes random versions into the running gateway's store."""
-    from tests.contract.publishing import Publisher
-
-    return Publisher(loaded_tiny_base, running.gateway.store)
-
-
-@pytest.fixture
-def http(running: RunningGateway) -> httpx.Client:
-    return running.http
 
 
 @pytest.fixture
