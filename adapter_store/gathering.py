@@ -7,8 +7,9 @@ share the copy and its products.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -31,18 +32,20 @@ class Gathered:
     factors: list[tuple[Tensor, Tensor]]
 
     @classmethod
+    def copy(cls, rows: Sequence[int], linears: Iterable[tuple[Tensor, Tensor]]) -> Gathered:
+        """Copy increments, in the order given, of every linear's ``(A [N, r, d_in], B^T [N, r, d_out])``."""
+        factors: list[tuple[Tensor, Tensor]] = []
+        for down, up in linears:
+            index = torch.tensor(rows, dtype=torch.int64, device=down.device)
+            picked = (side.detach().index_select(0, index).flatten(0, 1) for side in (down, up))
+            factors.append((next(picked), next(picked)))
+        return cls(tuple(rows), factors)
+
+    @classmethod
     def from_bank(cls, bank: Bank, rows: Sequence[int], targets: Sequence[str]) -> Gathered:
         """Copy ``rows`` of ``bank``, in the order given, for ``targets``."""
-        first = bank.down[targets[0]]
-        index = torch.tensor(rows, dtype=torch.int64, device=first.device)
-        factors: list[tuple[Tensor, Tensor]] = []
-        for target in targets:
-            down, up = (
-                stack.detach()[:, index].flatten(1, 2).unbind(0)
-                for stack in (bank.down[target], bank.up[target])
-            )
-            factors += zip(down, up, strict=True)
-        return cls(tuple(rows), factors)
+        layers = (zip(bank.down[target], bank.up[target], strict=True) for target in targets)
+        return cls.copy(rows, chain.from_iterable(layers))
 
     @property
     def width(self) -> int:

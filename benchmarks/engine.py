@@ -33,19 +33,13 @@ from PIL import Image  # noqa: E402
 from adapter_store.base import ensure_embedded_base, load_base  # noqa: E402
 from adapter_store.rendering import Message, Renderer  # noqa: E402
 from adapter_store.settings import FROZEN_SHARE  # noqa: E402
-from adapter_store.state import AdapterState  # noqa: E402
 from adapter_store.vision import VisionEncoder  # noqa: E402
 from benchmarks.baselines import LibraryRunner  # noqa: E402
 from benchmarks.live.figures import percentile  # noqa: E402
+from benchmarks.serving.workload import QUESTIONS, random_pool  # noqa: E402
 from server.engine.protocol import GenerationRequest, Sampling  # noqa: E402
 from server.engine.transformers_engine import TransformersEngine  # noqa: E402
 
-QUESTIONS = (
-    "What is shown in the picture? Answer with one word.",
-    "Which color has the shape in the middle?",
-    "Is there a circle?",
-    "Describe the picture in one sentence.",
-)
 VERSION = "v1"
 
 
@@ -77,15 +71,6 @@ class Question:
     text: str
     picture: Image.Image
     coefficients: torch.Tensor
-
-
-def random_state(digest: str, shapes: dict[str, tuple[int, int, int]], seed: int = 0) -> AdapterState:
-    """Make a pool of 8 increments of rank 8 that really acts: total rank 64."""
-    generator = torch.Generator().manual_seed(seed)
-    state = AdapterState.empty(digest, shapes, 384).expand("benchmark", generator=generator)
-    for up in state.up.values():
-        up.copy_(torch.randn(up.shape, generator=generator) * 0.02)
-    return state
 
 
 def make_questions(count: int, seed: int) -> list[Question]:
@@ -309,7 +294,7 @@ def main() -> None:
     base = load_base(folder)
     runner = EngineRunner(base, arguments.new_tokens, max(arguments.concurrent), arguments.frozen_share)
     shapes = runner.engine.shapes
-    state = random_state(base.digest, shapes)
+    state = random_pool(base.digest, shapes, 64)
     asyncio.run(runner.engine.stage(VERSION, state))
     rows: list[Row] = []
     for concurrent in arguments.concurrent:

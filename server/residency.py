@@ -140,7 +140,9 @@ class Residents:
 
     def ready(self, version: str) -> bool:
         """Tell whether ``version`` answers without being brought in first."""
-        return version == BASE_VERSION or (version in self._ready and version not in self._draining)
+        if version == BASE_VERSION:
+            return True
+        return version in self._ready and version not in self._draining and version in self._engine.loaded()
 
     def giving_back(self, version: str) -> Callable[[], None]:
         """Return what gives a lease back once, however often it is called."""
@@ -165,6 +167,8 @@ class Residents:
     async def _load(self, version: str, *, lease: bool) -> Resident:
         """Make ``version`` resident, one at a time; a lease is taken before anyone can evict it."""
         async with self._loading:
+            if version not in self._engine.loaded():  # an engine that was started again may have lost it
+                self._ready.pop(version, None)
             resident = self._ready.get(version)
             if resident is None:
                 resident = await self._try_to_bring_in(version)

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import (
     BertConfig,
     BertModel,
+    CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -23,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     SiglipVisionConfig,
 )
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 CHAT_TEMPLATE = (
@@ -70,7 +72,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_tiny_llava(folder: Path, seed: int = 0, head_dim: int = 16, kv_heads: int = 2) -> Path:
+def build_tiny_llava(
+    folder: Path, seed: int = 0, head_dim: int = 16, kv_heads: int = 2, stock: bool = False
+) -> Path:
     """Write a tiny random LLaVA and its sentence encoder into ``folder`` and return it.
 
     Args:
@@ -78,19 +82,13 @@ def build_tiny_llava(folder: Path, seed: int = 0, head_dim: int = 16, kv_heads: 
         seed: another seed gives another base (other weights, other digest).
         head_dim: width of an attention head; vLLM's kernels take 32, not 16.
         kv_heads: key-value heads, of four query heads.
+        stock: an eye as in LLaVA-1.5: CLIP, its last layer but one, without the class token.
     """
     folder = Path(folder)
     tokenizer = build_tokenizer()
+    strategy = "default" if stock else "full"
     config = LlavaConfig(
-        vision_config=SiglipVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=IMAGE_SIZE,
-            patch_size=14,
-            vision_use_head=False,  # pyright: ignore[reportCallIssue] (read by the model)
-        ),
+        vision_config=_vision_config(stock),
         text_config=LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=64,
@@ -107,8 +105,8 @@ def build_tiny_llava(folder: Path, seed: int = 0, head_dim: int = 16, kv_heads: 
         ),
         image_token_index=_token_id(tokenizer, "<image>"),
         image_seq_length=IMAGE_TOKENS,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
+        vision_feature_layer=-2 if stock else -1,
+        vision_feature_select_strategy=strategy,
         tie_word_embeddings=False,
     )
     with torch.random.fork_rng(devices=[]):
@@ -118,17 +116,31 @@ def build_tiny_llava(folder: Path, seed: int = 0, head_dim: int = 16, kv_heads: 
         model.save_pretrained(folder)
         _save_sentence_encoder(folder / "sentence_encoder")
     LlavaProcessor(
-        image_processor=SiglipImageProcessorPil(
-            size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
-        ),
+        image_processor=_image_processor(stock),
         tokenizer=tokenizer,
         patch_size=14,
-        vision_feature_select_strategy="full",
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=int(stock),
         chat_template=CHAT_TEMPLATE,
     ).save_pretrained(folder)
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     (folder / "base.json").write_text(json.dumps({"base_id": f"tiny-{seed}", "digest": digest}))
     return folder
+
+
+def _vision_config(stock: bool) -> CLIPVisionConfig | SiglipVisionConfig:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"image_size": IMAGE_SIZE, "patch_size": 14}
+    return CLIPVisionConfig(**sizes) if stock else SiglipVisionConfig(**sizes, vision_use_head=False)
+
+
+def _image_processor(stock: bool) -> CLIPImageProcessorPil | SiglipImageProcessorPil:
+    if stock:
+        square = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+        return CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=square)
+    return SiglipImageProcessorPil(
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
 
 
 def _token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:

@@ -96,7 +96,7 @@ def promote(aliases: AliasTable, manifest: Manifest) -> Promotion:
         return Promotion(
             "superseded", f"{manifest.version} was stable; {current.actor} moved stable to {current.version}"
         )
-    aliases.remember_previous(manifest.parent, moved)
+    aliases.remember_previous()
     return Promotion("promoted", f"stable is {manifest.version}")
 
 

@@ -33,6 +33,7 @@ class AliasRecord(BaseModel):
         since: The revision by which the version came to be named; a later weight keeps it. None in
             records of earlier programs.
         ended: Whether the alias names nothing from here on; ``version`` is what it named before.
+        follows: Of ``previous``, the revision of ``stable`` whose move it remembers; None: somebody set it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,6 +48,7 @@ class AliasRecord(BaseModel):
     weight: float | None = None
     since: int | None = None
     ended: bool = False
+    follows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class _Next:
     rolled_back_from: str | None = None
     weight: float | None = None
     ended: bool = False
+    follows: int | None = None
 
 
 class AliasTable:
@@ -152,16 +155,20 @@ class AliasTable:
 
         return self._append(alias, expected_revision, before, reason, actor)
 
-    def remember_previous(self, left: str, moved: AliasRecord) -> None:
-        """Let ``previous`` name the version that ``stable`` left by a move, unless it moved since."""
-        record = self.get(PREVIOUS)
-        if record is not None and (record.version == left or record.moved_at > moved.moved_at):
-            return
-        reason, revision = f"stable before {moved.version}", record.revision if record else 0
-        try:
-            self.move(PREVIOUS, left, expected_revision=revision, reason=reason, actor=moved.actor)
-        except AliasConflict:
-            return  # somebody set it on purpose at this very moment: theirs stands
+    def remember_previous(self) -> None:
+        """Let ``previous`` name what ``stable`` left by its newest move, unless somebody set it since."""
+        for _ in range(_ATTEMPTS):
+            record, moves = self.get(PREVIOUS), self.history(STABLE)
+            if not moves or _knows(record, moves[-1]):
+                return
+            newest = moves[-1]
+            earlier = [move.version for move in moves if move.version != newest.version]
+            following = _Next(earlier[-1] if earlier else BASE_VERSION, follows=newest.revision)
+            reason, revision = f"stable before {newest.version}", record.revision if record else 0
+            try:
+                self._append(PREVIOUS, revision, lambda _, last=following: last, reason, newest.actor)
+            except AliasConflict:
+                continue  # another move was remembered at this moment, or somebody set it: look again
 
     def history(self, alias: str) -> list[AliasRecord]:
         """Return every move of an alias, oldest first."""
@@ -243,6 +250,13 @@ def _stack(history: list[AliasRecord], alias: str) -> list[str]:
         elif not stack or stack[-1] != record.version:
             stack.append(record.version)
     return stack
+
+
+def _knows(record: AliasRecord | None, newest: AliasRecord) -> bool:
+    """Tell whether ``previous`` remembers the newest move of ``stable``, or was set on purpose after it."""
+    if record is None:
+        return False
+    return record.moved_at > newest.moved_at if record.follows is None else record.follows >= newest.revision
 
 
 def _as_expected(history: list[AliasRecord], expected: int | None) -> bool:

@@ -28,7 +28,9 @@ class Spread:
         return cls(statistics.median(known), min(known), max(known), len(known))
 
     def shown(self, scale: float = 1.0, digits: int = 2, unit: str = "") -> str:
-        """Return ``median (least to most)`` times ``scale`` in words."""
+        """Return ``median (least to most)`` times ``scale`` in words, a dash for none."""
+        if not self.count:
+            return "-"
         parts = [f"{scale * value:.{digits}f}" for value in (self.median, self.least, self.most)]
         return f"{parts[0]}{unit} ({parts[1]} to {parts[2]})"
 

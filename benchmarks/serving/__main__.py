@@ -32,9 +32,10 @@ import torch  # noqa: E402
 from adapter_store.base import ensure_embedded_base, load_base  # noqa: E402
 from adapter_store.base.load import Base  # noqa: E402
 from adapter_store.increments import attach  # noqa: E402
+from benchmarks.live.figures import Spread  # noqa: E402
 from benchmarks.serving.floor import floor_ratio  # noqa: E402
 from benchmarks.serving.peft_batch import PeftSystem  # noqa: E402
-from benchmarks.serving.report import BASE, as_markdown, draw_latency, draw_throughput, ratios, spread  # noqa: E402
+from benchmarks.serving.report import BASE, as_markdown, draw_latency, draw_throughput, ratios  # noqa: E402
 from benchmarks.serving.rounds import Latency, Load, interleaved, open_load  # noqa: E402
 from benchmarks.serving.systems import NativeLora, Pool, System, VllmSystem  # noqa: E402
 from benchmarks.serving.workload import Workload, coefficients, random_pool, write_loras  # noqa: E402
@@ -134,7 +135,7 @@ def goals(loads: Sequence[Load], floors: dict[str, float], concurrent: int) -> d
 
     def add(label: str, values: Sequence[float], goal: float) -> None:
         if values:
-            found[label] = {"ratio": spread(values), "values": list(values), "goal": goal}
+            found[label] = {"ratio": Spread.of(values).shown(digits=3), "values": list(values), "goal": goal}
 
     for rank in ("R=64", "R=256"):
         one, two = f"pool {rank}", f"pool {rank}, two banks"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.live.figures import Spread
 from benchmarks.plotting import new_figure
 from benchmarks.serving.rounds import Latency, Load
 
@@ -22,13 +23,6 @@ def ratios(loads: Sequence[Load], system: str, other: str, concurrent: int) -> l
         for repeat in repeats
         if (system, repeat) in by_key and (other, repeat) in by_key
     ]
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return ``median (least-greatest)``."""
-    if not values:
-        return "-"
-    return f"{statistics.median(values):.3f} ({min(values):.3f}-{max(values):.3f})"
 
 
 def as_markdown(loads: Sequence[Load], floors: dict[str, float]) -> str:
@@ -47,7 +41,7 @@ def as_markdown(loads: Sequence[Load], floors: dict[str, float]) -> str:
                 for name in ("tokens_per_second", "first_token_seconds", "p99_gap_seconds")
             )
             floor = f"{floors[system]:.3f}" if system in floors else ""
-            share = spread(ratios(loads, system, BASE, concurrent))
+            share = Spread.of(ratios(loads, system, BASE, concurrent)).shown(digits=3)
             lines.append(
                 f"| {concurrent} | {system} | {tokens:.1f} | {1000 * first:.0f} | {1000 * gap:.0f} "
                 f"| {share} | {floor} |"

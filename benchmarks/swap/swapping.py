@@ -98,10 +98,9 @@ class Swapper:
 
     def _move(self, manifest: Manifest) -> float:
         """Move the alias as the trainer does; return when it had moved."""
-        before = self._store.aliases.get(STABLE)
-        record = self._store.aliases.move(STABLE, manifest.version, reason="benchmark", actor="trainer")
+        self._store.aliases.move(STABLE, manifest.version, reason="benchmark", actor="trainer")
         moved = time.time()
-        self._store.aliases.remember_previous(before.version if before else "base", record)
+        self._store.aliases.remember_previous()
         return moved
 
     async def _watch(self, client: httpx.AsyncClient, swap: Swap) -> None:

@@ -81,7 +81,6 @@ class Adapters:
         check_alias_name(alias)
         check_version_id(version)
         self._check_servable(version)
-        left = await asyncio.to_thread(self._store.aliases.get, alias)
         record = await asyncio.to_thread(
             self._store.aliases.move,
             alias,
@@ -91,7 +90,7 @@ class Adapters:
             actor=_ACTOR,
             weight=weight,
         )
-        return await self._moved(record, left)
+        return await self._moved(record)
 
     async def end(self, alias: str, reason: str, expected: int | None) -> dict[str, Any]:
         """Let an alias name nothing from here on; return the record that says so.
@@ -111,11 +110,10 @@ class Adapters:
     async def roll_back(self, alias: str, reason: str, expected: int | None) -> dict[str, Any]:
         """Move an alias to the version before; raises as ``move``."""
         check_alias_name(alias)
-        left = await asyncio.to_thread(self._store.aliases.get, alias)
         record = await asyncio.to_thread(
             self._store.aliases.rollback, alias, expected_revision=expected, reason=reason, actor=_ACTOR
         )
-        return await self._moved(record, left)
+        return await self._moved(record)
 
     def _check_servable(self, version: str) -> None:
         serving = self._gateway.serving
@@ -123,11 +121,10 @@ class Adapters:
         if version in refused:
             raise ConflictError(f"version {version} is not served: {refused[version]}", param="version")
 
-    async def _moved(self, record: AliasRecord, left: AliasRecord | None) -> dict[str, Any]:
+    async def _moved(self, record: AliasRecord) -> dict[str, Any]:
         """Return the alias, with a ``warning`` if the gate held back what it names now."""
         if record.alias == STABLE:
-            before = left.version if left else BASE_VERSION
-            await asyncio.to_thread(self._store.aliases.remember_previous, before, record)
+            await asyncio.to_thread(self._store.aliases.remember_previous)
         self._look_now()
         body = self._alias_body(record)
         if record.version != BASE_VERSION:

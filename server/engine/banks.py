@@ -120,6 +120,12 @@ class Banks:
             chosen.filling = version
             return chosen
 
+    def lose(self, index: int) -> None:
+        """Forget what lies in a bank whose memory is gone; its version is answered no more until staged."""
+        with self._lock:
+            slot = self._slots[index]
+            slot.version, slot.bank, slot.released = None, None, None
+
     def filling(self, version: str) -> bool:
         """Tell whether ``version`` is on its way into a bank."""
         with self._lock:

@@ -27,8 +27,9 @@ QUESTIONS = ["What is shown?", LONG, "Which digit is it? Answer with one word.",
 TOKENS = 12
 
 
-def make_world(folder: Path, kv_heads: int = 2) -> World:
-    base = load_base(build_tiny_llava(folder, head_dim=32, kv_heads=kv_heads), dtype="float32", device="cpu")
+def make_world(folder: Path, kv_heads: int = 2, stock: bool = False) -> World:
+    built = build_tiny_llava(folder, head_dim=32, kv_heads=kv_heads, stock=stock)
+    base = load_base(built, dtype="float32", device="cpu")
     generator = torch.Generator().manual_seed(3)
     pixels = torch.randint(0, 256, (5, 28, 28, 3), generator=generator, dtype=torch.uint8).numpy()
     features = VisionEncoder(base).encode([Image.fromarray(picture) for picture in pixels])

@@ -17,12 +17,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 600
 AT_ONCE = 2
-ENVIRONMENTS = {
-    "newer_runner": {
-        "VLLM_USE_V2_MODEL_RUNNER": "1",
-        "TRITON_INTERPRET": "1",
-        "PYTHONPATH": str(Path(__file__).parent / "interpreted_triton"),
-    }
+NEWER_RUNNER = {
+    "VLLM_USE_V2_MODEL_RUNNER": "1",
+    "TRITON_INTERPRET": "1",
+    "PYTHONPATH": str(Path(__file__).parent / "interpreted_triton"),
 }
 
 
@@ -37,7 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def run(name: str, folder: Path) -> dict[str, Any]:
     out = folder / f"{name}.json"
     log = folder / f"{name}.log"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **ENVIRONMENTS.get(name, {})}
+    chosen = NEWER_RUNNER if name.startswith("newer_") else {}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **chosen}
     with log.open("w") as sink:
         subprocess.run(
             [sys.executable, "-m", "tests.vllm.scenario", name, str(out)],

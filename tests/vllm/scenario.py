@@ -23,8 +23,9 @@ from adapter_store.increments import attach
 from adapter_store.state import AdapterState
 from server.engine.protocol import GenerationRequest
 from server.engine.transformers_engine import TransformersEngine
-from server.engine.vllm_client import VllmEngine
+from server.engine.vllm_client import VllmEngine, staging
 from server.engine.vllm_client.state_file import StateFolder
+from server.engine.vllm_plugin import worker
 from tests.unit.server.engine.world import World, collect
 from tests.vllm.asking import QUESTIONS, TOKENS, ask, compare, expected, make_requests, make_world, options
 from tests.vllm.oracles import embedded, native_lora
@@ -109,6 +110,7 @@ async def faults(engine: VllmEngine, world: World) -> dict[str, str]:
     answer = await collect(engine.generate(request))
     found["overflow"] = f"{answer.last.finish_reason}, not finite {answer.last.not_finite}"
     found["changed file"] = await changed_file(engine, world)
+    found["not in time"] = await not_in_time(engine, world)
     found["unknown version"] = await refusal(collect(engine.generate(world.request("x", version="v9"))))
     return found
 
@@ -126,11 +128,19 @@ async def changed_file(engine: VllmEngine, world: World) -> str:
     return "taken" if fault is None else "not taken"
 
 
-async def refusal(attempt: Any) -> str:
+async def not_in_time(engine: VllmEngine, world: World) -> str:
+    """Give a worker no time at all to fill a bank, then enough."""
+    usual, staging._FILL_SECONDS = staging._FILL_SECONDS, 0.0
+    late = await refusal(engine.stage("v6", world.state(6)))
+    staging._FILL_SECONDS = usual
+    return f"{late}, then {await refusal(engine.stage('v6', world.state(6)))}"
+
+
+async def refusal(attempt: Any, words: bool = False) -> str:
     try:
         await attempt
     except StrataError as error:
-        return type(error).__name__
+        return error.message if words else type(error).__name__
     return "accepted"
 
 
@@ -186,6 +196,8 @@ async def process(world: World) -> dict[str, Any]:
     ]
     while engine.stats().running < 4:  # noqa: ASYNC110  the count has no event
         await asyncio.sleep(0.01)
+    lost = next(index for index, state in engine._states.items() if state is states["v2"])
+    engine._states[lost] = replace(states["v2"], up={"o_proj": states["v2"].up["o_proj"] * torch.nan})
     os.kill(engine_pid(), signal.SIGKILL)
     found["broken_off"] = sorted(
         {str(answer.last.finish_reason) for answer in await asyncio.gather(*running)}
@@ -199,10 +211,27 @@ async def process(world: World) -> dict[str, Any]:
         if engine.stats().alive and await refusal(collect(engine.generate(requests[0]))) == "accepted":
             break
         await asyncio.sleep(0.2)
+    found["came_back"] = sorted(engine.loaded())
+    await engine.stage("v2", states["v2"])
     found["after"] = compare(await ask(engine, requests), wanted)
     found["inflight"] = engine.loaded()
     engine.shutdown()
     return found
+
+
+async def unhooked(world: World) -> dict[str, Any]:
+    """A model runner that offers no hook: every answer would be the base's, so nothing may be served."""
+
+    class NoHook:
+        def __init__(self, *_: Any) -> None: ...
+
+    worker.RunnerHook = NoHook  # type: ignore[misc, assignment]
+    engine = VllmEngine(world.base, options())
+    engine.start()
+    staged = await refusal(engine.stage("v1", world.state(1)), words=True)
+    asked = await refusal(collect(engine.generate(world.request("r"))), words=True)
+    engine.shutdown()
+    return {"staged": staged, "asked": asked}
 
 
 def engine_pid() -> int:
@@ -251,6 +280,14 @@ async def newer_runner(world: World) -> dict[str, Any]:
     return await targets(world, own_process=True)
 
 
+async def newer_parity(world: World) -> dict[str, Any]:
+    return await parity(world)
+
+
+async def newer_preemption(world: World) -> dict[str, Any]:
+    return await preemption(world)
+
+
 async def tensor_parallel(world: World) -> dict[str, Any]:
     return await targets(world, own_process=True, tensor_parallel_size=2)
 
@@ -265,8 +302,11 @@ SCENARIOS = {
         parity,
         preemption,
         process,
+        unhooked,
         targets,
         newer_runner,
+        newer_parity,
+        newer_preemption,
         tensor_parallel,
         compiled,
         native_lora,
@@ -278,7 +318,8 @@ SCENARIOS = {
 def main(name: str, out: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         kv_heads = 1 if name == "tensor_parallel" else 2  # two ranks that hold copies of one head
-        found = asyncio.run(SCENARIOS[name](make_world(Path(folder), kv_heads)))
+        world = make_world(Path(folder), kv_heads, stock=name == "compiled")
+        found = asyncio.run(SCENARIOS[name](world))
     Path(out).write_text(json.dumps(found), encoding="utf-8")
 
 

@@ -14,7 +14,12 @@ def scenario(name: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("scenario", [name])
 
 
-@scenario("parity")
+def both_runners(name: str) -> pytest.MarkDecorator:
+    """Run a scenario on the runner that is default on CPUs and on the newer one, default on GPUs."""
+    return pytest.mark.parametrize("scenario", [name, f"newer_{name}"])
+
+
+@both_runners("parity")
 def test_64_requests_with_64_vectors_over_two_banks_and_the_base_answer_as_the_oracle(
     result: dict[str, Any], equal: Equal
 ) -> None:
@@ -26,14 +31,14 @@ def test_64_requests_with_64_vectors_over_two_banks_and_the_base_answer_as_the_o
     assert result["reasons_equal"]
 
 
-@scenario("parity")
+@both_runners("parity")
 def test_a_bank_is_refilled_while_requests_run_and_others_leave(result: dict[str, Any], equal: Equal) -> None:
     equal("swap")
     assert set(result["inflight"].values()) == {0}
     assert "v3" in result["inflight"]
 
 
-@scenario("parity")
+@both_runners("parity")
 def test_what_cannot_be_served_is_refused(result: dict[str, Any]) -> None:
     assert result["faults"] == {
         "not finite": "StateInvalid",
@@ -43,11 +48,12 @@ def test_what_cannot_be_served_is_refused(result: dict[str, Any]) -> None:
         "nan coefficients": "InputError",
         "overflow": "error, not finite True",
         "changed file": "not taken",
+        "not in time": "UnavailableError, then accepted",
         "unknown version": "NotFoundError",
     }
 
 
-@scenario("preemption")
+@both_runners("preemption")
 def test_requests_that_are_thrown_out_and_computed_again_answer_the_same(
     result: dict[str, Any], equal: Equal
 ) -> None:
@@ -63,8 +69,15 @@ def test_a_killed_engine_comes_back_with_its_versions(result: dict[str, Any], eq
     assert result["staged_while_down"] == "UnavailableError"
     assert result["while_down"] == "UnavailableError"
     assert result["alive_while_down"] is False
+    assert result["came_back"] == ["base", "v1"]  # v2 could not be filled any more: alone it is missing
     equal("after")
     assert set(result["inflight"].values()) == {0}
+
+
+@scenario("unhooked")
+def test_without_a_hook_nothing_is_served(result: dict[str, Any]) -> None:
+    assert "increments have no effect on its answers" in result["staged"]
+    assert "increments have no effect on its answers" in result["asked"]
 
 
 @scenario("newer_runner")

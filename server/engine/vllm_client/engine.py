@@ -8,13 +8,14 @@ died is started again and gets the versions it had before it takes the next requ
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from adapter_store.errors import BaseModelError, EngineBusy, StateInvalid, UnavailableError
+from adapter_store.errors import BaseModelError, EngineBusy, StateInvalid, StrataError, UnavailableError
 from adapter_store.increments import check_shapes
 from adapter_store.rendering import Renderer
 from server.engine.banks import Banks, BankSlot, spread
@@ -223,7 +224,12 @@ class VllmEngine:
         self._shapes = {name: tuple(shape) for name, shape in answers[0]["shapes"].items()}
         await prove_that_the_pool_acts(core, self._shapes, self._base, self._dtype, self._files)
         for index, state in list(self._states.items()):
-            await fill(core, index, state, self._dtype, self._files)
+            try:
+                await fill(core, index, state, self._dtype, self._files)
+            except StrataError as error:  # all others are answered; this one must be staged again
+                log("a version did not come back", logging.ERROR, bank=index, reason=error.message)
+                del self._states[index]
+                self._banks.lose(index)
         log("vLLM runs", **answers[0], kv_tokens=core.kv_tokens)
 
     # Banks

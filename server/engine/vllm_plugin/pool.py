@@ -100,15 +100,11 @@ class Pool:
         key = (bank, self.fills[bank], rows)
         found = self._gathered.get(key)
         if found is None:
-            index = torch.tensor(rows, device=self.device)
-            sides = [
-                tuple(
-                    _by_increment(side[bank], rank).index_select(0, index).flatten(0, 1)
-                    for side in (linear.down, linear.up)
-                )
+            linears = (
+                (_by_increment(linear.down[bank], rank), _by_increment(linear.up[bank], rank))
                 for linear in self.linears
-            ]
-            found = self._gathered[key] = Gathered(rows, [(down, up) for down, up in sides])
+            )
+            found = self._gathered[key] = Gathered.copy(rows, linears)
         return found
 
     def begin_step(

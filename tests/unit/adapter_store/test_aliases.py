@@ -211,3 +211,45 @@ def test_records_of_earlier_programs_have_no_weight(tmp_path: Path) -> None:
     assert record is not None
     assert (record.version, record.weight, record.since, record.ended) == ("v1", None, None, False)
     assert aliases.move("canary", "v1", weight=0.1, **WHY).since == 1
+
+
+def test_previous_is_what_the_newest_move_left_in_whatever_order_moves_are_remembered(url: str) -> None:
+    aliases = table(url)
+    for version in ("v1", "v2", "v3", "v3"):
+        aliases.move("stable", version, **WHY)
+    for _ in range(2):  # the movers come late: each finds the newest move
+        aliases.remember_previous()
+        assert [record.version for record in aliases.history("previous")] == ["v2"]
+    aliases.rollback("stable", **WHY)
+    aliases.remember_previous()
+    assert aliases.get("previous").version == "v3"  # type: ignore[union-attr]
+
+
+def test_racing_moves_leave_the_previous_of_the_last_one(url: str) -> None:
+    def mover(version: str) -> None:
+        own = table(url)
+        for _ in range(8):
+            own.move("stable", version, **WHY)
+            own.remember_previous()
+
+    movers = [threading.Thread(target=mover, args=(version,)) for version in sorted(PUBLISHED)]
+    for thread in movers:
+        thread.start()
+    for thread in movers:
+        thread.join()
+    moves = [record.version for record in table(url).history("stable")]
+    last = [version for version in moves if version != moves[-1]][-1]
+    assert table(url).get("previous").version == last  # type: ignore[union-attr]
+
+
+def test_previous_that_somebody_set_stays_until_stable_moves_again(url: str) -> None:
+    aliases = table(url)
+    aliases.remember_previous()
+    assert aliases.get("previous") is None
+    aliases.move("stable", "v1", **WHY)
+    aliases.move("previous", "v3", **WHY)
+    aliases.remember_previous()
+    assert aliases.get("previous").version == "v3"  # type: ignore[union-attr]
+    aliases.move("stable", "v2", **WHY)
+    aliases.remember_previous()
+    assert aliases.get("previous").version == "v1"  # type: ignore[union-attr]

@@ -10,12 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from adapter_store.base import load_base
 from adapter_store.base.load import Base
 from adapter_store.errors import BaseModelError
 from adapter_store.images import image_digest
 from adapter_store.rendering import Message, Renderer
 from adapter_store.vision import VisionEncoder
-from tests.tiny_llava import IMAGE_TOKENS
+from tests.tiny_llava import IMAGE_TOKENS, build_tiny_llava
 
 
 def picture(seed: int, size: tuple[int, int] = (20, 30)) -> Image.Image:
@@ -24,19 +25,29 @@ def picture(seed: int, size: tuple[int, int] = (20, 30)) -> Image.Image:
     return Image.fromarray(pixels.numpy())
 
 
-def test_features_equal_llavas_own(loaded_tiny_base: Base) -> None:
-    base = loaded_tiny_base
+@pytest.fixture(scope="module")
+def stock_base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    """A base whose eye is LLaVA-1.5's: CLIP, last layer but one, class token left out."""
+    folder = build_tiny_llava(tmp_path_factory.mktemp("stock"), stock=True)
+    return load_base(folder, dtype="float32", device="cpu")
+
+
+@pytest.mark.parametrize(("layout", "layer", "tokens"), [("loaded_tiny_base", -1, 0), ("stock_base", -2, 1)])
+def test_features_equal_llavas_own(
+    request: pytest.FixtureRequest, layout: str, layer: int, tokens: int
+) -> None:
+    base: Base = request.getfixturevalue(layout)
     images = [picture(seed, (10 + seed, 40)) for seed in range(5)]
     features = VisionEncoder(base, batch_size=2).encode(images)
     pixels = base.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         outputs = base.model.get_image_features(pixel_values=pixels, return_dict=True)
-        tower = base.model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
+        tower = base.model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[layer]
     for index, feature in enumerate(features):
         assert feature.digest == image_digest(images[index])
         assert feature.embeds.shape == (IMAGE_TOKENS, 64)
         torch.testing.assert_close(feature.embeds, outputs.pooler_output[index], atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(feature.pooled, tower[index].mean(dim=0), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(feature.pooled, tower[index, tokens:].mean(dim=0), atol=1e-5, rtol=1e-4)
 
 
 def test_spliced_features_give_llavas_logits(loaded_tiny_base: Base) -> None:

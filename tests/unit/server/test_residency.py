@@ -58,6 +58,9 @@ class World:
             open_pool=open_pool,
         )
 
+    def loaded(self) -> dict[str, int]:
+        return self.banks.loaded()
+
     def follower(self) -> LiveVersions:
         return LiveVersions(
             name="strata", store=self.store, residents=self.residents, metrics=Metrics(), poll_seconds=0.01
@@ -305,3 +308,17 @@ async def test_the_engine_holds_the_pool_that_a_version_was_folded_into(world: W
     slot = world.banks.acquire("v1")
     assert cast("Any", slot.bank) is folded
     assert slot.increments == 3
+
+
+async def test_a_version_that_the_engine_lost_is_brought_in_again(world: World):
+    before = await world.residents.hold("v1")
+    assert before is not None
+    await world.residents.bring("v2")
+    world.banks.lose(before.slot)
+    assert not world.residents.ready("v1")
+    assert world.residents.ready("v2")
+    again = await world.residents.hold("v1")
+    assert again is not None
+    assert again.slot == before.slot
+    assert sorted(world.banks.loaded()) == ["base", "v1", "v2"]
+    assert world.residents.inflight() == {"base": 0, "bank0": 2, "bank1": 0}

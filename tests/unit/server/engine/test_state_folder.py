@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import resource
 import shutil
 import subprocess
 import sys
@@ -79,3 +80,15 @@ def test_a_folder_of_another_user_is_left_alone(
     monkeypatch.setattr(state_file.os, "geteuid", lambda: foreign.stat().st_uid + 1)
     folder.write(state(), torch.float32)
     assert foreign.exists()
+
+
+def test_no_half_file_stays_where_there_is_no_room(parent: Path, folder: StateFolder) -> None:
+    whole = folder.write(state(), torch.float32).path
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, usual[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            folder.write(state(), torch.float32)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert list(parent.glob("*/*.safetensors")) == [whole]
