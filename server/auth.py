@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapter_store.errors import InputError
+from server.docs.router import ASSETS
 from server.errors import AuthenticationError, response_for
 from server.page.files import PAGE_PATHS
 
 SCOPES = frozenset({"ask", "teach", "operate"})
 _OPEN = frozenset({"/", "/health", "/ready", "/version", "/metrics", "/docs", "/openapi.json"})
-_DOCS = frozenset({"/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js"})
+_DOCS = frozenset(f"/docs/{name}" for name in ASSETS)
 OPEN_PATHS = _OPEN | _DOCS | PAGE_PATHS
 _ASK_PREFIXES = ("/v1/chat/", "/v1/vqa", "/v1/routing:explain", "/v1/models", "/v1/evaluations/")
 _TEACH_PREFIXES = ("/v1/tasks/", "/v1/files", "/v1/fine_tuning/", "/v1/datasets", "/v1/jobs", "/v1/feedback")

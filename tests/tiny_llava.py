@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -129,9 +130,10 @@ def build_tiny_llava(
 
 
 def _vision_config(stock: bool) -> CLIPVisionConfig | SiglipVisionConfig:
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    sizes |= {"image_size": IMAGE_SIZE, "patch_size": 14}
-    return CLIPVisionConfig(**sizes) if stock else SiglipVisionConfig(**sizes, vision_use_head=False)
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "image_size": IMAGE_SIZE, "patch_size": 14}
+    sizes |= {} if stock else {"vision_use_head": False}
+    return CLIPVisionConfig(**sizes) if stock else SiglipVisionConfig(**sizes)
 
 
 def _image_processor(stock: bool) -> CLIPImageProcessorPil | SiglipImageProcessorPil:
