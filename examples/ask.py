@@ -1,6 +1,7 @@
 """Ask a running Strata about a picture, as any client of the OpenAI API would; print the answer as it comes.
 
 Usage: python examples/ask.py PICTURE QUESTION [MODEL]
+Environment: STRATA_URL (http://127.0.0.1:8000), STRATA_API_KEY if the server asks for one.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ def message_of(response: httpx.Response) -> str:
 
 def ask(picture: Path, question: str, model: str = "strata") -> str:
     """Stream one answer to standard output and return it; end with the server's words if it refuses."""
-    url = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
+    data = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+    content = [{"type": "image_url", "image_url": {"url": data}}, {"type": "text", "text": question}]
     body = {"model": model, "stream": True, "messages": [{"role": "user", "content": content}]}
     answer = ""
     server = os.environ.get("STRATA_URL", "http://127.0.0.1:8000")
-    with httpx.stream("POST", f"{server}/v1/chat/completions", json=body, timeout=120.0) as response:
+    key = {"authorization": f"Bearer {os.environ.get('STRATA_API_KEY', 'none')}"}
+    url = f"{server}/v1/chat/completions"
+    with httpx.stream("POST", url, json=body, headers=key, timeout=120.0) as response:
         if response.is_error:
             response.read()
             sys.exit(f"error: {message_of(response)}")

@@ -1,6 +1,7 @@
 """Talk with a running Strata about a picture through the OpenAI client: several turns, streamed.
 
 Needs the package openai. Usage: python examples/openai_chat.py PICTURE QUESTION [QUESTION ...]
+Environment: STRATA_URL (http://127.0.0.1:8000), STRATA_API_KEY if the server asks for one.
 """
 
 from __future__ import annotations

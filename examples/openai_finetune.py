@@ -1,6 +1,7 @@
 """Teach a running Strata through the OpenAI client: upload a data set, follow the job, ask what it learned.
 
 Needs the package openai. Usage: python examples/openai_finetune.py DATA_SET_FILE TASK [PICTURE QUESTION]
+Environment: STRATA_URL (http://127.0.0.1:8000), STRATA_API_KEY if the server asks for one.
 """
 
 from __future__ import annotations

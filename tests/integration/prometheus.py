@@ -40,7 +40,8 @@ class Prometheus:
             stdout=self._log,
             stderr=subprocess.STDOUT,
         )
-        self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False)
+        self.url = f"http://127.0.0.1:{port}"
+        self._http = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
         self.began = time.time()
 
     def get(self, path: str, **parameters: Any) -> Any:

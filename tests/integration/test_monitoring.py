@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from adapter_store.base.load import Base
 from adapter_store.jobs import Job
 from adapter_store.redis_server import RedisServer
 from adapter_store.versions import Probe
+from deploy.grafana.draw import Source, draw_board
 from tests.contract.conftest import RunningGateway, chat_body, wait_for
 from tests.contract.pictures import examples
 from tests.contract.publishing import QUESTION, Publisher
@@ -216,6 +218,16 @@ def test_every_query_of_every_panel_returns_numbers(watched: Watched, target: di
     ask = watched.prometheus.now if is_table else watched.prometheus.since_the_beginning
     samples = ask(filled_in(target["expr"]))
     assert finite(samples) if target["expr"] != NOT_MEASURED else samples, target["expr"]
+
+
+def test_every_panel_is_drawn_from_what_prometheus_says(watched: Watched, tmp_path: Path):
+    source = Source(watched.prometheus.url, 10)
+    for name, board in boards().items():
+        empty = draw_board(board, source, tmp_path / f"{name}.png")
+        assert set(empty) <= {"Zero-shot retention, room"}, "what the tiny base has not"
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.width > 1000
+            assert len(picture.getcolors(1 << 24) or []) > 50
 
 
 def test_every_annotation_returns_moments(watched: Watched):

@@ -24,6 +24,7 @@ DOCUMENTS = (
     "docs/data.md",
     "docs/gpu.md",
     "docs/monitoring.md",
+    "docs/open-webui.md",
 )
 MAX_LINES = 400
 MAX_TEST_LINES = 400

@@ -25,6 +25,7 @@ PANELS: list[Panel] = [
             "{{slot}}",
         ),
         unit="percentunit",
+        from_zero=True,
     ),
     lines(
         "Whole answers by part, p95",
@@ -64,7 +65,9 @@ PANELS: list[Panel] = [
         " by the rule (errors, slowdown, thumbs_down).",
         "A part at 0 for long: other versions take its bank; raise STRATA_BANKS.",
         Query("max by (slot) (strata_slot_ready)", "{{slot}} can answer"),
-        Query("sum by (decision) (increase(strata_canary_decisions_total[1h]))", "ended: {{decision}}"),
+        Query(
+            "round(sum by (decision) (increase(strata_canary_decisions_total[1h])))", "ended: {{decision}}"
+        ),
         unit="none",
         steps=True,
     ),

@@ -15,6 +15,11 @@ from deploy.grafana.boards.panels import (
     versions,
 )
 
+_ASKED = (
+    "scalar(sum(increase(strata_routed_requests_total[15m]))"
+    " + sum(increase(strata_unrouted_requests_total[15m])))"
+)
+
 _NOW: list[Panel] = [
     number(
         "Average accuracy",
@@ -145,14 +150,14 @@ _OVER_TIME: list[Panel] = [
     ),
     lines(
         "Who answers live questions",
-        "Share of the questions of a quarter of an hour by the task whose increments weigh most.",
+        "Share of the questions of a quarter of an hour by the task whose increments weigh most; 'no task' is"
+        " answered by the base alone.",
         "A task that was asked yesterday and vanished: its questions changed or another task took them.",
         Query(
-            'sum by (task) (increase(strata_routed_requests_total{task=~"$task"}[15m]))'
-            " / scalar(sum(increase(strata_routed_requests_total[15m]))"
-            " + sum(increase(strata_unrouted_requests_total[15m])))",
+            f'sum by (task) (increase(strata_routed_requests_total{{task=~"$task"}}[15m])) / {_ASKED}',
             "{{task}}",
         ),
+        Query(f"sum(increase(strata_unrouted_requests_total[15m])) / {_ASKED}", "no task"),
         unit="percentunit",
         whole=True,
     ),

@@ -184,10 +184,14 @@ def lines(
     unit: str,
     width: int = 8,
     whole: bool = False,
+    from_zero: bool = False,
     steps: bool = False,
     stacked: bool = False,
 ) -> Panel:
-    """Return values over time; ``whole``: from 0 to 1, ``steps``: values that hold until the next one."""
+    """Return values over time; ``whole``: from 0 to 1, ``steps``: values that hold until the next one.
+
+    Shares begin at their least value, since forgetting may lie below 0; ``from_zero``: they begin at 0.
+    """
     custom = {
         "drawStyle": "line",
         "lineInterpolation": "stepAfter" if steps else "linear",
@@ -200,7 +204,7 @@ def lines(
     defaults: dict[str, Any] = {"unit": unit, "custom": custom, "color": {"mode": "palette-classic"}}
     if whole:
         defaults |= {"min": 0, "max": 1}
-    elif unit != "percentunit":
+    elif from_zero or unit != "percentunit":
         defaults["min"] = 0
     legend = {"showLegend": True, "displayMode": "list", "placement": "bottom", "calcs": []}
     options = {"legend": legend, "tooltip": {"mode": "multi", "sort": "desc"}}
@@ -270,10 +274,8 @@ def matrix(
         {"showHeader": True, "cellHeight": "sm"},
         ({"matcher": {"id": "byName", "options": corner}, "properties": plain},),
         (
-            *(
-                {"id": "sortBy", "options": {"fields": {}, "sort": [{"field": name}]}}
-                for name in (column, row)
-            ),
+            _sorted_by(column),
+            _sorted_by(row),
             {
                 "id": "groupingToMatrix",
                 "options": {
