@@ -25,6 +25,7 @@ from adapter_store.datasets.statistics import (
     find_overlap,
     keys_of,
     measure_lengths,
+    warn_of_luck,
 )
 from adapter_store.datasets.table import TABLE_SUFFIXES, looks_like_table, read_table
 from adapter_store.errors import ImageError
@@ -202,6 +203,7 @@ class Reading:
         answers = count_answers(examples, self.warnings)
         duplicates = count_repeats(examples, self._stored, self.warnings)
         division = divide(examples, keys, self.warnings)
+        warn_of_luck(examples, keys, context, self.warnings)
         overlap = find_overlap(keys, context, self.warnings)
         question_lengths, answer_lengths = measure_lengths(examples, context)
         if examples and not division.train_examples:
