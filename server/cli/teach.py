@@ -22,7 +22,7 @@ from server.jobs.hyperparameters import from_text
 UPLOAD_TIMEOUT_SECONDS = 600.0
 _SHOWN_EVENTS = 20
 EXIT_NOT_SERVED = 3
-_STATUSES = (
+STATUSES = (
     "Exit status with --wait: 0 learned and served, 1 failed or cancelled, 2 wrong command or data, "
     "3 learned but not served: the gate held the version back, or stable was moved meanwhile."
 )
@@ -33,7 +33,7 @@ def add_verbs(verbs: Any) -> None:
     submit = add_verb(
         verbs, "submit", "teach: hand over a data set file or folder as a task", _submit, client=True
     )
-    submit.epilog = _STATUSES
+    submit.epilog = STATUSES
     submit.add_argument(
         "file", type=Path, metavar="FILE", help="JSON, JSONL, CSV, parquet, zip, tar, or a folder"
     )
@@ -44,7 +44,7 @@ def add_verbs(verbs: Any) -> None:
     )
     submit.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a hyperparameter")
     jobs = add_verb(verbs, "jobs", "list training jobs, or show, cancel or follow one", _jobs, client=True)
-    jobs.epilog = _STATUSES
+    jobs.epilog = STATUSES
     jobs.add_argument("id", nargs="?", metavar="JOB", help="show this job with its last events")
     jobs.add_argument("--cancel", action="store_true", help="cancel it")
     jobs.add_argument("--wait", action="store_true", help="follow it to its end")
