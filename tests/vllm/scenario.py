@@ -26,6 +26,7 @@ from server.engine.transformers_engine import TransformersEngine
 from server.engine.vllm_client import VllmEngine, staging
 from server.engine.vllm_client.state_file import StateFolder
 from server.engine.vllm_plugin import worker
+from server.engine.vllm_plugin.shared_memory import SHARED_MEMORY
 from tests.unit.server.engine.world import World, collect
 from tests.vllm.asking import QUESTIONS, TOKENS, ask, compare, expected, make_requests, make_world, options
 from tests.vllm.oracles import embedded, native_lora
@@ -289,7 +290,13 @@ async def newer_preemption(world: World) -> dict[str, Any]:
 
 
 async def tensor_parallel(world: World) -> dict[str, Any]:
-    return await targets(world, own_process=True, tensor_parallel_size=2)
+    before = _segments()
+    found = await targets(world, own_process=True, tensor_parallel_size=2)
+    return {**found, "segments_left": sorted(_segments() - before)}
+
+
+def _segments() -> set[str]:
+    return {path.name for path in SHARED_MEMORY.glob("vllm_dist_*")}
 
 
 async def compiled(world: World) -> dict[str, Any]:
