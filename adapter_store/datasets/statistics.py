@@ -20,6 +20,7 @@ from adapter_store.datasets.records import (
     FaultList,
     Lengths,
     Overlap,
+    counted,
     picture_key,
     shown,
 )
@@ -67,10 +68,13 @@ def count_repeats(examples: Sequence[Example], stored: Mapping[str, str], warnin
         conflicts += answers.setdefault(asked, whole) != whole
         seen.add(whole)
     if conflicts:
-        reason = f"{conflicts} examples ask the same of the same picture but answer otherwise"
+        asks, answers = ("asks", "answers") if conflicts == 1 else ("ask", "answer")
+        same = f"{counted(conflicts, 'example')} {asks} the same of the same picture"
+        reason = f"{same} but {answers} otherwise"
         warnings.add(None, "answer", reason)
     if repeats:
-        warnings.add(None, "", f"{repeats} examples repeat an earlier one word for word")
+        verb = "repeats" if repeats == 1 else "repeat"
+        warnings.add(None, "", f"{counted(repeats, 'example')} {verb} an earlier one word for word")
     return repeats
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from adapter_store.errors import InputError, StrataError
 from adapter_store.names import check_task_name
-from server.cli.arguments import add_verb, client_of
+from server.cli.arguments import add_verb, at_least_one, client_of
 from server.cli.client import Client
 from server.cli.output import clean, duration, moment, print_json, stderr, stdout, table
 from server.cli.watch import new_events, show_job
@@ -48,7 +48,7 @@ def add_verbs(verbs: Any) -> None:
     jobs.add_argument("id", nargs="?", metavar="JOB", help="show this job with its last events")
     jobs.add_argument("--cancel", action="store_true", help="cancel it")
     jobs.add_argument("--wait", action="store_true", help="follow it to its end")
-    jobs.add_argument("--limit", type=int, default=20, metavar="N", help="how many to list")
+    jobs.add_argument("--limit", type=at_least_one, default=20, metavar="N", help="how many to list")
 
 
 def submit_file(
@@ -203,9 +203,18 @@ def _why(job: dict[str, Any]) -> str:
 
 
 def _jobs(args: argparse.Namespace) -> int:
+    if args.id is None and (args.cancel or args.wait):
+        flag = "--cancel" if args.cancel else "--wait"
+        raise InputError(
+            f"{flag} goes with one job: strata jobs JOB {flag}; strata jobs lists them", param="id"
+        )
+    if args.cancel and args.wait:
+        raise InputError("--cancel and --wait exclude each other: give one of them", param="cancel")
     with client_of(args) as client:
         if args.id is None:
             return _list(args, client)
+        if "/" in args.id:
+            raise InputError(f"{args.id!r} is no job; strata jobs lists them", param="id")
         if args.cancel:
             job = client.post(f"/v1/fine_tuning/jobs/{args.id}/cancel")
         elif args.wait:

@@ -132,7 +132,7 @@ def test_a_table_that_is_not_the_data_is_let_be(tmp_path: Path) -> None:
     files = {"d.jsonl": lines([row("p/1.png"), row("p/2.png", answer="blue")]), **PICTURES}
     report = report_of(tmp_path, zip_of({**files, "sizes.csv": b"width,height\n4,4\n"}))
     assert (report.ok, report.examples) == (True, 2)
-    assert "1 files of the archive are not used" in report.warnings[0].reason
+    assert "1 file of the archive is not used" in report.warnings[0].reason
 
 
 def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
