@@ -68,9 +68,9 @@ def count_repeats(examples: Sequence[Example], stored: Mapping[str, str], warnin
         conflicts += answers.setdefault(asked, whole) != whole
         seen.add(whole)
     if conflicts:
-        asks, answers = ("asks", "answers") if conflicts == 1 else ("ask", "answer")
+        asks, says = ("asks", "answers") if conflicts == 1 else ("ask", "answer")
         same = f"{counted(conflicts, 'example')} {asks} the same of the same picture"
-        reason = f"{same} but {answers} otherwise"
+        reason = f"{same} but {says} otherwise"
         warnings.add(None, "answer", reason)
     if repeats:
         verb = "repeats" if repeats == 1 else "repeat"
