@@ -20,6 +20,7 @@ from server.docs.router import ASSETS
 from server.errors import AuthenticationError, response_for
 from server.page.files import PAGE_PATHS
 
+LEAST_CHARACTERS = 8
 SCOPES = frozenset({"ask", "teach", "operate"})
 _OPEN = frozenset({"/", "/health", "/ready", "/version", "/metrics", "/docs", "/openapi.json"})
 _DOCS = frozenset(f"/docs/{name}" for name in ASSETS)
@@ -51,8 +52,9 @@ def parse_keys(text: str) -> tuple[Key, ...]:
             raise InputError(
                 f"key {position} has an unknown scope; use ask, teach or operate", param="api_keys"
             )
-        if len(secret) < 8:
-            raise InputError(f"key {position} is shorter than 8 characters", param="api_keys")
+        if len(secret) < LEAST_CHARACTERS:
+            text = f"key {position} is shorter than {LEAST_CHARACTERS} characters; take a longer one"
+            raise InputError(text, param="api_keys")
         keys.append(Key(_digest(secret), wanted))
     return tuple(keys)
 

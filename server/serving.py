@@ -231,7 +231,9 @@ def _vllm_engine(base: Base, choice: ModelChoice) -> Engine:
         )
     from adapter_store.base.load import drop_language_model
     from server.engine.vllm_client import VllmEngine, VllmOptions
+    from server.engine.vllm_client.sharding import check_sharding
 
+    check_sharding(base.model.config.text_config, choice.tensor_parallel_size)
     drop_language_model(base)
     return VllmEngine(
         base,

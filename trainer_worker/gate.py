@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from adapter_store.datasets.luck import MAX_CHANCE, binomial_tail
 from adapter_store.versions.manifest import Gate
 
 EPSILON = 1e-9
@@ -29,7 +29,7 @@ class Policy:
     max_leak: float = 0.05
     min_retention: float = 0.97
     min_gain: float = 0.0
-    max_chance: float = 0.05
+    max_chance: float = MAX_CHANCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,16 +194,3 @@ _UNMEASURED = (
     "no picture of this batch of {task} is held out, and it is like nothing measured before: nothing can be"
     " measured; send more pictures"
 )
-
-
-def binomial_tail(least: int, trials: int, share: float) -> float:
-    """Return ``P(K >= least)`` for K binomial in ``trials`` and ``share``."""
-    if least <= 0 or share >= 1:
-        return 1.0
-    if share <= 0:
-        return 0.0
-    total = 0.0
-    for hits in range(least, trials + 1):
-        ways = math.lgamma(trials + 1) - math.lgamma(hits + 1) - math.lgamma(trials - hits + 1)
-        total += math.exp(ways + hits * math.log(share) + (trials - hits) * math.log1p(-share))
-    return min(total, 1.0)

@@ -20,12 +20,12 @@ from pathlib import Path
 
 from adapter_store.datasets import Dataset, DatasetStore, Example
 from adapter_store.datasets.held_out import SPLIT_FILE
+from adapter_store.datasets.luck import HELD_OUT_RATIO, commonest_share, least_held_out
 from adapter_store.datasets.records import distinct_images, picture_key
 from adapter_store.durable import make_folder, write_durably
 from adapter_store.names import check_task_name
 
 EXAMPLES_PER_PICTURE = 8
-LEAST_HELD_OUT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Record:
 class HeldOut:
     """Split batches and keep the held-out part of one lineage's tasks under ``folder/<task>/``."""
 
-    def __init__(self, folder: Path, *, ratio: float = 0.2, cap: int = 200) -> None:
+    def __init__(self, folder: Path, *, ratio: float = HELD_OUT_RATIO, cap: int = 200) -> None:
         self._folder = folder
         self._ratio = ratio
         self._cap = cap
@@ -61,10 +61,10 @@ class HeldOut:
         """Divide a batch of ``task``; store the held-out part durably before returning.
 
         About ``ratio`` of the pictures is held out; of all that are, the ``cap`` with the smallest hashes
-        are measured. Two exceptions for tiny batches: a task that has nothing to measure on holds out at
-        least one of two or more new pictures, and up to four of twelve, without which luck could not be
-        told; and of new pictures at least one is left to learn from. Repeating a call changes nothing and
-        returns the same.
+        are measured. Two exceptions for small batches: a task that has nothing to measure on holds out at
+        least one of two or more new pictures, and up to a third of them until luck can be told (see
+        ``least_held_out``); and of new pictures at least one is left to learn from. Repeating a call changes
+        nothing and returns the same.
 
         Where examples say that they are of the test part, their pictures take the place of that choice.
         They are never learned from; they are measured on unless the task learned from them before. What
@@ -86,7 +86,7 @@ class HeldOut:
         elif tested:
             held = (set(keys) & record.held_out) | (tested - record.trained)
         else:
-            held = self._choose(record, set(keys), anything_to_measure=earlier is not None)
+            held = self._choose(record, set(keys), None if earlier is not None else dataset.examples)
         unseen = held | tested
         train = tuple(
             example for example, key in zip(dataset.examples, keys, strict=True) if key not in unseen
@@ -120,13 +120,17 @@ class HeldOut:
         held_out, trained = frozenset(data["held_out"]), frozenset(data["trained"])
         return Record(data.get("opened_by"), data["dataset_id"], held_out, trained)
 
-    def _choose(self, record: Record, keys: set[str], *, anything_to_measure: bool) -> set[str]:
-        """Return the held-out ones of a batch's keys; no task is in the hash, so tasks agree on pictures."""
+    def _choose(self, record: Record, keys: set[str], opening: Sequence[Example] | None) -> set[str]:
+        """Return the held-out ones of a batch's keys; no task is in the hash, so tasks agree on pictures.
+
+        ``opening`` are the batch's examples if the task has nothing to measure on yet, else None.
+        """
         fresh = sorted(keys - record.held_out - record.trained)
         under_bar = {key for key in fresh if int(key[:16], 16) < self._ratio * 2**64}
         held = (keys & record.held_out) | under_bar
-        if not anything_to_measure and self._ratio > 0 and len(fresh) >= 2:
-            least = max(1, min(LEAST_HELD_OUT, len(fresh) // 3))
+        if opening is not None and self._ratio > 0 and len(fresh) >= 2:
+            answers_each = sum(len(example.turns) for example in opening) / len(keys)
+            least = least_held_out(len(fresh), answers_each, commonest_share(opening))
             held |= set([key for key in fresh if key not in held][: max(0, least - len(held))])
         if fresh and held == keys:
             held -= {fresh[-1]}

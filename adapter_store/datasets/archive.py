@@ -183,8 +183,8 @@ class _Sink:
             if self._total > self._allowed:
                 raise Refused(
                     f"the archive unpacks to more than {self._allowed} bytes; "
-                    f"at most {self.limits.max_total_bytes} bytes and "
-                    f"{self.limits.max_expansion:g} times its packed size are accepted"
+                    f"at most {self.limits.max_total_bytes} bytes (STRATA_MAX_UPLOAD_BYTES raises that) "
+                    f"and {self.limits.max_expansion:g} times its packed size are accepted"
                 )
             out.write(block)
             if size > enough:

@@ -196,7 +196,7 @@ class _Watched(io.RawIOBase):
     def __init__(self, stream: Readable, allowed: int) -> None:
         super().__init__()
         self._stream = stream
-        self._left = allowed
+        self._allowed = self._left = allowed
 
     def readable(self) -> bool:
         """Say that this stream can be read."""
@@ -211,7 +211,10 @@ class _Watched(io.RawIOBase):
         block = self._stream.read(size if size >= 0 else BLOCK_BYTES)
         self._left -= len(block)
         if self._left < 0:
-            raise Refused("the archive unpacks to far more than its packed size; it is not read further")
+            raise Refused(
+                f"the archive unpacks to more than {self._allowed} bytes, too much for its packed size or "
+                "for STRATA_MAX_UPLOAD_BYTES; it is not read further"
+            )
         return block
 
 

@@ -197,8 +197,8 @@ class Report:
         total = len(self.faults) + self.truncated_faults
         if total == 0:
             return (
-                f"{self.examples} examples, {self.images} images, {self.answers} distinct answers "
-                f"({self.format})"
+                f"{counted(self.examples, 'example')}, {counted(self.images, 'image')}, "
+                f"{counted(self.answers, 'distinct answer')} ({self.format})"
             )
         first = "; ".join(str(fault) for fault in self.faults[:3])
         more = f"; and {total - 3} more" if total > 3 else ""
@@ -239,6 +239,11 @@ class FaultList:
 
     def __len__(self) -> int:
         return len(self.faults) + self.truncated
+
+
+def counted(count: int, noun: str) -> str:
+    """Return ``1 picture``, ``1,200 pictures``."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def shown(text: str, limit: int = 80) -> str:

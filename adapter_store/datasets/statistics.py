@@ -7,6 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from adapter_store.datasets.luck import (
+    HELD_OUT_RATIO,
+    commonest_share,
+    held_back_by_luck,
+    least_held_out,
+)
 from adapter_store.datasets.records import (
     Context,
     Division,
@@ -14,12 +20,17 @@ from adapter_store.datasets.records import (
     FaultList,
     Lengths,
     Overlap,
+    counted,
     picture_key,
     shown,
 )
 
 HISTOGRAM = 20
 _MAX_ANSWERS_COUNTED = 50_000
+_GOOD = 0.9
+"""Accuracy of the model that should hardly ever be held back for want of pictures."""
+_HARDLY_EVER = 0.1
+_MANY_QUESTIONS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +68,13 @@ def count_repeats(examples: Sequence[Example], stored: Mapping[str, str], warnin
         conflicts += answers.setdefault(asked, whole) != whole
         seen.add(whole)
     if conflicts:
-        reason = f"{conflicts} examples ask the same of the same picture but answer otherwise"
+        asks, says = ("asks", "answers") if conflicts == 1 else ("ask", "answer")
+        same = f"{counted(conflicts, 'example')} {asks} the same of the same picture"
+        reason = f"{same} but {says} otherwise"
         warnings.add(None, "answer", reason)
     if repeats:
-        warnings.add(None, "", f"{repeats} examples repeat an earlier one word for word")
+        verb = "repeats" if repeats == 1 else "repeat"
+        warnings.add(None, "", f"{counted(repeats, 'example')} {verb} an earlier one word for word")
     return repeats
 
 
@@ -81,6 +95,30 @@ def divide(examples: Sequence[Example], keys: Sequence[str], warnings: FaultList
         test_examples=in_test,
         test_images=len(with_picture & tested),
     )
+
+
+def warn_of_luck(
+    examples: Sequence[Example], keys: Sequence[str], context: Context, warnings: FaultList
+) -> None:
+    """Warn if the gate could hold a good model of a new task back because few pictures are held out."""
+    commonest = commonest_share(examples)
+    if not examples or commonest >= 1 or (context.task is not None and context.task in context.held_out):
+        return
+    pictures = len(set(keys))
+    answers_each = sum(len(example.turns) for example in examples) / pictures
+    held = len({key for example, key in zip(examples, keys, strict=True) if example.split == "test"})
+    how = "only" if held else "only about"
+    if not held and pictures > 1:
+        held = max(round(HELD_OUT_RATIO * pictures), least_held_out(pictures, answers_each, commonest))
+    asked = round(held * answers_each)
+    if asked > _MANY_QUESTIONS or (luck := held_back_by_luck(asked, commonest, _GOOD)) <= _HARDLY_EVER:
+        return
+    noun = "picture is" if held == 1 else "pictures are"
+    reason = (
+        f"{how} {held} {noun} held out of a new task with this data: the gate can hold it back by luck "
+        f"(about {luck:.0%} if 9 of 10 answers are right); give more pictures or a larger test part"
+    )
+    warnings.add(None, "split", reason)
 
 
 def find_overlap(keys: Sequence[str], context: Context, warnings: FaultList) -> tuple[Overlap, ...]:

@@ -15,7 +15,7 @@ from adapter_store.datasets.formats import ACCEPTED, Draft, normalize
 from adapter_store.datasets.json_stream import Record, looks_like_json, read_records
 from adapter_store.datasets.parquet import read_parquet
 from adapter_store.datasets.plain import Note
-from adapter_store.datasets.records import Context, Example, FaultList, Limits, Part, Report, shown
+from adapter_store.datasets.records import Context, Example, FaultList, Limits, Part, Report, counted, shown
 from adapter_store.datasets.sources import ImageSource
 from adapter_store.datasets.splits import part_of_path
 from adapter_store.datasets.statistics import (
@@ -25,6 +25,7 @@ from adapter_store.datasets.statistics import (
     find_overlap,
     keys_of,
     measure_lengths,
+    warn_of_luck,
 )
 from adapter_store.datasets.table import TABLE_SUFFIXES, looks_like_table, read_table
 from adapter_store.errors import ImageError
@@ -202,12 +203,15 @@ class Reading:
         answers = count_answers(examples, self.warnings)
         duplicates = count_repeats(examples, self._stored, self.warnings)
         division = divide(examples, keys, self.warnings)
+        warn_of_luck(examples, keys, context, self.warnings)
         overlap = find_overlap(keys, context, self.warnings)
         question_lengths, answer_lengths = measure_lengths(examples, context)
         if examples and not division.train_examples:
             self.faults.add(None, "split", _NOTHING_TO_LEARN)
         if self._systems:
-            self.warnings.add(None, "system", f"the system text of {self._systems} examples is left out")
+            self.warnings.add(
+                None, "system", f"the system text of {counted(self._systems, 'example')} is left out"
+            )
         return Report(
             format=self._format_name(),
             faults=tuple(self.faults.faults),
@@ -257,7 +261,9 @@ class Reading:
         unused = sum(name not in self._used for name in self.source.names if not name.startswith("inline:"))
         if unused and self.examples:
             what = "folder" if self.format == "folder" else "archive"
-            self.warnings.add(None, "file", f"{unused} files of the {what} are not used by any example")
+            verb = "is" if unused == 1 else "are"
+            reason = f"{counted(unused, 'file')} of the {what} {verb} not used by any example"
+            self.warnings.add(None, "file", reason)
 
     def _read_data_file(self, name: str | None, path: Path, head: bytes) -> None:
         packing = self.format

@@ -13,6 +13,14 @@ from adapter_store.lora import CONFIG_FILE
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_RANK = 1 << 16
+
+
+def room_for(rank: int, increment_rank: int, top_m: int) -> str:
+    """Say which rank an import may have, and which lineage would take ``rank``."""
+    room = f"{top_m} increments of rank {increment_rank} answer a request, {top_m * increment_rank} together"
+    return f"{room}; a lineage that begins with --rank {math.ceil(rank / top_m)} has room for it"
+
+
 MAX_ALPHA = 1e9
 _ABOUT = {
     *("peft_type", "r", "lora_alpha", "use_rslora", "init_lora_weights", "lora_dropout"),

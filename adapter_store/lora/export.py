@@ -25,6 +25,7 @@ from torch import Tensor
 
 from adapter_store.errors import InputError
 from adapter_store.lora import ABOUT_FILE, CONFIG_FILE, README_FILE, TENSORS_FILE
+from adapter_store.lora.config import room_for
 from adapter_store.lora.paths import pattern_of
 from adapter_store.routing import contextual
 from adapter_store.state import AdapterState, Span
@@ -124,12 +125,12 @@ def lora_files(
     """
     tensors = lora_tensors(state, c, paths)
     rank = next(iter(tensors.values())).shape[0]
-    about = {
-        **asdict(origin),
-        "span": state.span,
-        "rank": rank,
-        "notes": [_SPAN_NOTES[state.span], *([] if origin.exact else [_MEAN_NOTE])],
-    }
+    notes = [_SPAN_NOTES[state.span], *([] if origin.exact else [_MEAN_NOTE])]
+    top_m = state.routing.top_m
+    if rank > state.rank * top_m:
+        room = room_for(rank, state.rank, top_m)
+        notes.append(f"Rank {rank} is more than an import into this lineage takes: {room}.")
+    about = {**asdict(origin), "span": state.span, "rank": rank, "notes": notes}
     config = _config(pattern_of(path for group in paths.values() for path in group), rank, origin.base)
     metadata = {"format": "pt", "strata": json.dumps(about)}
     return {

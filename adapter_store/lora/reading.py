@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from adapter_store.datasets.records import FaultList, shown
 from adapter_store.lora import CONFIG_FILE, TENSORS_FILE
-from adapter_store.lora.config import Scale, check_config
+from adapter_store.lora.config import Scale, check_config, room_for
 from adapter_store.lora.paths import described
 from adapter_store.state import AdapterState, Shape
 
@@ -137,10 +136,9 @@ def filled(state: AdapterState, task: str, lora: Lora, lineage: Lineage) -> Adap
 def _check_rank(rank: int, lineage: Lineage, faults: FaultList) -> None:
     if lineage.rank is None or lineage.top_m is None or rank <= lineage.rank * lineage.top_m:
         return
-    most = lineage.rank * lineage.top_m
-    room = f"{lineage.top_m} increments of rank {lineage.rank} answer a request, {most} together"
-    would = f"a lineage that begins with --rank {math.ceil(rank / lineage.top_m)} has room for it"
-    faults.add(None, "r", f"rank {rank} is too large: {room}; {would}", CONFIG_FILE)
+    faults.add(
+        None, "r", f"rank {rank} is too large: {room_for(rank, lineage.rank, lineage.top_m)}", CONFIG_FILE
+    )
 
 
 def _header(path: Path, faults: FaultList) -> dict[str, Any] | None:

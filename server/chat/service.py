@@ -24,7 +24,7 @@ _MAX_STOP_CHARS = 256
 _FILE_LIST = re.compile(r"\A<attached_files>\n(?:<file [^\n]*/>\n)+</attached_files>\s*")
 """How Open WebUI begins a question with a picture: names and ids of files, for tools that nobody has here.
 
-Read as part of the question it moves the question away from the task that was taught (decision 44).
+Read as part of the question it moves the question away from the task that was taught (decision 45).
 """
 _ROLES: dict[str, Role] = {
     "developer": "system",

@@ -49,6 +49,20 @@ def add_verb(
     return parser
 
 
+def at_least_one(text: str) -> int:
+    """Return the whole number of 1 or more that a flag's text means; else it is a wrong command line."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def port_number(text: str) -> int:
+    """Return the port that a flag's text names; else it is a wrong command line."""
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: use 1 to 65535")
+    return int(text)
+
+
 def client_of(args: argparse.Namespace, timeout_seconds: float = 60.0) -> Client:
     """Return a client for the server that the flags name."""
     return Client(args.url, args.api_key, timeout_seconds)

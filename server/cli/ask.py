@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter_store.errors import InputError
+from adapter_store.names import BASE_VERSION
 from server.cli.arguments import add_verb, client_of
 from server.cli.client import Client
 from server.cli.output import clean, percent, print_json, stderr, stdout, table
@@ -41,7 +42,10 @@ def add_verbs(verbs: Any) -> None:
 
 def finite(text: str) -> float:
     """Return the number that a flag's text means; what is none, or not finite, is a wrong command line."""
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
     return number
@@ -74,6 +78,13 @@ def _explain(args: argparse.Namespace) -> int:
         found = client.post("/v1/routing:explain", json=body)
     if args.json:
         print_json(found)
+        return 0
+    if found["version"] == BASE_VERSION:
+        stdout.print(f"{clean(str(found['model']))} is the plain base now: no increments, nothing to explain")
+        stdout.print(
+            "teach a task: strata submit DATA --task NAME --wait; or name a version of strata versions: "
+            f"--model {clean(args.name)}@v1"
+        )
         return 0
     who = "the base alone" if found["answered_by_base"] else f"the increments of {found['answered_by']}"
     bar = f"best cosine {found['best_cosine']:.3f}, the base answers under {found['tau']:.3f}"

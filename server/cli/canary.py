@@ -110,6 +110,8 @@ def _show(found: Any) -> None:
         for seen in found["versions"]
     ]
     stdout.print(table("", columns, rows))
+    if found.get("canary"):
+        stdout.print("all requests to the canary: strata canary promote; none: strata canary rollback")
     agreement = found.get("agreement")
     if agreement:
         stdout.print(f"the shadow said the same {agreement['same']} of {agreement['compared']} times")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -31,8 +32,7 @@ class Client:
     """Hold one connection pool to the gateway."""
 
     def __init__(self, url: str, api_key: str | None = None, timeout_seconds: float = 60.0) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise InputError(f"--url {url!r} is not an http:// or https:// address", param="url")
+        _check_address(url)
         headers = {"Authorization": f"Bearer {_usable(api_key)}"} if api_key else {}
         self.url = url.rstrip("/")
         self._http = httpx.Client(
@@ -109,6 +109,22 @@ class Client:
                 f"{self.url} did not answer in time; look at its log and at {self.url}/ready"
             )
         return RequestFailed(f"the connection to {self.url} broke: {error}")
+
+
+def _check_address(url: str) -> None:
+    """Raise InputError unless this is an address that a server can have."""
+    if not url.startswith(("http://", "https://")):
+        raise InputError(f"--url {url!r} is not an http:// or https:// address", param="url")
+    try:
+        address = urlsplit(url)
+        usable = bool(address.hostname) and address.port != 0
+    except ValueError:  # brackets that do not close, or a port that cannot be
+        usable = False
+    if not usable:
+        raise InputError(
+            f"--url {url!r} names no host and port that exist: http://127.0.0.1:8000 is one that does",
+            param="url",
+        )
 
 
 def _usable(api_key: str) -> str:

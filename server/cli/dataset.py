@@ -13,6 +13,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from adapter_store.datasets import Report
+from adapter_store.datasets.records import counted
 from adapter_store.errors import InputError
 from adapter_store.names import check_task_name
 from server.cli.arguments import add_verb
@@ -114,7 +115,7 @@ def _show(name: str, report: Report) -> None:
 def _facts(report: Report) -> Iterator[tuple[str, str]]:
     yield (
         "examples",
-        f"{report.examples:,} with {report.turns:,} answers, {report.duplicates:,} of them repeated",
+        f"{report.examples:,} with {counted(report.turns, 'answer')}, {report.duplicates:,} of them repeated",
     )
     yield "pictures", f"{report.images:,}, {report.image_bytes / 2**20:,.1f} MiB"
     common = ", ".join(f"{text} {count:,}" for text, count in report.answer_histogram[:_SHOWN_ANSWERS])
@@ -124,9 +125,10 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
         yield title, f"{text}, longest {lengths.longest}"
     split = report.split
     if split.given:
+        examples = counted(split.test_examples, "example")
         yield (
             "held out",
-            f"{split.test_examples:,} examples, {split.test_images:,} pictures, as the data says",
+            f"{examples}, {counted(split.test_images, 'picture')}, as the data says",
         )
     else:
         yield "held out", "chosen by picture when it is learned; the data names no test part"

@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
         wrong = _CHOICE.match(message)
         if wrong:
             given, known = wrong["given"], self._choices(wrong["name"])
-            advice = f"; did you mean {meant}?" if (meant := nearest(given, known)) else ""
+            advice = f" (did you mean {meant}?)" if (meant := nearest(given, known)) else ""
             what = "verb" if wrong["name"] == "VERB" else wrong["name"]
             message = f"there is no {what} {given!r}{advice}; there are: {', '.join(known)}"
         super().error(message)

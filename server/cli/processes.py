@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from server.cli.arguments import add_verb
+from server.cli.arguments import add_verb, at_least_one, port_number
 from server.cli.output import print_json, stderr
 from server.cli.reporter import Reporter
 from server.launch.base import assemble_embedded_base
@@ -39,15 +39,22 @@ def add_verbs(verbs: Any) -> None:
         parser.add_argument("-h", "--help", action=_HelpWithSettings, modules=modules)
     demo = add_verb(verbs, "demo", "watch it learn two tasks while it serves, on real pictures", _demo)
     demo.add_argument("--home", type=Path, help="folder to use and keep (default: a temporary one)")
-    demo.add_argument("--port", type=int, help="port of the gateway (default: 8000, or a free one)")
+    demo.add_argument("--port", type=port_number, help="port of the gateway (default: 8000, or a free one)")
     demo.add_argument(
         "--out", type=Path, default=None, help="where the picture of the matrix goes (STRATA_DEMO_DIR)"
     )
-    demo.add_argument("--pictures", type=int, default=100, metavar="N", help="held-out questions per task")
     demo.add_argument(
-        "--train", type=int, metavar="N", help="examples per task (default: 1,200 digits, 1,100 animals)"
+        "--pictures", type=at_least_one, default=100, metavar="N", help="held-out questions per task"
     )
-    demo.add_argument("--concurrency", type=int, default=16, metavar="N", help="questions asked at once")
+    demo.add_argument(
+        "--train",
+        type=at_least_one,
+        metavar="N",
+        help="examples per task (default: 1,200 digits, 1,100 animals)",
+    )
+    demo.add_argument(
+        "--concurrency", type=at_least_one, default=16, metavar="N", help="questions asked at once"
+    )
     demo.add_argument("--exit", action="store_true", help="end when done instead of staying up (DEMO_EXIT=1)")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from adapter_store.errors import InputError, StrataError
 from adapter_store.names import check_task_name
-from server.cli.arguments import add_verb, client_of
+from server.cli.arguments import add_verb, at_least_one, client_of
 from server.cli.client import Client
 from server.cli.output import clean, duration, moment, print_json, stderr, stdout, table
 from server.cli.watch import new_events, show_job
@@ -22,7 +22,7 @@ from server.jobs.hyperparameters import from_text
 UPLOAD_TIMEOUT_SECONDS = 600.0
 _SHOWN_EVENTS = 20
 EXIT_NOT_SERVED = 3
-_STATUSES = (
+STATUSES = (
     "Exit status with --wait: 0 learned and served, 1 failed or cancelled, 2 wrong command or data, "
     "3 learned but not served: the gate held the version back, or stable was moved meanwhile."
 )
@@ -33,7 +33,7 @@ def add_verbs(verbs: Any) -> None:
     submit = add_verb(
         verbs, "submit", "teach: hand over a data set file or folder as a task", _submit, client=True
     )
-    submit.epilog = _STATUSES
+    submit.epilog = STATUSES
     submit.add_argument(
         "file", type=Path, metavar="FILE", help="JSON, JSONL, CSV, parquet, zip, tar, or a folder"
     )
@@ -44,11 +44,11 @@ def add_verbs(verbs: Any) -> None:
     )
     submit.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a hyperparameter")
     jobs = add_verb(verbs, "jobs", "list training jobs, or show, cancel or follow one", _jobs, client=True)
-    jobs.epilog = _STATUSES
+    jobs.epilog = STATUSES
     jobs.add_argument("id", nargs="?", metavar="JOB", help="show this job with its last events")
     jobs.add_argument("--cancel", action="store_true", help="cancel it")
     jobs.add_argument("--wait", action="store_true", help="follow it to its end")
-    jobs.add_argument("--limit", type=int, default=20, metavar="N", help="how many to list")
+    jobs.add_argument("--limit", type=at_least_one, default=20, metavar="N", help="how many to list")
 
 
 def submit_file(
@@ -203,9 +203,18 @@ def _why(job: dict[str, Any]) -> str:
 
 
 def _jobs(args: argparse.Namespace) -> int:
+    if args.id is None and (args.cancel or args.wait):
+        flag = "--cancel" if args.cancel else "--wait"
+        raise InputError(
+            f"{flag} goes with one job: strata jobs JOB {flag}; strata jobs lists them", param="id"
+        )
+    if args.cancel and args.wait:
+        raise InputError("--cancel and --wait exclude each other: give one of them", param="cancel")
     with client_of(args) as client:
         if args.id is None:
             return _list(args, client)
+        if "/" in args.id:
+            raise InputError(f"{args.id!r} is no job; strata jobs lists them", param="id")
         if args.cancel:
             job = client.post(f"/v1/fine_tuning/jobs/{args.id}/cancel")
         elif args.wait:

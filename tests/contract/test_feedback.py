@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from server.cli.main import main
 from tests.contract.conftest import ASK_KEY, KEY, RunningGateway, chat_body, wait_for
 from tests.contract.pictures import data_url, png
 from tests.contract.publishing import QUESTION, Publisher
+from tests.contract.test_teaching import claimed
 
 FEEDBACK = "/v1/feedback"
 COUNT = 3
@@ -239,13 +242,79 @@ def test_the_command_corrects(running: RunningGateway, tmp_path: Path, capsys: p
     words = ["correct", "--image", str(picture), "What is shown?", "a cat", "--task", "spoken"]
     words += ["--url", running.url, "--api-key", KEY]
     assert main(words) == 0
-    assert "1 of 3 corrections of spoken wait" in capsys.readouterr().out
+    kept = "kept: 1 correction waits for spoken; queued once there are 3, or with --now"
+    assert kept in capsys.readouterr().out
+    assert main([*words, "--wait"]) == 1
+    assert "queued once 3 of spoken wait and never by age; add --now" in capsys.readouterr().err
     assert main([*words, "--json", "--now"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["status"] == "queued"
     assert running.gateway.link.queue().get(told["job"]).task == "spoken"
     assert main([*words[:4], "", *words[5:]]) == 2
     assert "correction: it is empty" in capsys.readouterr().err
+
+
+GATE = {"passed": True, "reasons": [], "promotion": "promoted"}
+HELD = {"passed": False, "reasons": ["colors fell from 1.000 to 0.500"], "promotion": "held"}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "said"),
+    [
+        ({"status": "succeeded", "result_version": "v1", "gate": GATE}, 0, "taught: v1 is served now"),
+        ({"status": "succeeded", "result_version": "v1", "gate": HELD}, 3, "because colors fell from 1.000"),
+        ({"status": "failed", "error": {"message": "no room", "code": "x"}}, 1, "failed: no room"),
+    ],
+)
+def test_the_command_waits_until_its_correction_was_learned(
+    aged: RunningGateway,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    outcome: dict[str, Any],
+    status: int,
+    said: str,
+):
+    """What is queued by age is followed, whatever was sent of the task before."""
+    picture = tmp_path / "cat.png"
+    picture.write_bytes(png("blue"))
+    task = f"ends-{status}"
+    assert given(aged.http, task=task, size=40)["status"] == "pending"
+    wait_for(lambda: standing(aged.http, task)["last_job"] is not None, 30)
+    first = standing(aged.http, task)["last_job"]
+    learned: list[str] = []
+
+    def learn() -> None:
+        wait_for(lambda: standing(aged.http, task)["last_job"] != first, 30)
+        claim = claimed(aged.gateway.link.queue(), standing(aged.http, task)["last_job"])
+        learned.append(claim.job.id)
+        claim.update(status="running", phase="train")
+        claim.event("step 1/2", type="metrics", data={"step": 1, "total_steps": 2, "eta_seconds": 7})
+        time.sleep(1)
+        claim.finish(outcome["status"], **{k: v for k, v in outcome.items() if k != "status"})
+
+    worker = threading.Thread(target=learn)
+    worker.start()
+    words = ["correct", "--image", str(picture), "What is shown?", "a cat", "--task", task, "--wait"]
+    try:
+        assert main([*words, "--url", aged.url, "--api-key", KEY]) == status
+    finally:
+        worker.join()
+    shown = capsys.readouterr()
+    assert "kept: 1 correction waits" in shown.err
+    assert "train the increments" in shown.err
+    assert said in shown.out + shown.err
+    assert len(learned) == 1
+
+
+@pytest.fixture(scope="module")
+def aged(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path):
+    """Return a gateway that sends corrections half a second after they came."""
+    home = tmp_path_factory.mktemp("aged")
+    gateway = RunningGateway(home, tiny_base, feedback_seconds=0.5)
+    try:
+        yield gateway.wait_ready()
+    finally:
+        gateway.stop()
 
 
 def test_by_age_they_are_sent_without_another_request(tmp_path: Path, tiny_base: Path):

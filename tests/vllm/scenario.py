@@ -26,6 +26,7 @@ from server.engine.transformers_engine import TransformersEngine
 from server.engine.vllm_client import VllmEngine, staging
 from server.engine.vllm_client.state_file import StateFolder
 from server.engine.vllm_plugin import worker
+from server.engine.vllm_plugin.shared_memory import SHARED_MEMORY
 from tests.unit.server.engine.world import World, collect
 from tests.vllm.asking import QUESTIONS, TOKENS, ask, compare, expected, make_requests, make_world, options
 from tests.vllm.oracles import embedded, native_lora
@@ -258,7 +259,7 @@ async def targets(world: World, **changed: Any) -> dict[str, Any]:
     for version, state in states.items():
         await engine.stage(version, state)
     requests = [
-        world.request(f"r{n}", QUESTIONS[n % 4], version=f"v{n % 2 + 1}", c=torch.rand(8), max_tokens=TOKENS)
+        world.request(f"r{n}", QUESTIONS[n % 4], version=f"v{n % 2 + 1}", c=world.coefficients(n, 8), max_tokens=TOKENS)
         for n in range(16)
     ]
     wanted = expected(world, requests, states)
@@ -289,7 +290,13 @@ async def newer_preemption(world: World) -> dict[str, Any]:
 
 
 async def tensor_parallel(world: World) -> dict[str, Any]:
-    return await targets(world, own_process=True, tensor_parallel_size=2)
+    before = _segments()
+    found = await targets(world, own_process=True, tensor_parallel_size=2)
+    return {**found, "segments_left": sorted(_segments() - before)}
+
+
+def _segments() -> set[str]:
+    return {path.name for path in SHARED_MEMORY.glob("vllm_dist_*")}
 
 
 async def compiled(world: World) -> dict[str, Any]:

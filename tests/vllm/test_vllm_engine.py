@@ -89,6 +89,7 @@ def test_the_runner_that_is_default_on_gpus(result: dict[str, Any], equal: Equal
 @scenario("tensor_parallel")
 def test_factors_are_sharded_as_the_linears_are(result: dict[str, Any], equal: Equal) -> None:
     equal("first")
+    assert result["segments_left"] == []
 
 
 @scenario("compiled")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adapter_store.settings import DENSE_RANK
-from server.engine.vllm_plugin import OURS_VARIABLE
+from server.engine.vllm_plugin import LEVEL_VARIABLE, OURS_VARIABLE, quieten
+from server.logs import LOGGER_NAME
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,6 +72,10 @@ def prepare_environment(options: VllmOptions) -> None:
     """Set what vLLM reads from the environment, unless it is set already; call before importing vLLM."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if logging.getLogger(LOGGER_NAME).isEnabledFor(logging.DEBUG):
+        os.environ.setdefault(LEVEL_VARIABLE, "DEBUG")
+    os.environ.setdefault(LEVEL_VARIABLE, "ERROR")
+    quieten()
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
     os.environ[OURS_VARIABLE] = "1"

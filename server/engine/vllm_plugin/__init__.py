@@ -6,8 +6,10 @@ the model class of ``model``; everything else follows from that class and from `
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
+import warnings
 
 ARCHITECTURE = "LlavaForConditionalGeneration"
 CONFIG_KEY = "strata"
@@ -15,6 +17,9 @@ CONFIG_KEY = "strata"
 
 OURS_VARIABLE = "_STRATA_ENGINE"
 """Set to 1 by the gateway for the processes of its own engine; any other vLLM is left as it is."""
+
+LEVEL_VARIABLE = "VLLM_LOGGING_LEVEL"
+"""The level of vLLM's own logs, in the gateway and in every process of its engine."""
 
 _MODEL = "server.engine.vllm_plugin.model:PooledLlava"
 
@@ -34,4 +39,13 @@ def register() -> None:
         from server.logs import configure_logs
 
         configure_logs()
+        quieten()
         end_with_parent()
+
+
+def quieten() -> None:
+    """Log of vLLM only what its own variable asks for: at a start it warns of dozens of things by default."""
+    level = os.environ.get(LEVEL_VARIABLE, "ERROR").upper()
+    logging.getLogger("vllm").setLevel(level if level in logging.getLevelNamesMapping() else "ERROR")
+    if not logging.getLogger("vllm").isEnabledFor(logging.WARNING):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")

@@ -19,6 +19,7 @@ from safetensors.torch import load
 from server.engine.vllm_plugin.linears import Target
 from server.engine.vllm_plugin.pool import Pool
 from server.engine.vllm_plugin.runner_hook import RunnerHook
+from server.engine.vllm_plugin.shared_memory import take_names_away
 from server.logs import log
 
 _FILLING = threading.Lock()
@@ -33,6 +34,7 @@ class PoolWorker:
 
     def pool_attach(self) -> dict[str, Any]:
         """Hook into the model runner; return ``shapes``, ``capacity``, ``fixed`` and ``runner``."""
+        take_names_away()  # vLLM calls all workers, so all have joined
         pool = self._pool_of_model()
         state = getattr(self.model_runner, "model_state", None)
         if state is None and not isinstance(self.model_runner._model_forward, RunnerHook):

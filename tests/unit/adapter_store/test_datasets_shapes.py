@@ -45,7 +45,7 @@ def test_llama_factory_instructions_with_input_and_history(tmp_path: Path) -> No
         Turn("What bird is it?\nAnswer in one word.", "robin"),
     )
     assert example.image is not None
-    assert ["system text" in warning.reason for warning in report.warnings] == [False, True]
+    assert ["system text" in warning.reason for warning in report.warnings] == [False, False, True]
 
 
 def test_pairs_of_the_cauldron(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from adapter_store.datasets import DatasetStore, Report
 from adapter_store.datasets.decoding import check_all
+from adapter_store.datasets.luck import binomial_tail, held_back_by_luck
 from adapter_store.datasets.records import Context, Limits
 from adapter_store.datasets.sources import ImageSource
 from adapter_store.datasets.upload import read_upload
@@ -77,6 +78,54 @@ def test_a_picture_of_both_parts_is_held_out_with_a_warning(tmp_path: Path) -> N
     report = checked(tmp_path, lines(rows))
     assert parts(report) == (True, 5, 5, 2, 1)
     assert "1 picture is in the train part and in the test part" in report.warnings[0].reason
+
+
+def of_two_answers(pictures: int, tested: int = 0) -> bytes:
+    return lines(
+        [
+            row(url(png(f"#{n:02x}0000")), answer=("yes", "no")[n % 2], split="test" if n < tested else None)
+            for n in range(pictures)
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("pictures", "tested", "told"),
+    [
+        (30, 0, "only about 10 pictures are held out"),
+        (60, 0, "only about 12 pictures are held out"),
+        (100, 0, None),
+        (30, 5, "only 5 pictures are held out"),
+        (60, 20, None),
+        (1, 0, None),
+        (2, 0, "only about 1 picture is held out"),
+    ],
+)
+def test_too_few_pictures_to_tell_from_luck_are_a_warning(
+    tmp_path: Path, pictures: int, tested: int, told: str | None
+) -> None:
+    report = checked(tmp_path, of_two_answers(pictures, tested))
+    found = [warning.reason for warning in report.warnings if "by luck" in warning.reason]
+    assert [told in reason for reason in found] == ([] if told is None else [True])
+
+
+def test_the_chance_of_being_held_back_by_luck_is_the_gates(tmp_path: Path) -> None:
+    """Of five questions with two answers all must be right: 1 - 0.9^5; of four even that says nothing."""
+    assert held_back_by_luck(5, 0.5, 0.9) == pytest.approx(1 - 0.9**5)
+    assert held_back_by_luck(4, 0.5, 1.0) == 1.0
+    assert held_back_by_luck(11, 0.5, 0.9) == pytest.approx(1 - binomial_tail(9, 11, 0.9))
+    report = checked(tmp_path, of_two_answers(30, 5))
+    assert "about 41%" in report.warnings[0].reason
+
+
+def test_a_known_task_is_not_warned_of_luck(tmp_path: Path) -> None:
+    """A batch that is too small is judged by what the task is measured on already."""
+    held = {"store": {"held_out": tmp_path / "held"}}
+    (tmp_path / "held" / "known").mkdir(parents=True)
+    (tmp_path / "held" / "known" / "split.json").write_text('{"held_out": ["aa"]}')
+    for task, count in (("known", 0), ("new", 1)):
+        report = checked(tmp_path, of_two_answers(30), task=task, store=dict(held["store"]))
+        assert sum("by luck" in warning.reason for warning in report.warnings) == count
 
 
 def test_a_data_set_of_nothing_but_tests_is_refused(tmp_path: Path) -> None:

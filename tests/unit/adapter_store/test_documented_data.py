@@ -53,7 +53,9 @@ def test_an_example_passes_the_check_beside_it(
         assert command[:3] == ["strata", "dataset", "check"]
         status = main([*command[1:], "--json"])
         report = json.loads(capsys.readouterr().out)
-        assert (status, report["ok"], report["warnings"]) == (0, True, []), report["summary"]
+        assert (status, report["ok"]) == (0, True), report["summary"]
+        few = "the gate can hold it back by luck"  # an example has three pictures
+        assert all(few in warning["reason"] for warning in report["warnings"]), report["warnings"]
         assert report["examples"] == report["images"] > 0
         assert report["split"]["given"] == (title == "Pictures that are for measuring only")
 

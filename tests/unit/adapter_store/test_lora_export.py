@@ -142,8 +142,19 @@ def test_only_rows_that_take_part_are_stacked(loaded_tiny_base: Base, on_o_proj:
     files = lora_files(state, c, on_o_proj.paths, origin(loaded_tiny_base))
     config, about = json.loads(files[CONFIG_FILE]), json.loads(files[ABOUT_FILE])
     assert (config["r"], config["lora_alpha"], about["rank"]) == (4, 4, 4)
+    assert not any("import" in note for note in about["notes"])  # rank 4 = two of rank 2
     assert packed(files) == packed(dict(files))
     assert set(files) == {CONFIG_FILE, TENSORS_FILE, README_FILE, ABOUT_FILE}
+
+
+def test_what_an_import_has_no_room_for_is_told(loaded_tiny_base: Base, on_o_proj: Increments):
+    state = make_state(loaded_tiny_base, on_o_proj, "all")
+    c = torch.tensor([0.5, 0.5, 0.1, 0.0, 0.0, 0.25])
+    files = lora_files(state, c, on_o_proj.paths, origin(loaded_tiny_base))
+    note = json.loads(files[ABOUT_FILE])["notes"][-1]
+    assert note.startswith("Rank 8 is more than an import into this lineage takes: 2 increments of rank 2")
+    assert "begins with --rank 4 has room" in note
+    assert note in files[README_FILE].decode()
 
 
 def test_what_the_base_answers_is_refused(loaded_tiny_base: Base, on_o_proj: Increments):

@@ -77,6 +77,33 @@ def sound(folder: Path, lineage: Lineage) -> reading.Lora:
     return lora
 
 
+def test_an_export_at_the_limit_comes_back_and_one_above_is_refused_as_it_said(
+    loaded_tiny_base: Base, increments: Increments, tmp_path: Path
+):
+    base = loaded_tiny_base
+    state = known_state(base, increments)
+    state = state.expand("more", 2, torch.Generator().manual_seed(7))
+    up = {name: torch.randn(t[:, 2:].shape) for name, t in state.up.items()}
+    state = state.with_rows([2, 3], up=up)
+    lineage = Lineage.of(increments.paths, increments.shapes, state)
+    about = Origin(base.base_id, base.digest, "v1", "more", None)
+    key = torch.tensor([[1.0, -2.0, 0.5, 0.0, 1.0, 3.0]])
+    at_limit = torch.tensor([0.5, 0.0, 0.5, 0.0])
+    files = lora_files(state, at_limit, increments.paths, about)
+    lora = sound(write(files, tmp_path / "whole"), lineage)
+    assert lora.rank == state.rank * state.routing.top_m
+    again = filled(expanded(state, key), "birds", lora, lineage)
+    term = Term(Bank.from_state(state), gate_of(at_limit, state.rank).expand(len(IDS), -1)[:, None])
+    with torch.inference_mode(), increments.active([term]):
+        wanted = base.model(input_ids=IDS).logits.clone()
+    torch.testing.assert_close(served_logits(base, increments, again, key), wanted, **CLOSE)
+    above = lora_files(state, torch.tensor([0.5, 0.0, 0.5, 0.5]), increments.paths, about)
+    note = json.loads(above[ABOUT_FILE])["notes"][-1]
+    faults = FaultList(100)
+    assert examine(write(above, tmp_path / "above"), faults, lineage, "birds") is None
+    assert note.partition(": ")[2].rstrip(".") in faults.faults[0].reason
+
+
 @pytest.mark.parametrize(
     "config",
     [

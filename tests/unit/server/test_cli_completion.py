@@ -67,13 +67,13 @@ def test_every_shell_reads_its_script(tmp_path: Path, shell: str, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["chta"], "there is no verb 'chta'; did you mean chat?"),
+        (["chta"], "there is no verb 'chta' (did you mean chat?); there are: up"),
         (["sumbit", "birds.zip"], "did you mean submit?"),
         (["zzz"], "there is no verb 'zzz'; there are: up, serve"),
         (["versions", "--jsn"], "--jsn is not a flag here; did you mean --json?"),
         (["chat", "--imgae=cat.png", "hi"], "did you mean --image?"),
         (["--json", "versions"], "--json belongs behind the verb: strata versions --json"),
-        (["completion", "bsh"], "there is no shell 'bsh'; did you mean bash?"),
+        (["completion", "bsh"], "there is no shell 'bsh' (did you mean bash?)"),
     ],
 )
 def test_a_misspelled_word_is_answered_with_the_nearest(

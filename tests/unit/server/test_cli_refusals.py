@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import socket
 import subprocess
@@ -122,6 +123,80 @@ def test_a_key_that_no_header_carries_is_refused_and_never_shown(
     shown = capsys.readouterr()
     assert "STRATA_API_KEY" in shown.err
     assert not any(part in shown.out + shown.err for part in ("geheim", "secret", "line\n", "ret"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["versions", "--url", "http://"], "names no host and port that exist"),
+        (["chat", "hi", "--url", "http://["], "names no host and port that exist"),
+        (["jobs", "--url", "http://127.0.0.1:99999"], "names no host and port that exist"),
+        (["jobs", "--wait"], "--wait goes with one job: strata jobs JOB --wait"),
+        (["jobs", "--cancel"], "--cancel goes with one job"),
+        (["jobs", JOB_ID, "--cancel", "--wait"], "--cancel and --wait exclude each other"),
+        (["jobs", "x/../files"], "'x/../files' is no job"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_asked(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+    assert main([*words, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "invalid_request"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["demo", "--pictures", "0"], "'0' is not a whole number of 1 or more"),
+        (["demo", "--train", "-1"], "'-1' is not a whole number"),
+        (["demo", "--concurrency", "x"], "'x' is not a whole number"),
+        (["demo", "--port", "99999"], "'99999' is no port: use 1 to 65535"),
+        (["jobs", "--limit", "0"], "'0' is not a whole number"),
+        (["chat", "hi", "--temperature", "warm"], "'warm' is not a number"),
+    ],
+)
+def test_numbers_that_cannot_be_are_a_wrong_command(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_plain_base_has_nothing_to_explain(answering: Serve, capsys: pytest.CaptureFixture[str]):
+    found = {"model": "strata", "version": "base", "answered_by_base": True, "answered_by": None}
+    url = answering(
+        {"/v1/routing:explain": reply(200, {**found, "best_cosine": 0.0, "tau": 0.0, "increments": []})}
+    )
+    assert main(["explain", "hi", "--url", url]) == 0
+    shown = capsys.readouterr().out
+    assert "strata is the plain base now: no increments, nothing to explain" in shown
+    assert "strata submit DATA --task NAME --wait" in shown
+    assert "cosine" not in shown
+
+
+def test_a_canary_is_shown_with_what_ends_it(answering: Serve, capsys: pytest.CaptureFixture[str]):
+    canary = {"version": "v2", "weight": 0.1, "answering": True, "reason": None}
+    url = answering(
+        {
+            "/v1/adapters/strata/canary": reply(200, {"canary": canary, "versions": []}),
+            "/v1/adapters/bare/canary": reply(200, {"canary": None, "versions": []}),
+        }
+    )
+    assert main(["canary", "--url", url]) == 0
+    assert "strata canary promote; none: strata canary rollback" in capsys.readouterr().out
+    assert main(["canary", "--url", url, "--name", "bare"]) == 0
+    assert "promote" not in capsys.readouterr().out
+
+
+def test_a_short_key_names_the_least_length(tmp_path: Path):
+    done = strata("serve", "--home", tmp_path / "home", "--port", free_port(), STRATA_API_KEYS="short")
+    assert done.returncode == 2
+    assert "key 1 is shorter than 8 characters; take a longer one" in done.stderr
+    assert "short'" not in done.stderr
 
 
 def test_csv_and_json_exclude_each_other(capsys: pytest.CaptureFixture[str]):

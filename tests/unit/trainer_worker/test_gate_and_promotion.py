@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from adapter_store.datasets.luck import binomial_tail
 from adapter_store.matrix import AccuracyMatrix
 from adapter_store.state import AdapterState
 from adapter_store.versions import Gate, Manifest, ManifestDraft, MeasuredOn, VersionStore
-from trainer_worker.gate import Fresh, Measured, Policy, binomial_tail, check
+from trainer_worker.gate import Fresh, Measured, Policy, check
 from trainer_worker.measuring import Parent, best_before
 from trainer_worker.publish import promote, stage_matrix
 

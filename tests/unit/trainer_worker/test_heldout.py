@@ -114,6 +114,25 @@ def test_tiny_batches_keep_something_to_learn_from(tmp_path: Path, pictures: int
     assert (held_out.dataset("a") is None) == (held == 0)
 
 
+@pytest.mark.parametrize(
+    ("answers", "pictures", "questions", "least"),
+    [(2, 30, 1, 10), (2, 24, 1, 8), (2, 30, 5, 4), (4, 30, 1, 6), (30, 30, 1, 4)],
+)
+def test_a_new_task_holds_out_enough_to_be_told_from_luck(
+    tmp_path: Path, answers: int, pictures: int, questions: int, least: int
+):
+    store, held_out = DatasetStore(tmp_path / "data"), HeldOut(tmp_path / "held", ratio=0.01)
+    examples = [
+        Example(f"{n}-{q}", f"{n}.png", (Turn(f"question {q}?", str(n % answers)),))
+        for n in range(pictures)
+        for q in range(questions)
+    ]
+    images = {f"{n}.png": png(n) for n in range(pictures)}
+    split = held_out.split("a", store.open(store.put_examples(examples, images).id))
+    assert split.held_out_pictures == least
+    assert len(split.train) == (pictures - least) * questions
+
+
 def test_examples_without_pictures_are_split_by_question(tmp_path: Path):
     store = DatasetStore(tmp_path / "data")
     examples = [Example(str(n), None, (Turn(f"What is {n} + 1?", str(n + 1)),)) for n in range(40)]
