@@ -259,7 +259,9 @@ async def targets(world: World, **changed: Any) -> dict[str, Any]:
     for version, state in states.items():
         await engine.stage(version, state)
     requests = [
-        world.request(f"r{n}", QUESTIONS[n % 4], version=f"v{n % 2 + 1}", c=world.coefficients(n, 8), max_tokens=TOKENS)
+        world.request(
+            f"r{n}", QUESTIONS[n % 4], version=f"v{n % 2 + 1}", c=world.coefficients(n, 8), max_tokens=TOKENS
+        )
         for n in range(16)
     ]
     wanted = expected(world, requests, states)
