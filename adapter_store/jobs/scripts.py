@@ -257,8 +257,8 @@ end
 """
 
 # KEYS events, job   ARGV the event before, count
-# Returns the entries as one JSON text, or 'missing'. As an answer of Redis' own they are 10 texts an event, and
-# redis-py reads those ten times slower than the json module reads one.
+# Returns the entries as one JSON text, or 'missing'. As an answer of Redis' own they are nine texts an event,
+# and redis-py reads those ten times slower than the json module reads one.
 EVENTS = """
 local entries = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2])
 if #entries > 0 then return cjson.encode(entries) end
