@@ -30,7 +30,7 @@ def example(
     """
     content: dict[str, Any] = {media_type: {"example": body}}
     for subtype, text in others.items():
-        content[f"text/{subtype.replace('_', '-')}"] = {"schema": {"type": "string"}, "example": text}
+        content[f"text/{subtype.replace('_', '-')}"] = {"example": text}
     return {status: {"content": content}, "4XX": _ERROR, "5XX": _ERROR}
 
 
