@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = live_parser("benchmarks.rated", str(__doc__).splitlines()[0])
     parser.add_argument("--concurrent", type=int, default=16, help="streams at once")
     parser.add_argument("--repeats", type=int, default=5, help="loads of each kind")
+    parser.add_argument("--seconds", type=float, default=600, help="no repeat begins later than this")
     parser.add_argument("--weight", type=float, default=0.1, help="the canary's share of the requests")
     arguments = parser.parse_args(argv)
     try:
@@ -130,7 +131,10 @@ def _loads(
     """Run the kinds of load in an order that turns, on new pictures in every repeat; the first warms up."""
     loads: list[Load] = []
     count = _WAVES * arguments.concurrent
+    until = time.monotonic() + arguments.seconds
     for repeat in range(arguments.repeats + 1):
+        if loads and time.monotonic() > until:
+            break
         asked = mixed(count, 1, arguments.max_tokens, repeat)
         questions = [
             Asked(1000 * repeat + place, one.text, one.max_tokens) for place, one in enumerate(asked)
