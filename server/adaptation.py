@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from adapter_store.errors import (
     AliasConflict,
@@ -36,12 +36,21 @@ from server.metrics import Metrics, number_of
 from server.residency import Resident, Residents, VersionRefused
 
 ACTOR = "gateway"
+_NAMES_SHOWN = 10
 
 
 class UnknownModel(NotFoundError):
     """Report a model, alias or version that does not exist, with what does."""
 
     code = "model_not_found"
+
+    @classmethod
+    def among(cls, model: str, names: Sequence[str]) -> Self:
+        """Return the error for ``model``; the first of ``names``, all that there are, stand in it."""
+        shown = ", ".join(names[:_NAMES_SHOWN])
+        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        text = f"the model {model[:120]!r} does not exist; there are: {shown}{more}"
+        return cls(f"{text} (GET /v1/models lists them)", param="model")
 
 
 class WrongBase(StateError):
@@ -243,9 +252,8 @@ class LiveVersions:
 
     async def _unknown(self, model: str) -> UnknownModel:
         versions = [manifest.version for manifest in await asyncio.to_thread(self._store.list)]
-        references = [BASE_VERSION, *sorted({STABLE, *self._aliases}), *versions[-10:]]
-        exist = ", ".join([self._name, *(f"{self._name}@{item}" for item in references)])
-        return UnknownModel(f"the model {model[:120]!r} does not exist; there are: {exist}", param="model")
+        references = [BASE_VERSION, *sorted({STABLE, *self._aliases}), *reversed(versions)]
+        return UnknownModel.among(model, [self._name, *(f"{self._name}@{item}" for item in references)])
 
     async def _put_back(self, record: AliasRecord | None, version: str, reason: str) -> AliasRecord | None:
         """Move ``stable`` from ``record`` to ``version``; once done, never again for this revision."""

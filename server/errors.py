@@ -7,6 +7,7 @@ so that no endpoint builds an error by hand.
 from __future__ import annotations
 
 import errno
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -129,6 +130,11 @@ def error_body(
     }
 
 
+def not_json(error: json.JSONDecodeError) -> str:
+    """Return where a text stops being JSON, and what was expected there."""
+    return f"is not JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+
+
 def error_headers(status: int, retry_after_seconds: float = _RETRY_AFTER_SECONDS) -> dict[str, str]:
     """Return the headers that tell clients whether to try again."""
     if status == 409:
@@ -192,7 +198,7 @@ async def _on_strata_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _on_validation_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    faults = [_fault(item) for item in error.errors()]
+    faults = [_fault(item, error.body) for item in error.errors()]
     shown = "; ".join(text for _, text in faults[:_MAX_FAULTS_SHOWN])
     more = len(faults) - _MAX_FAULTS_SHOWN
     message = shown + (f"; and {more} more" if more > 0 else "")
@@ -200,12 +206,12 @@ async def _on_validation_error(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse(error_body(message or "the request cannot be read", status=400, param=param), 400)
 
 
-def _fault(item: Mapping[str, Any]) -> tuple[str | None, str]:
+def _fault(item: Mapping[str, Any], body: Any) -> tuple[str | None, str]:
     """Return the field's path and a sentence; the rejected value itself is never repeated."""
     place = item.get("loc", ())
     if item.get("type") == "json_invalid":
-        where = f" at character {place[-1]}" if place and isinstance(place[-1], int) else ""
-        return None, f"the body is not JSON{where}: {item.get('ctx', {}).get('error', 'syntax error')}"
+        broken = json.JSONDecodeError(item["ctx"]["error"], body, place[-1])
+        return None, f"the body {not_json(broken)}"
     if tuple(place) == ("body",):
         return None, _SEND_JSON
     places = [str(part) for part in item.get("loc", ()) if part not in ("body", "query", "path", "header")]

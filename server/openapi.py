@@ -11,7 +11,8 @@ PICTURE_EXAMPLE = (
 """A red square, whole, so that the examples can be sent as they stand."""
 ERROR_EXAMPLE = {
     "error": {
-        "message": "the model 'strata@v9' does not exist; there are: strata, strata@base, strata@v1",
+        "message": "the model 'strata@v9' does not exist; there are: strata, strata@base, strata@v1 "
+        "(GET /v1/models lists them)",
         "type": "invalid_request_error",
         "param": "model",
         "code": "model_not_found",
@@ -21,15 +22,22 @@ _ERROR = {"description": "Error", "content": {"application/json": {"example": ER
 
 
 def example(
-    body: Any, *, status: int = 200, media_type: str = "application/json"
+    body: Any, *, status: int = 200, media_type: str = "application/json", **others: str
 ) -> dict[int | str, dict[str, Any]]:
-    """Return the ``responses`` of a route: one example answer and the error shape."""
-    return {status: {"content": {media_type: {"example": body}}}, "4XX": _ERROR, "5XX": _ERROR}
+    """Return the ``responses`` of a route: one example answer and the error shape.
+
+    ``others`` are examples of the answer in its other media types, by subtype of ``text/``.
+    """
+    content: dict[str, Any] = {media_type: {"example": body}}
+    for subtype, text in others.items():
+        content[f"text/{subtype.replace('_', '-')}"] = {"example": text}
+    return {status: {"content": content}, "4XX": _ERROR, "5XX": _ERROR}
 
 
-def body_example(value: Any) -> dict[str, Any]:
-    """Return ``openapi_extra`` of a route that reads a JSON body itself."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"example": value}}}}
+def body_example(value: Any, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return ``openapi_extra`` of a route that reads a JSON body, an object, itself."""
+    content = {"schema": schema or {"type": "object"}, "example": value}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
 def form_example(**parts: str) -> dict[str, Any]:

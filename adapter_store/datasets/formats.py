@@ -40,27 +40,29 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """One record in the common form, its picture not yet looked up.
+    """One record in the common form, without its picture.
 
     ``layouts`` are the layouts that the record could belong to.
     """
 
     id: str | None
-    image: Reference | None
     turns: tuple[Turn, ...]
     layouts: frozenset[str]
     has_system: bool
     split: Part | None
 
 
-def normalize(record: Any, limits: Limits, note: Note, question: str | None = None) -> Draft | None:
-    """Return the draft of a record, or None after noting every fault as (field, reason).
+def normalize(
+    record: Any, limits: Limits, note: Note, question: str | None = None
+) -> tuple[Draft | None, Reference | None]:
+    """Return the draft of a record, or None after noting every fault as (field, reason), and its picture.
 
+    The picture is not looked at, and is named even if the draft is None: it may have a fault as well.
     ``question`` is asked by a plain record that has none.
     """
     if not isinstance(record, dict):
         note("", f"a record must be an object with named fields; accepted are {ACCEPTED}")
-        return None
+        return None, None
     faults = 0
 
     def counted(field: str, reason: str) -> None:
@@ -78,15 +80,14 @@ def normalize(record: Any, limits: Limits, note: Note, question: str | None = No
     if reason is not None:
         counted(columns["split"], reason)
     if messages is None:
-        return None
+        return None, references[0] if references and layouts else None
     identity = _identity(record, counted)
     plain = "examples" in layouts
     _check_marks(messages, references, plain, counted)
     turns, has_system = _pair(messages, limits, counted)
-    if faults:
-        return None
+    picture = references[0] if references else None
     has_system = has_system or bool(record.get("system"))
-    return Draft(identity, references[0] if references else None, turns, layouts, has_system, split)
+    return None if faults else Draft(identity, turns, layouts, has_system, split), picture
 
 
 def _top_references(record: dict[str, Any], columns: dict[str, str]) -> list[Reference]:
@@ -115,7 +116,7 @@ def _messages(
             continue
         if not isinstance(value, list) or not value:
             note(key, "must be a list of messages that is not empty")
-            return frozenset(), None
+            return _layouts(key, record, []), None
         found = [_message(item, f"{key}[{i}]", references, note) for i, item in enumerate(value)]
         messages = [message for message in found if message is not None]
         layouts = _layouts(key, record, value)

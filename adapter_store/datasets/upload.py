@@ -15,7 +15,17 @@ from adapter_store.datasets.formats import ACCEPTED, Draft, normalize
 from adapter_store.datasets.json_stream import Record, looks_like_json, read_records
 from adapter_store.datasets.parquet import read_parquet
 from adapter_store.datasets.plain import Note
-from adapter_store.datasets.records import Context, Example, FaultList, Limits, Part, Report, counted, shown
+from adapter_store.datasets.records import (
+    Context,
+    Example,
+    FaultList,
+    Limits,
+    Part,
+    Report,
+    counted,
+    distinct_images,
+    shown,
+)
 from adapter_store.datasets.sources import ImageSource
 from adapter_store.datasets.splits import part_of_path
 from adapter_store.datasets.statistics import (
@@ -163,17 +173,17 @@ class Reading:
         def note(name: str, reason: str) -> None:
             self.faults.add(line, (prefix + name).rstrip("."), reason, file)
 
-        draft = normalize(record.value, self.limits, note, self.context.question)
+        draft, picture = normalize(record.value, self.limits, note, self.context.question)
+        image = None
+        if picture is not None:
+            try:
+                image = self.source.locate(picture.value, file or "")
+                self._used.setdefault(image, Place(line, prefix + picture.field, file))
+            except ImageError as error:
+                note(picture.field, error.message)
         if draft is None:
             return
         self._check_layout(draft, note)
-        image = None
-        if draft.image is not None:
-            try:
-                image = self.source.locate(draft.image.value, file or "")
-                self._used.setdefault(image, Place(line, prefix + draft.image.field, file))
-            except ImageError as error:
-                note(draft.image.field, error.message)
         self._systems += draft.has_system
         identity = draft.id or f"e{len(self.examples) + 1:06d}"
         earlier = self._ids.setdefault(identity, line)
@@ -184,14 +194,15 @@ class Reading:
         self.examples.append(Example(identity, image, draft.turns, draft.split or self._part))
 
     def check_images(self) -> None:
-        """Decode every picture that an example uses, once."""
+        """Decode every picture that a record names, once; count those of examples."""
+        of_examples = distinct_images(self.examples)
         for done, (name, stored) in enumerate(check_all(self.source, list(self._used)), start=1):
             self.context.tell("checking pictures", done, len(self._used))
             if isinstance(stored, ImageError):
                 place = self._used[name]
                 self.faults.add(place.line, place.field, stored.message, place.file)
                 continue
-            if stored.name not in self._pictures:
+            if name in of_examples and stored.name not in self._pictures:
                 self._pictures.add(stored.name)
                 self._stored_bytes += stored.bytes
             self._stored[name] = stored.name

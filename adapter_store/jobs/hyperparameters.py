@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from adapter_store.errors import InputError
 
 EmaMode = Literal["normalised", "released", "fixed", "off"]
 OPENAI_NAMES = {"n_epochs": "epochs"}
+
+
+def no_boolean(value: Any) -> Any:
+    """Return a value that shall be a number, raise ValueError if it is true or false: 1 and 0 to pydantic."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")  # noqa: TRY004  pydantic reads ValueError
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(no_boolean)]
+Number = Annotated[float, BeforeValidator(no_boolean)]
 
 
 class Hyperparameters(BaseModel):
@@ -47,30 +58,30 @@ class Hyperparameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    epochs: float = Field(default=0, ge=0, le=10_000)
-    max_seconds: float = Field(default=0, ge=0)
-    max_steps: int = Field(default=0, ge=0)
-    batch_size: int = Field(default=16, ge=1, le=4096)
-    pack: int = Field(default=4, ge=1, le=64)
-    learning_rate: float = Field(default=1.5e-3, gt=0, le=1)
-    down_rate_ratio: float = Field(default=1, gt=0, le=100)
+    epochs: Number = Field(default=0, ge=0, le=10_000)
+    max_seconds: Number = Field(default=0, ge=0)
+    max_steps: Whole = Field(default=0, ge=0)
+    batch_size: Whole = Field(default=16, ge=1, le=4096)
+    pack: Whole = Field(default=4, ge=1, le=64)
+    learning_rate: Number = Field(default=1.5e-3, gt=0, le=1)
+    down_rate_ratio: Number = Field(default=1, gt=0, le=100)
     aimed: bool = True
-    survey_samples: int = Field(default=384, ge=1, le=4096)
-    learning_rate_multiplier: float = Field(default=1, gt=0, le=1000)
-    context_learning_rate: float = Field(default=0.05, ge=0, le=10)
-    warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
-    dropout: float = Field(default=0, ge=0, le=0.9)
-    weight_decay: float = Field(default=0.1, ge=0, le=1)
-    beta2: float = Field(default=0.99, gt=0, lt=1)
-    clip_norm: float = Field(default=1, ge=0)
-    patience: int = Field(default=3, ge=0)
-    validation_ratio: float = Field(default=0.05, ge=0, lt=0.5)
-    validation_cap: int = Field(default=32, ge=0)
-    target_accuracy: float = Field(default=1.01, gt=0)
+    survey_samples: Whole = Field(default=384, ge=1, le=4096)
+    learning_rate_multiplier: Number = Field(default=1, gt=0, le=1000)
+    context_learning_rate: Number = Field(default=0.05, ge=0, le=10)
+    warmup_ratio: Number = Field(default=0.05, ge=0, lt=1)
+    dropout: Number = Field(default=0, ge=0, le=0.9)
+    weight_decay: Number = Field(default=0.1, ge=0, le=1)
+    beta2: Number = Field(default=0.99, gt=0, lt=1)
+    clip_norm: Number = Field(default=1, ge=0)
+    patience: Whole = Field(default=3, ge=0)
+    validation_ratio: Number = Field(default=0.05, ge=0, lt=0.5)
+    validation_cap: Whole = Field(default=32, ge=0)
+    target_accuracy: Number = Field(default=1.01, gt=0)
     ema_mode: EmaMode = "normalised"
     share: bool = False
-    rows_per_task: int = Field(default=4, ge=1, le=256)
-    seed: int = Field(default=0, ge=0, lt=2**31)
+    rows_per_task: Whole = Field(default=4, ge=1, le=256)
+    seed: Whole = Field(default=0, ge=0, lt=2**31)
 
     @property
     def peak_rate(self) -> float:
@@ -105,4 +116,4 @@ def _fault(item: ErrorDetails, given: Mapping[str, Any]) -> str:
     if item["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, Hyperparameters.model_fields, n=1)
         return f"{shown}: there is no such setting" + (f", did you mean {near[0]}?" if near else "")
-    return f"{shown}: {item['msg']}"
+    return f"{shown}: {item['msg'].removeprefix('Value error, ')}"

@@ -152,10 +152,11 @@ class JobQueue:
         check_job_id(job_id)
         count = min(max(limit, 1), _LARGEST_PAGE)
         with guarded(f"read the events of job {job_id}"):
-            entries: Any = self._client.xrange(self._keys.events(job_id), min=f"({after}", count=count)
-            if not entries and not self._client.exists(self._keys.job(job_id)):
-                raise missing(job_id)
-        return [_event(entry, fields) for entry, fields in entries]
+            keys = [self._keys.events(job_id), self._keys.job(job_id)]
+            answer: str = self._ledger.run(scripts.EVENTS, keys, [after, count])
+        if answer == "missing":
+            raise missing(job_id)
+        return [_event(entry, fields) for entry, fields in json.loads(answer)]
 
     def depth(self) -> int:
         """Return how many jobs wait for a worker; the one that runs does not count."""
@@ -264,7 +265,8 @@ def _seconds_of(entry: str) -> float:
     return int(entry.partition("-")[0]) / 1000
 
 
-def _event(entry: str, fields: dict[str, str]) -> JobEvent:
+def _event(entry: str, flat: list[str]) -> JobEvent:
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
     data = json.loads(fields.get("data", "{}"))
     known: Any = {name: fields[name] for name in ("level", "type", "message")}
     return JobEvent(id=entry, created_at=_seconds_of(entry), data=data, **known)

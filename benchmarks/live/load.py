@@ -69,14 +69,8 @@ async def ask(url: str, asked: Asked, model: str) -> Answer:
 
 
 async def _exchange(url: str, body: dict[str, Any], answer: Answer) -> None:
-    place = urlsplit(url)
-    reader, writer = await asyncio.open_connection(place.hostname, place.port, limit=1 << 20)
+    reader, writer = await _sent(url, "/v1/chat/completions", body)
     try:
-        data = json.dumps(body).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {place.netloc}\r\nconnection: close\r\n"
-        head += f"content-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
-        writer.write(head.encode() + data)
-        await writer.drain()
         status = await reader.readline()
         if b" 200 " not in status:
             rest = (await reader.read(4096)).decode("utf-8", "replace")
@@ -87,6 +81,30 @@ async def _exchange(url: str, body: dict[str, Any], answer: Answer) -> None:
                 _take(line[6:].strip(), answer)
     finally:
         writer.close()
+
+
+async def post(url: str, path: str, body: dict[str, Any]) -> None:
+    """Send JSON on a connection of its own; raise RuntimeError with the answer if it is not a 200."""
+    reader, writer = await _sent(url, path, body)
+    try:
+        answer = await reader.read()
+    finally:
+        writer.close()
+    if not answer.startswith(b"HTTP/1.1 200 "):
+        raise RuntimeError(f"{path} answered {answer[:500]!r}")
+
+
+async def _sent(
+    url: str, path: str, body: dict[str, Any]
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    place = urlsplit(url)
+    reader, writer = await asyncio.open_connection(place.hostname, place.port, limit=1 << 20)
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: {place.netloc}\r\nconnection: close\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+    writer.write(head.encode() + data)
+    await writer.drain()
+    return reader, writer
 
 
 def _take(data: bytes, answer: Answer) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from adapter_store.jobs.hyperparameters import Number, Whole
 from server.openapi import PICTURE_EXAMPLE
 
 _IGNORED_QUIETLY = frozenset(
@@ -112,17 +113,17 @@ class ChatRequest(BaseModel):
     messages: list[ChatMessage] = Field(min_length=1)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(default=None, ge=1, le=2**31)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=2**31)
-    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
-    top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
+    max_tokens: Whole | None = Field(default=None, ge=1, le=2**31)
+    max_completion_tokens: Whole | None = Field(default=None, ge=1, le=2**31)
+    temperature: Number | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
+    top_p: Number | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
     stop: str | list[str] | None = None
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    n: int | None = Field(default=None, ge=1)
-    frequency_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
+    seed: Whole | None = Field(default=None, ge=-(2**63), lt=2**63)
+    n: Whole | None = Field(default=None, ge=1)
+    frequency_penalty: Number | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
+    presence_penalty: Number | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0)
+    top_logprobs: Whole | None = Field(default=None, ge=0)
 
     def ignored_fields(self) -> list[str]:
         """Return the names of set fields that have no effect here."""

@@ -25,12 +25,19 @@ _ANSWER = {
     "choices": [{"index": 0, "message": {"role": "assistant", "content": "seven"}, "finish_reason": "stop"}],
     "usage": {"prompt_tokens": 52, "completion_tokens": 2, "total_tokens": 54},
 }
+_STREAM = """\
+data: {"id": "chatcmpl-0f8c", "object": "chat.completion.chunk", "created": 1732280000, "model": "strata", \
+"system_fingerprint": "v3", "choices": [{"index": 0, "delta": {"content": "seven"}, "finish_reason": null}]}
+
+data: [DONE]
+
+"""
 
 
 @router.post(
     "/completions",
     summary="Answer a conversation with pictures, at once or as a stream",
-    responses=example(_ANSWER),
+    responses=example(_ANSWER, event_stream=_STREAM),
     response_model=None,
 )
 async def complete(chat: ChatRequest, request: Request, gateway: GatewayDep) -> Response:

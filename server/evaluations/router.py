@@ -35,7 +35,7 @@ _MATRIX = {
 @router.get(
     "/matrix",
     summary="The accuracy matrix of a version, as JSON or CSV (format=csv or Accept: text/csv)",
-    responses=example(_MATRIX),
+    responses=example(_MATRIX, csv="stage,trained,digits\nbase,,0.11\n1,digits,0.97\n"),
     response_model=None,
 )
 async def matrix(

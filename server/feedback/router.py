@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from server.feedback.protocol import parsed
+from server.feedback.protocol import Feedback, parsed
 from server.feedback.service import give, send
 from server.gateway import GatewayDep
 from server.jobs.protocol import job_body
@@ -28,6 +28,7 @@ _BODY = {
     "version": "v3",
     "request_id": None,
 }
+_EXPECTED = '{"rating": "down"}; a correction comes with its question and image (a data: URL)'
 _GIVEN = {
     "id": "fb-0c6f2f4d6b0f4f0c9a52a4a0d4c0b7e1",
     "object": "feedback",
@@ -43,7 +44,7 @@ _GIVEN = {
     "",
     summary="Rate an answer; with a correction it is learned",
     responses=example(_GIVEN),
-    openapi_extra=body_example(_BODY),
+    openapi_extra=body_example(_BODY, Feedback.model_json_schema()),
 )
 async def create(request: Request, gateway: GatewayDep) -> dict[str, Any]:
     """Answer once what is to be learned is on disk.
@@ -51,8 +52,11 @@ async def create(request: Request, gateway: GatewayDep) -> dict[str, Any]:
     ``status`` is ``noted`` (a thumb alone), ``pending`` (it waits for others of its task) or ``queued`` (in
     ``job``). A correction needs the question and the picture; a later one of both replaces an earlier one.
     Without ``task`` it belongs to the task that answers the question, or to ``corrections``.
+
+    The rating is about the answer that was given, the correction is what is to be learned: each counts for
+    itself, so an ``up`` with a correction (right, but better said so) is a thumb up and a correction.
     """
-    return await give(gateway, parsed(await read_json(request, FILES.run)))
+    return await give(gateway, parsed(await read_json(request, FILES.run, _EXPECTED)))
 
 
 @router.get(

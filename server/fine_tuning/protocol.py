@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from adapter_store.jobs.hyperparameters import Whole
+
 
 class Supervised(BaseModel):
     """Hold the settings of supervised training."""
@@ -45,5 +47,5 @@ class CreateJob(BaseModel):
     hyperparameters: dict[str, Any] | None = None
     method: Method | None = None
     suffix: str | None = Field(default=None, max_length=64)
-    seed: int | None = Field(default=None, ge=0, lt=2**31)
+    seed: Whole | None = Field(default=None, ge=0, lt=2**31)
     metadata: dict[str, str] | None = None

@@ -16,7 +16,6 @@ SEED = f"{OWN_PREFIX}seed"
 def job_body(job: Job, model_name: str) -> dict[str, Any]:
     """Return one job; times are whole seconds since 1970 as in the OpenAI API."""
     own = {key: value for key, value in job.metadata.items() if key.startswith(OWN_PREFIX)}
-    metadata = {key: value for key, value in job.metadata.items() if key not in own}
     served = f"{model_name}@{job.result_version}" if job.result_version else None
     shown = {
         "n_epochs": "auto",
@@ -43,7 +42,7 @@ def job_body(job: Job, model_name: str) -> dict[str, Any]:
         "seed": int(own.get(SEED, "0")),
         "hyperparameters": shown,
         "method": {"type": "supervised", "supervised": {"hyperparameters": shown}},
-        "metadata": metadata or None,
+        "metadata": metadata_of(job) or None,
         "task": job.task,
         "adapter": job.adapter,
         "phase": job.phase,
@@ -59,6 +58,11 @@ def job_body(job: Job, model_name: str) -> dict[str, Any]:
         "seconds": job.seconds,
         "attempts": job.attempts,
     }
+
+
+def metadata_of(job: Job) -> dict[str, str]:
+    """Return the metadata that the caller gave."""
+    return {key: value for key, value in job.metadata.items() if not key.startswith(OWN_PREFIX)}
 
 
 def event_body(event: JobEvent) -> dict[str, Any]:

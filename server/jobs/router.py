@@ -17,6 +17,8 @@ from server.jobs.service import (
     list_checkpoints,
     list_events,
     list_jobs,
+    metadata_wanted,
+    sse,
 )
 from server.openapi import example
 
@@ -44,6 +46,7 @@ EVENT_EXAMPLE = {
     "message": "step 40/200, loss 0.412",
     "data": {"step": 40, "total_steps": 200, "loss": 0.412, "eta_seconds": 21.0},
 }
+_STREAM_EXAMPLE = sse(EVENT_EXAMPLE, event="metrics", event_id=str(EVENT_EXAMPLE["id"])).decode()
 CHECKPOINT_EXAMPLE = {
     "id": "ckpt-0193f2a4c0de1f2e3d4c5b6a7980",
     "object": "fine_tuning.job.checkpoint",
@@ -54,14 +57,33 @@ CHECKPOINT_EXAMPLE = {
     "step_number": 200,
 }
 
+_METADATA = {
+    "name": "metadata",
+    "in": "query",
+    "required": False,
+    "style": "deepObject",
+    "explode": True,
+    "description": "metadata[key]=value: jobs that have all of these; metadata=null: jobs without any",
+    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+    "example": {"owner": "ann"},
+}
+
 
 def job_routes(prefix: str, tag: str) -> APIRouter:
     """Return the routes that look at jobs, under ``prefix``."""
     router = APIRouter(prefix=prefix, tags=[tag])
 
-    @router.get("", summary="List jobs, newest first", responses=example(list_body([JOB_EXAMPLE])))
-    async def list_all(gateway: GatewayDep, limit: Limit = 20, after: After = None) -> dict[str, Any]:
-        jobs, more = await list_jobs(gateway.link, limit, after)
+    @router.get(
+        "",
+        summary="List jobs, newest first",
+        responses=example(list_body([JOB_EXAMPLE])),
+        openapi_extra={"parameters": [_METADATA]},
+    )
+    async def list_all(
+        request: Request, gateway: GatewayDep, limit: Limit = 20, after: After = None
+    ) -> dict[str, Any]:
+        wanted = metadata_wanted(request.query_params.multi_items())
+        jobs, more = await list_jobs(gateway.link, limit, after, wanted)
         return list_body([job_body(job, gateway.model_name) for job in jobs], has_more=more)
 
     @router.get("/{job_id}", summary="Show a job", responses=example(JOB_EXAMPLE))
@@ -79,7 +101,7 @@ def job_routes(prefix: str, tag: str) -> APIRouter:
     @router.get(
         "/{job_id}/events",
         summary="List a job's events, oldest first; follow them with Accept: text/event-stream",
-        responses=example(list_body([EVENT_EXAMPLE])),
+        responses=example(list_body([EVENT_EXAMPLE]), event_stream=_STREAM_EXAMPLE),
         response_model=None,
     )
     async def events(

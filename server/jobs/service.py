@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from adapter_store.errors import InputError, NotFoundError, QueueUnavailable, StrataError, UnavailableError
@@ -13,13 +14,15 @@ from adapter_store.jobs import Job, JobEvent, check_job_id
 from adapter_store.jobs.queue import EVENT_ID
 from server.errors import describe
 from server.jobs.link import QueueLink
-from server.jobs.protocol import checkpoint_body, event_body, list_body
+from server.jobs.protocol import checkpoint_body, event_body, list_body, metadata_of
 from server.pools import QUEUE
 
 _POLL_SECONDS = 0.25
 _KEEP_ALIVE_SECONDS = 15.0
 _EVENTS_AT_ONCE = 100
 _EVENTS_KEPT = 1000
+_JOBS_AT_ONCE = 200
+_METADATA_KEY = re.compile(r"metadata\[([^\[\]]+)\]")
 
 
 async def get_job(link: QueueLink, job_id: str) -> Job:
@@ -34,12 +37,51 @@ async def get_job(link: QueueLink, job_id: str) -> Job:
         return kept
 
 
-async def list_jobs(link: QueueLink, limit: int, after: str | None) -> tuple[list[Job], bool]:
-    """Return jobs, newest first, and whether there are more."""
+async def list_jobs(
+    link: QueueLink, limit: int, after: str | None, metadata: Mapping[str, str] | None = None
+) -> tuple[list[Job], bool]:
+    """Return jobs, newest first, and whether there are more.
+
+    With ``metadata`` those that have all of these pairs; with none in it, those without any metadata.
+    """
     if after is not None:
         _check(after)
-    found = await QUEUE.run(lambda: link.queue().list(limit + 1, after))
+    if metadata is None:
+        found = await QUEUE.run(lambda: link.queue().list(limit + 1, after))
+    else:
+        found = await QUEUE.run(_matching, link, limit + 1, after, metadata)
     return found[:limit], len(found) > limit
+
+
+def _matching(link: QueueLink, count: int, after: str | None, metadata: Mapping[str, str]) -> list[Job]:
+    found: list[Job] = []
+    while len(found) < count and (page := link.queue().list(_JOBS_AT_ONCE, after)):
+        for job in page:
+            given = metadata_of(job)
+            if metadata.items() <= given.items() and (metadata or not given):
+                found.append(job)
+        after = page[-1].id
+    return found
+
+
+def metadata_wanted(parameters: Iterable[tuple[str, str]]) -> dict[str, str] | None:
+    """Return the pairs that ``metadata[key]=value`` asks for, none for ``metadata=null``; None: no filter.
+
+    Raises:
+        InputError: it is written otherwise, or asks for one key twice.
+    """
+    given = [(name, value) for name, value in parameters if name.partition("[")[0] == "metadata"]
+    if not given:
+        return None
+    if given == [("metadata", "null")]:
+        return {}
+    keys = [match[1] for name, _ in given if (match := _METADATA_KEY.fullmatch(name))]
+    if len(set(keys)) < len(given):
+        text = (
+            "metadata filters as ?metadata[key]=value, each key once, or ?metadata=null for jobs without any"
+        )
+        raise InputError(text, param="metadata")
+    return dict(zip(keys, (value for _, value in given), strict=True))
 
 
 async def cancel_job(link: QueueLink, job_id: str) -> Job:

@@ -44,8 +44,7 @@ async def show(model: str, gateway: GatewayDep) -> dict[str, Any]:
     for body in found:
         if model == body["id"]:
             return body
-    exist = ", ".join(body["id"] for body in found[:_RECENT])
-    raise UnknownModel(f"the model {model[:120]!r} does not exist; there are: {exist}", param="model")
+    raise UnknownModel.among(model, [body["id"] for body in found])
 
 
 def models(gateway: Gateway, recent: int | None = _RECENT) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from adapter_store.errors import InputError
 from adapter_store.jobs import Job
 from adapter_store.jobs.record import Setting
 from adapter_store.names import check_task_name
+from server.errors import not_json
 from server.gateway import Gateway
 from server.jobs.hyperparameters import checked_hyperparameters, from_text
 from server.jobs.submission import checked_metadata
@@ -22,6 +23,15 @@ from server.uploads import Form, is_multipart, received_form
 
 _KNOWN = frozenset({"examples", "dataset", "hyperparameters", "metadata"})
 _SEND_JSON = "; send JSON with Content-Type: application/json, or a file as multipart/form-data"
+_EXAMPLE = '{"examples": [{"question": "Which digit is it?", "answer": "seven"}]}'
+_KINDS: dict[type, str] = {
+    list: "a list",
+    str: "a text",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
 _FORM_DATA = frozenset({"question", "answer", "hyperparameters", "dataset"})
 
 
@@ -52,14 +62,18 @@ async def submit_batch(gateway: Gateway, task: str, request: Request, idempotenc
     )
 
 
-async def read_json(request: Request, run: Run) -> dict[str, Any]:
-    """Return the body as a JSON object, parsed in a thread of ``run``; raise InputError if it is none."""
+async def read_json(request: Request, run: Run, example: str = _EXAMPLE) -> dict[str, Any]:
+    """Return the body as a JSON object, parsed in a thread of ``run``.
+
+    Raises:
+        InputError: it is none; the message has ``example``, a body that would do.
+    """
     raw = await request.body()
     if not raw:
         raise InputError(f"the body is empty{_SEND_JSON}")
     body = await run(functools.partial(_parsed, raw, "the body", advice=_SEND_JSON))
     if not isinstance(body, dict):
-        raise InputError('the body must be a JSON object such as {"examples": [...]}')
+        raise InputError(f"the body is {_KINDS[type(body)]}; send a JSON object such as {example}")
     return body
 
 
@@ -72,7 +86,7 @@ def _parsed(raw: bytes, what: str, *, advice: str = "", param: str | None = None
     except RecursionError:
         reason = "is JSON that is nested too deeply"
     except json.JSONDecodeError as error:
-        reason = f"is not JSON at line {error.lineno}, column {error.colno}: {error.msg}{advice}"
+        reason = f"{not_json(error)}{advice}"
     except ValueError:
         reason = f"is not JSON: it is no UTF-8, or a number in it is too long{advice}"
     raise InputError(f"{what} {reason}", param=param)

@@ -20,6 +20,8 @@ from server.generation import generation
 from server.tasks.service import read_json
 from server.uploads import form_number, is_multipart, received_form
 
+_EXAMPLE = '{"question": "Which digit is it?", "image": "data:image/png;base64,..."}'
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -42,7 +44,7 @@ async def read_question(gateway: Gateway, request: Request) -> Asked:
             return check_question(
                 gateway, form.fields.get("question"), image, form.fields.get("model"), tokens
             )
-    body = await read_json(request, asyncio.to_thread)
+    body = await read_json(request, asyncio.to_thread, _EXAMPLE)
     url = body.get("image")
     if url is not None and not isinstance(url, str):
         raise InputError("image must be a data: URL", param="image")

@@ -96,6 +96,16 @@ def test_corrections_wait_and_become_one_job_at_the_count(running: RunningGatewa
     assert (again["status"], again["job"], again["pending"]["count"]) == ("queued", last["job"], 0)
 
 
+def test_a_thumb_up_with_a_correction_counts_as_both(running: RunningGateway, http: httpx.Client):
+    before = running.metric("strata_feedback_total", rating="up", alias="other") or 0.0
+    both = given(http, rating="up", answer="cat", correction="a tabby cat", task="cats")
+    assert (both["rating"], both["status"], both["pending"]["count"]) == ("up", "pending", 1)
+    assert running.metric("strata_feedback_total", rating="up", alias="other") == before + 1
+    job = http.post(f"{FEEDBACK}/cats/send").json()
+    (example,) = running.gateway.datasets.open(job["dataset"]["id"]).examples
+    assert example.turns[0].answer == "a tabby cat"
+
+
 def _age(http: httpx.Client, task: str) -> dict[str, Any]:
     return {"oldest_seconds": pytest.approx(standing(http, task)["oldest_seconds"], abs=5)}
 

@@ -192,7 +192,7 @@ def test_settings_of_a_form_that_are_no_json_object(http: httpx.Client, text: st
         (b'{"a": 1}', "text/plain", "Content-Type: application/json"),
         (b"", "application/json", "Content-Type: application/json"),
         (b"[" * 100_000, "application/json", "nested too deeply"),
-        (b'{"model": }', "application/json", "character 10"),
+        (b'{"model": }', "application/json", "line 1, column 11: Expecting value"),
     ],
 )
 def test_what_is_no_request_says_what_to_send(http: httpx.Client, raw: bytes, kind: str, words: str):

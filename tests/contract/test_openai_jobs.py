@@ -106,6 +106,37 @@ def test_jobs_are_paged_by_the_client(client: openai.OpenAI, jobs: list[FineTuni
         client.fine_tuning.jobs.list(after="job-0193f2a4c0de1f2e3d4c5b6a7980")
 
 
+def test_jobs_are_found_by_their_metadata(
+    running: RunningGateway, client: openai.OpenAI, jobs: list[FineTuningJob]
+):
+    bare = running.http.post(
+        "/v1/tasks/bare/batches", json={"examples": [{"question": "Which?", "answer": "seven"}]}
+    ).json()["id"]
+    running.http.post(f"/v1/jobs/{bare}/cancel").raise_for_status()
+    listed = client.fine_tuning.jobs.list
+    assert [job.id for job in listed(metadata={"task": "colors-3"})] == [jobs[3].id]
+    assert [job.id for job in listed(metadata={"note": "kept"}, limit=2)] == [
+        job.id for job in reversed(jobs)
+    ]
+    assert [job.id for job in listed(metadata={"note": "kept", "task": "colors-1"})] == [jobs[1].id]
+    for nobody in ({"note": "kept", "task": "?"}, {"strata:seed": "1"}, {"note": "ke"}):
+        assert listed(metadata=nobody).data == []
+    behind = listed(metadata={"note": "kept"}, after=jobs[2].id)
+    assert [job.id for job in behind] == [jobs[1].id, jobs[0].id]
+    assert [job.id for job in listed(extra_query={"metadata": "null"})] == [bare]
+
+
+@pytest.mark.parametrize(
+    "query", ["metadata=x", "metadata[]=x", "metadata[a][b]=x", "metadata[a]=1&metadata[a]=2", "metadata[a=x"]
+)
+def test_a_filter_that_is_none_is_refused(running: RunningGateway, query: str):
+    for path in ("/v1/fine_tuning/jobs", "/v1/jobs"):
+        answer = running.http.get(f"{path}?{query}")
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["param"] == "metadata"
+        assert "metadata[key]=value" in answer.json()["error"]["message"]
+
+
 def test_a_job_has_every_field_of_the_client(jobs: list[FineTuningJob], files: list[str]):
     job = jobs[1]
     assert (job.object, job.model, job.organization_id) == ("fine_tuning.job", "strata", "strata")

@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks.beside.__main__ import main as beside
 from benchmarks.gateway.__main__ import main as gateway
+from benchmarks.rated import KINDS
+from benchmarks.rated import main as rated
 from benchmarks.swap.__main__ import main as swap
 
 
@@ -47,6 +49,18 @@ def test_the_gateway_is_measured_beside_its_engine(
     record = json.loads((tmp_path / "gateway.json").read_text())
     assert [load["tokens"] for load in record["http"]] == [load["tokens"] for load in record["direct"]]
     assert all(0 < share["share"] < 1 for share in record["routing"])
+
+
+def test_a_canary_and_feedback_are_measured_beside_plain_questions(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    small = ["--concurrent", "4", "--repeats", "1", "--max-tokens", "4", "--weight", "0.5"]
+    assert rated([*flags(tiny_base, tmp_path / "rated.json"), *small]) == 0
+    assert "| canary and corrections |" in capsys.readouterr().out
+    loads = {load["kind"]: load for load in json.loads((tmp_path / "rated.json").read_text())["loads"]}
+    assert set(loads) == set(KINDS)
+    assert len({load["tokens"] for load in loads.values()}) == 1
+    assert [loads[kind]["by_canary"] > 0 for kind in KINDS] == [False, True, True]
 
 
 def test_a_real_worker_learns_beside_a_real_gateway(

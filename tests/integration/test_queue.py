@@ -320,6 +320,18 @@ class TestEvents:
         assert queue.events(asked.id, after=events[1].id, limit=2) == events[2:4]
         assert queue.events(asked.id, after=events[-1].id) == []
 
+    def test_events_keep_every_character(self, queue: JobQueue) -> None:
+        asked = queue.submit(job())
+        claim = taken(queue)
+        told = ["", '"quoted" \\ and </script>', "\x00\x01\x1f\x7f\t\n", "ü 日本 😀 \u2028", "[]", "missing"]
+        for text in told:
+            claim.event(text, data={text: [text, 1e-7, 2**60, None, True, {}, []]})
+        events = queue.events(asked.id)
+        assert [event.message for event in events] == told
+        assert [event.data for event in events] == [
+            {text: [text, 1e-7, 2**60, None, True, {}, []]} for text in told
+        ]
+
     def test_events_do_not_fill_redis_for_ever(self, queue: JobQueue, redis_client: redis.Redis) -> None:
         asked = queue.submit(job())
         taken(queue).event("one")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adapter_store.datasets import DatasetStore, Limits
-from tests.unit.adapter_store.test_datasets_faults import lines, png, report_of, row, talk, zip_of
+from tests.unit.adapter_store.test_datasets_faults import lines, png, report_of, row, talk, url, zip_of
 
 GOOD = json.dumps(row())
 
@@ -87,3 +87,28 @@ def test_a_record_that_is_nested_too_deeply_is_its_own_fault_only(tmp_path: Path
 def test_a_zip_of_pictures_alone_is_told_what_makes_it_a_data_set(tmp_path: Path) -> None:
     (fault,) = report_of(tmp_path, zip_of({"robin/1.png": png(), "wren/1.png": png("blue")})).faults
     assert "examples/teach.py" in fault.reason
+
+
+@pytest.mark.parametrize(
+    ("record", "fields"),
+    [
+        (row("data:image/png;base64,AAAA", answer=" "), {"answer", "image"}),
+        (row("data:image/png;base64,AAAA", question=None), {"question", "image"}),
+        (row("gone.png", answer=["red"]), {"answer", "image"}),
+        (row("gone.png", id=["x"]), {"id", "image"}),
+        (talk("<image>What?", " ", "gone.png"), {"conversations[1].value", "image"}),
+        ({"conversations": [], "image": "gone.png"}, {"conversations", "image"}),
+        ({"conversations": ["red"], "images": ["gone.png"]}, {"conversations[0]", "images[0]"}),
+    ],
+)
+def test_a_fault_of_the_text_does_not_hide_that_of_the_picture(
+    tmp_path: Path, record: dict[str, Any], fields: set[str]
+) -> None:
+    assert {fault.field for fault in report_of(tmp_path, lines([record])).faults} == fields
+
+
+def test_the_picture_of_a_faulty_record_is_none_of_the_data_set(tmp_path: Path) -> None:
+    good, other = (row(url(png(color))) for color in ("red", "blue"))
+    report = report_of(tmp_path, lines([good, {**other, "answer": " "}]))
+    assert [fault.field for fault in report.faults] == ["answer"]
+    assert (report.examples, report.images) == (1, 1)
