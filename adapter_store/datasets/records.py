@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal
 
+from adapter_store.texts import counted
+
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 
@@ -197,13 +199,12 @@ class Report:
         total = len(self.faults) + self.truncated_faults
         if total == 0:
             return (
-                f"{self.examples} examples, {self.images} images, {self.answers} distinct answers "
-                f"({self.format})"
+                f"{counted(self.examples, 'example')}, {counted(self.images, 'image')}, "
+                f"{counted(self.answers, 'distinct answer')} ({self.format})"
             )
         first = "; ".join(str(fault) for fault in self.faults[:3])
         more = f"; and {total - 3} more" if total > 3 else ""
-        noun = "fault" if total == 1 else "faults"
-        return f"the data set has {total} {noun}: {first}{more}"
+        return f"the data set has {counted(total, 'fault')}: {first}{more}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, with ``ok`` and ``summary`` for people."""

@@ -57,10 +57,12 @@ def count_repeats(examples: Sequence[Example], stored: Mapping[str, str], warnin
         conflicts += answers.setdefault(asked, whole) != whole
         seen.add(whole)
     if conflicts:
-        reason = f"{conflicts} examples ask the same of the same picture but answer otherwise"
+        verbs = "example asks" if conflicts == 1 else "examples ask"
+        reason = f"{conflicts} {verbs} the same of the same picture but answer otherwise"
         warnings.add(None, "answer", reason)
     if repeats:
-        warnings.add(None, "", f"{repeats} examples repeat an earlier one word for word")
+        verbs = "example repeats" if repeats == 1 else "examples repeat"
+        warnings.add(None, "", f"{repeats} {verbs} an earlier one word for word")
     return repeats
 
 

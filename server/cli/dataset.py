@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from adapter_store.datasets import Report
 from adapter_store.errors import InputError
 from adapter_store.names import check_task_name
+from adapter_store.texts import counted
 from server.cli.arguments import add_verb
 from server.cli.output import clean, print_json, stderr, stdout
 
@@ -108,13 +109,13 @@ def _show(name: str, report: Report) -> None:
         stdout.print("[green]it can be taught[/]")
     else:
         count = len(report.faults) + report.truncated_faults
-        stdout.print(f"[red]it cannot be taught[/]: {count} fault{'' if count == 1 else 's'}")
+        stdout.print(f"[red]it cannot be taught[/]: {counted(count, 'fault')}")
 
 
 def _facts(report: Report) -> Iterator[tuple[str, str]]:
     yield (
         "examples",
-        f"{report.examples:,} with {report.turns:,} answers, {report.duplicates:,} of them repeated",
+        f"{report.examples:,} with {counted(report.turns, 'answer')}, {report.duplicates:,} of them repeated",
     )
     yield "pictures", f"{report.images:,}, {report.image_bytes / 2**20:,.1f} MiB"
     common = ", ".join(f"{text} {count:,}" for text, count in report.answer_histogram[:_SHOWN_ANSWERS])
@@ -124,9 +125,7 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
         yield title, f"{text}, longest {lengths.longest}"
     split = report.split
     if split.given:
-        yield (
-            "held out",
-            f"{split.test_examples:,} examples, {split.test_images:,} pictures, as the data says",
-        )
+        parts = f"{counted(split.test_examples, 'example')}, {counted(split.test_images, 'picture')}"
+        yield "held out", f"{parts}, as the data says"
     else:
         yield "held out", "chosen by picture when it is learned; the data names no test part"

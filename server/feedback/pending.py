@@ -193,6 +193,21 @@ class PendingStore:
                 return None
             return next((job for job, ids in reversed(waiting.deliveries) if identity in ids), None)
 
+    def task_of(self, identity: str) -> str | None:
+        """Return the task that a correction waits for or was sent for lately; None if it is not known."""
+        with self._lock:
+            for task, waiting in self._tasks.items():
+                if any(one.id == identity for one in waiting.all()):
+                    return task
+            return next(
+                (
+                    task
+                    for task, waiting in self._tasks.items()
+                    if any(identity in ids for _, ids in waiting.deliveries)
+                ),
+                None,
+            )
+
     def _close(self, task: str, waiting: _Waiting) -> None:
         name = f"{_BATCH}{time.time_ns():016x}{uuid.uuid4().hex[:16]}"
         folder = self._folder / task

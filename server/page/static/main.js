@@ -6,7 +6,7 @@ import { startKeys } from "./dialogs.js";
 import { byId, notice } from "./dom.js";
 import { waiting } from "./feedback.js";
 import { loadJobs, loadPending, startJobs } from "./jobs.js";
-import { loadMemory, startMemory } from "./memory.js";
+import { loadMemory, lookAtTrials, startMemory } from "./memory.js";
 import { startTabs } from "./tabs.js";
 import { startTeach } from "./teach.js";
 
@@ -73,7 +73,11 @@ async function start() {
     await look();
     await refresh();
   });
-  setInterval(() => document.visibilityState === "visible" && look(), LOOK_MS);
+  setInterval(() => {
+    if (document.visibilityState !== "visible") return;
+    look();
+    if (tab === "memory") lookAtTrials();
+  }, LOOK_MS);
   await Promise.all([look(), loadAll()]);
 }
 
