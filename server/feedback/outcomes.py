@@ -7,6 +7,7 @@ from typing import Any
 
 from adapter_store.errors import NotFoundError, QueueUnavailable
 from adapter_store.jobs import Job, JobStatus
+from adapter_store.names import check_task_name
 from server.gateway import Gateway
 from server.jobs.service import get_job
 
@@ -33,14 +34,15 @@ def outcome_of(job: Job) -> dict[str, Any]:
     return {"job": job.id, "status": status, "version": job.result_version, "reasons": reasons}
 
 
-async def correction(gateway: Gateway, identity: str) -> dict[str, Any]:
+async def correction(gateway: Gateway, task: str, identity: str) -> dict[str, Any]:
     """Return what became of one correction; raise NotFoundError if it is not known (any more)."""
     desk = gateway.feedback
-    task = desk.store.task_of(identity)
-    if task is None:
-        text = f"no correction {identity[:40]!r} waits or was sent lately; thumbs alone are only counted"
-        raise NotFoundError(text, param="id")
-    job = desk.store.job_of(task, identity)
+    job = desk.store.job_of(check_task_name(task), identity)
+    if job is None and not desk.store.is_waiting(task, identity):
+        text = (
+            f"no correction {identity[:40]!r} of {task!r} waits or was sent lately; thumbs are only counted"
+        )
+        raise NotFoundError(text, param="correction")
     waiting: dict[str, Any] = {"job": None, "status": "pending", "version": None, "reasons": []}
     found = waiting if job is None else await _outcome(gateway, job)
     return {"id": identity, "object": "feedback", "task": task, **found, "pending": desk.pending(task)}

@@ -193,20 +193,10 @@ class PendingStore:
                 return None
             return next((job for job, ids in reversed(waiting.deliveries) if identity in ids), None)
 
-    def task_of(self, identity: str) -> str | None:
-        """Return the task that a correction waits for or was sent for lately; None if it is not known."""
+    def is_waiting(self, task: str, identity: str) -> bool:
+        """Tell whether a correction waits to be sent."""
         with self._lock:
-            for task, waiting in self._tasks.items():
-                if any(one.id == identity for one in waiting.all()):
-                    return task
-            return next(
-                (
-                    task
-                    for task, waiting in self._tasks.items()
-                    if any(identity in ids for _, ids in waiting.deliveries)
-                ),
-                None,
-            )
+            return any(one.id == identity for one in self._tasks.get(task, _Waiting()).all())
 
     def _close(self, task: str, waiting: _Waiting) -> None:
         name = f"{_BATCH}{time.time_ns():016x}{uuid.uuid4().hex[:16]}"

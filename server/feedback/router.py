@@ -76,26 +76,27 @@ async def create(request: Request, gateway: GatewayDep) -> dict[str, Any]:
 async def listed(gateway: GatewayDep) -> dict[str, Any]:
     """Return how many corrections of every task wait, the job that was sent last, and what came of it.
 
-    ``last_outcome.status`` is that of ``GET /v1/feedback/{id}``.
+    ``last_outcome.status`` is that of ``GET /v1/feedback/{task}/{correction}``.
     """
     return {"object": "list", "data": await outcomes.listed(gateway)}
 
 
 @router.get(
-    "/{correction}",
+    "/{task}/{correction}",
     summary="Tell what became of a correction",
     responses=example(
         {"id": _GIVEN["id"], "object": "feedback", "task": "animals", **_OUTCOME, "pending": _PENDING}
     ),
 )
-async def show(correction: str, gateway: GatewayDep) -> dict[str, Any]:
+async def show(task: str, correction: str, gateway: GatewayDep) -> dict[str, Any]:
     """Answer with ``status``, from ``pending`` over ``queued`` and ``running`` to how it ended.
 
     ``learned`` (``version`` was served), ``held_back`` (the gate kept ``version``; ``reasons`` say why),
     ``not_served`` (it passed, but ``stable`` was moved meanwhile), ``failed``, ``cancelled``, or ``unknown``
-    where the queue cannot tell. 404 for a thumb alone and for what was sent long ago.
+    where the queue cannot tell. ``correction`` is the ``id`` that ``POST /v1/feedback`` gave; 404 for a thumb
+    alone and for what was sent long ago.
     """
-    return await outcomes.correction(gateway, correction)
+    return await outcomes.correction(gateway, task, correction)
 
 
 @router.post(

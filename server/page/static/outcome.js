@@ -51,7 +51,7 @@ export async function followed(note, given, signal) {
     if (signal.aborted || !note.isConnected) return;
     if (document.visibilityState !== "visible") continue;
     try {
-      found = await get(`/v1/feedback/${encodeURIComponent(given.id)}`, { quiet: true });
+      found = await get(`/v1/feedback/${encodeURIComponent(given.task)}/${encodeURIComponent(given.id)}`, { quiet: true });
     } catch (error) {
       if (error.status >= 400 && error.status < 500 && error.status !== 429) return;
     }

@@ -36,7 +36,7 @@ def test_good_data_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     for words in (
         "examples   2",
         "wren [red] 1",
-        "1 examples, 1 pictures, as the data says",
+        "1 example, 1 picture, as the data says",
         "can be taught",
     ):
         assert words in out
