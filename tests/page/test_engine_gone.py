@@ -41,5 +41,8 @@ def test_a_canary_of_a_dead_engine_is_idle(browser: Browser, running: RunningGat
     page.wait_text("#canary-roles", "takes none now: the engine has stopped")
     assert "canary, idle" in page.text("#canary-roles")
     page.wait_text("#state", "the engine has stopped")
+    running.gateway.serving = None
+    page.wait_text("#canary-roles", "Nothing is on trial now: the server is not ready")
+    running.gateway.serving = serving
     page.forgiven.append("status of 503 (Service Unavailable)")
     assert page.complaints() == []

@@ -45,12 +45,14 @@ export async function showCanary(known) {
     draw("canary-seen", [state.versions, state.agreement, state.last_end, state.rule], () => seenParts(state));
   } catch (error) {
     absent = error instanceof ApiError && error.status === 404;
-    if (error instanceof ApiError && error.status >= 500) unknown(sentence(error));
+    if (error instanceof ApiError && error.status >= 500) unknown(sentence(error), known);
     else if (error instanceof ApiError && error.status !== 0) byId("canary").hidden = true;
   }
 }
 
-function unknown(why) {
+function unknown(why, known) {
+  byId("canary").hidden = known.versions.length === 0;
+  draw("canary-start", known.versions.map((version) => version.version), () => [startForm(known, `/v1/adapters/${known.name}`)]);
   draw("canary-roles", why, () => [el("p", { class: "fault", text: `Nothing is on trial now: ${why}` })]);
 }
 

@@ -34,14 +34,15 @@ async function show(name) {
 /** A server that is still loading says so with 503 and a reason. */
 async function look() {
   const place = byId("state");
+  const before = place.dataset.kind;
   let kind = "failed";
   let text = "the server does not answer";
   try {
     const state = await (await fetch("/ready")).json();
     kind = state.status;
     text = kind === "ready" ? `${state.version} is served` : state.reason;
-    if (kind === "ready" && state.version !== served) {
-      if (served) refresh();
+    if (kind === "ready" && (state.version !== served || before !== "ready")) {
+      if (before) refresh();
       served = state.version;
     }
   } catch {
