@@ -86,6 +86,16 @@ class Serving:
         """Return the largest prompt + answer length, in tokens."""
         return self.engine.max_model_len
 
+    @property
+    def trouble(self) -> str | None:
+        """Return why the engine answers nobody now; None while it works."""
+        stats = self.engine.stats()
+        if stats.restarting:
+            return "the engine died and is being started again; try again soon"
+        if not stats.alive or stats.error:
+            return "the engine has stopped; restart the server"
+        return None
+
     async def close(self) -> None:
         """Stop following aliases, then the engine: running answers end as aborted."""
         await self.trials.stop()

@@ -18,6 +18,7 @@ from adapter_store.jobs.record import JobStatus
 from adapter_store.matrix import AccuracyMatrix
 from adapter_store.names import BASE_VERSION
 from adapter_store.state import AdapterState
+from adapter_store.texts import counted
 from adapter_store.versions import STABLE, Gate, Manifest, ManifestDraft, comparable_since
 from trainer_worker.correcting import correcting_settings
 from trainer_worker.course import Step
@@ -188,7 +189,8 @@ class _Run:
             dataset.examples, dataset.image, state.routing, check=self.check
         )
         if encoded.dropped:
-            self.progress.message(f"{encoded.dropped} examples are too long and left out", level="warn")
+            text = f"too long and left out: {counted(encoded.dropped, 'example')}"
+            self.progress.message(text, level="warn")
         if not len(encoded):
             raise InputError(f"no example of {dataset.ref.id} fits the model's context; shorten them")
         return encoded
@@ -213,7 +215,8 @@ class _Run:
         train = [i for i, example in enumerate(encoded.examples) if picture_key(example) in allowed]
         if not train:
             raise InputError("every picture of this batch is held out for measuring; send at least one other")
-        text = f"{len(train)} examples to learn from, {split.held_out_pictures} pictures held out"
+        held_out = counted(split.held_out_pictures, "picture")
+        text = f"{counted(len(train), 'example')} to learn from, {held_out} held out"
         self.progress.message(text, data={"train": len(train), "held_out": split.held_out_pictures})
         return train
 
@@ -343,6 +346,7 @@ class _Run:
             "targets": list(state.targets),
             "routing": state.routing.mode,
             "top_m": state.routing.top_m,
+            "increments": state.rows,
             "tau": state.routing.tau,
             "steps": learned.steps,
             "samples": learned.samples,

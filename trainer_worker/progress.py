@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from adapter_store.texts import counted
 from trainer_worker.metrics import PHASES, WorkerMetrics
 
 METRICS_EVERY_SECONDS = 1.0
@@ -71,7 +72,7 @@ class Progress:
             return
         self._prepared = now
         data = {"prepared": done, "to_prepare": total}
-        self._reporter.event(f"{done} of {total} examples are prepared", data=data)
+        self._reporter.event(f"{done:,} of {counted(total, 'example')} prepared", data=data)
 
     def training(self, step: int, total: int, values: Mapping[str, float], *, eta_seconds: float) -> None:
         """Report one training step; at most one event a second goes out, besides the last step's."""

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal
 
+from adapter_store.texts import counted
+
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 
@@ -202,8 +204,7 @@ class Report:
             )
         first = "; ".join(str(fault) for fault in self.faults[:3])
         more = f"; and {total - 3} more" if total > 3 else ""
-        noun = "fault" if total == 1 else "faults"
-        return f"the data set has {total} {noun}: {first}{more}"
+        return f"the data set has {counted(total, 'fault')}: {first}{more}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, with ``ok`` and ``summary`` for people."""
@@ -239,11 +240,6 @@ class FaultList:
 
     def __len__(self) -> int:
         return len(self.faults) + self.truncated
-
-
-def counted(count: int, noun: str) -> str:
-    """Return ``1 picture``, ``1,200 pictures``."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def shown(text: str, limit: int = 80) -> str:

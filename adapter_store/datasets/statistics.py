@@ -20,10 +20,10 @@ from adapter_store.datasets.records import (
     FaultList,
     Lengths,
     Overlap,
-    counted,
     picture_key,
     shown,
 )
+from adapter_store.texts import counted
 
 HISTOGRAM = 20
 _MAX_ANSWERS_COUNTED = 50_000

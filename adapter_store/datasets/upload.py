@@ -22,7 +22,6 @@ from adapter_store.datasets.records import (
     Limits,
     Part,
     Report,
-    counted,
     distinct_images,
     shown,
 )
@@ -40,6 +39,7 @@ from adapter_store.datasets.statistics import (
 from adapter_store.datasets.table import TABLE_SUFFIXES, looks_like_table, read_table
 from adapter_store.errors import ImageError
 from adapter_store.images import picture_kind
+from adapter_store.texts import counted
 
 _NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
@@ -220,9 +220,8 @@ class Reading:
         if examples and not division.train_examples:
             self.faults.add(None, "split", _NOTHING_TO_LEARN)
         if self._systems:
-            self.warnings.add(
-                None, "system", f"the system text of {counted(self._systems, 'example')} is left out"
-            )
+            reason = f"the system text of {counted(self._systems, 'example')} is left out"
+            self.warnings.add(None, "system", reason)
         return Report(
             format=self._format_name(),
             faults=tuple(self.faults.faults),

@@ -36,6 +36,7 @@ _VERSION = {
     "gate": {"passed": True, "reasons": []},
     "created_at": 1732280000.0,
     "aliases": ["stable"],
+    "promoted": True,
 }
 IfMatch = Annotated[str | None, Header(alias="If-Match", max_length=100)]
 IfNoneMatch = Annotated[str | None, Header(alias="If-None-Match", max_length=100)]

@@ -31,14 +31,15 @@ class Adapters:
         has_more = limit is not None and len(manifests) > limit
         manifests = manifests[-limit:] if limit else manifests
         records = (await self.aliases())["data"]
-        named = [self._version_body(manifest, records) for manifest in manifests]
+        promoted = await self._promoted()
+        named = [self._version_body(manifest, records, promoted) for manifest in manifests]
         return {"object": "list", "data": named, "aliases": records, "has_more": has_more}
 
     async def version(self, version: str) -> dict[str, Any]:
         """Return one manifest; raise NotFoundError."""
         check_version_id(version)
         manifest = await asyncio.to_thread(self._store.manifest, version)
-        return self._version_body(manifest, (await self.aliases())["data"])
+        return self._version_body(manifest, (await self.aliases())["data"], await self._promoted())
 
     async def aliases(self) -> dict[str, Any]:
         """Return every alias; ``stable`` is always among them."""
@@ -152,10 +153,22 @@ class Adapters:
         )
         return self._alias_body(record)
 
+    async def _promoted(self) -> frozenset[str]:
+        """Return every version that ``stable`` names or has named."""
+        records = await asyncio.to_thread(self._store.aliases.history, STABLE)
+        return frozenset(record.version for record in records)
+
     @staticmethod
-    def _version_body(manifest: Manifest, aliases: list[dict[str, Any]]) -> dict[str, Any]:
+    def _version_body(
+        manifest: Manifest, aliases: list[dict[str, Any]], promoted: frozenset[str]
+    ) -> dict[str, Any]:
         named = [record["alias"] for record in aliases if record["version"] == manifest.version]
-        return {**manifest.model_dump(mode="json"), "object": "adapter.version", "aliases": named}
+        return {
+            **manifest.model_dump(mode="json"),
+            "object": "adapter.version",
+            "aliases": named,
+            "promoted": manifest.version in promoted,
+        }
 
 
 def etag(record: dict[str, Any]) -> str:

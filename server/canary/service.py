@@ -24,14 +24,15 @@ class Canary:
 
     async def show(self) -> dict[str, Any]:
         """Return both, what was seen of each version, and the rule; raise NotReady while the base loads."""
-        trials = self._gateway.ready().trials
+        serving = self._gateway.ready()
+        trials, trouble = serving.trials, serving.trouble
         history = await asyncio.to_thread(self._aliases.history, CANARY)
         canary = history[-1] if history and not history[-1].ended else None
         shadow = await asyncio.to_thread(self._aliases.get, SHADOW)
         compared, same = trials.agreement()
         return {
-            "canary": canary and part_body(canary, trials.answering(CANARY, canary)),
-            "shadow": shadow and part_body(shadow, trials.answering(SHADOW, shadow)),
+            "canary": canary and part_body(canary, trouble or trials.answering(CANARY, canary)),
+            "shadow": shadow and part_body(shadow, trouble or trials.answering(SHADOW, shadow)),
             "versions": [version_body(*seen) for seen in trials.seen()],
             "agreement": shadow
             and {"compared": compared, "same": same, "ratio": same / compared if compared else None},

@@ -13,9 +13,9 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from adapter_store.datasets import Report
-from adapter_store.datasets.records import counted
 from adapter_store.errors import InputError
 from adapter_store.names import check_task_name
+from adapter_store.texts import counted
 from server.cli.arguments import add_verb
 from server.cli.output import clean, print_json, stderr, stdout
 
@@ -109,7 +109,7 @@ def _show(name: str, report: Report) -> None:
         stdout.print("[green]it can be taught[/]")
     else:
         count = len(report.faults) + report.truncated_faults
-        stdout.print(f"[red]it cannot be taught[/]: {count} fault{'' if count == 1 else 's'}")
+        stdout.print(f"[red]it cannot be taught[/]: {counted(count, 'fault')}")
 
 
 def _facts(report: Report) -> Iterator[tuple[str, str]]:
@@ -125,10 +125,7 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
         yield title, f"{text}, longest {lengths.longest}"
     split = report.split
     if split.given:
-        examples = counted(split.test_examples, "example")
-        yield (
-            "held out",
-            f"{examples}, {counted(split.test_images, 'picture')}, as the data says",
-        )
+        parts = f"{counted(split.test_examples, 'example')}, {counted(split.test_images, 'picture')}"
+        yield "held out", f"{parts}, as the data says"
     else:
         yield "held out", "chosen by picture when it is learned; the data names no test part"

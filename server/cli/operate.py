@@ -17,7 +17,10 @@ _HELD_BACK = "held back"
 
 def add_verbs(verbs: Any) -> None:
     """Add the verbs of this module."""
-    add_verb(verbs, "versions", "list versions and which alias serves which", _versions, client=True)
+    versions = add_verb(
+        verbs, "versions", "list versions and which alias serves which", _versions, client=True
+    )
+    versions.add_argument("version", nargs="?", metavar="VERSION", help="all there is to tell about this one")
     promote = add_verb(verbs, "promote", "serve a version: move an alias to it", _promote, client=True)
     promote.add_argument("version", metavar="VERSION", help="v1, v2, ... or base")
     rollback = add_verb(
@@ -33,11 +36,21 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _versions(args: argparse.Namespace) -> int:
+    path = f"/v1/adapters/{args.name}/versions"
+    if args.version is not None:
+        path += f"/{check_version_id(args.version)}"
     with client_of(args) as client:
-        found = client.get(f"/v1/adapters/{args.name}/versions")
+        found = client.get(path)
     if args.json:
         print_json(found)
-        return 0
+    elif args.version is not None:
+        _show_version(found)
+    else:
+        _list_versions(args.name, found)
+    return 0
+
+
+def _list_versions(name: str, found: dict[str, Any]) -> None:
     aliases: dict[str, list[str]] = {}
     for record in found.get("aliases", []):
         aliases.setdefault(str(record["version"]), []).append(str(record["alias"]))
@@ -47,26 +60,46 @@ def _versions(args: argparse.Namespace) -> int:
             ", ".join(aliases.get(v["version"], [])),
             v.get("task"),
             v.get("decision"),
-            _gate(v.get("gate")),
+            _gate(v),
             v.get("parent"),
             moment(v.get("created_at")),
         )
         for v in found["data"]
     ]
-    stdout.print(
-        table(args.name, ("version", "served as", "task", "decision", "gate", "parent", "created"), rows)
-    )
-    for held in (v for v in found["data"] if _gate(v.get("gate")) == _HELD_BACK):
-        stdout.print(f"\n{clean(held['version'])} is a candidate; the gate held it back:")
-        for reason in held["gate"].get("reasons", []):
-            stdout.print(f"  - {clean(str(reason))}")
-    return 0
+    columns = ("version", "served as", "task", "decision", "gate", "parent", "created")
+    stdout.print(table(name, columns, rows))
+    if any((v.get("gate") or {}).get("reasons") for v in found["data"]):
+        stdout.print("\nwhy one was held back: strata versions VERSION")
 
 
-def _gate(gate: dict[str, Any] | None) -> str | None:
+def _show_version(version: dict[str, Any]) -> None:
+    """Write what one version changed, and what the gate said."""
+    facts = {
+        "served as": ", ".join(version.get("aliases", [])) or None,
+        "task": version.get("task"),
+        "decision": version.get("decision"),
+        "gate": _gate(version),
+        "parent": version.get("parent"),
+        "tasks": ", ".join(version.get("tasks", [])) or None,
+        "job": version.get("job_id"),
+        "data set": version.get("dataset_id"),
+        "created": moment(version.get("created_at")),
+    }
+    stdout.print(table(version["version"], ("", ""), list(facts.items())))
+    for reason in (version.get("gate") or {}).get("reasons", []):
+        stdout.print(f"  - {clean(str(reason))}")
+    if (version.get("accuracy") or {}).get("tasks"):
+        show_matrix(version["accuracy"])
+
+
+def _gate(version: dict[str, Any]) -> str | None:
+    """Return what the gate said of a version, and whether somebody promoted it all the same."""
+    gate = version.get("gate")
     if gate is None:
         return None
-    return "passed" if gate.get("passed") else _HELD_BACK
+    if gate.get("passed"):
+        return "passed"
+    return f"{_HELD_BACK}, promoted" if version.get("promoted") else _HELD_BACK
 
 
 def _promote(args: argparse.Namespace) -> int:

@@ -192,7 +192,7 @@ def _show_end(job: dict[str, Any]) -> None:
         )
     else:
         reasons = "; ".join(map(str, gate.get("reasons", []))) or "no reason was recorded"
-        stdout.print(f"[yellow]kept as a candidate[/]: {clean(str(version))}, because {clean(reasons)}")
+        stdout.print(f"[yellow]held back[/]: {clean(str(version))}, because {clean(reasons)}")
     stdout.print(f"to serve it all the same: strata promote {clean(str(version))}")
 
 

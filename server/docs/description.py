@@ -18,6 +18,7 @@ Where the operator set `STRATA_API_KEYS`, send `Authorization: Bearer <key>`.
 """
 _PARAMETERS = {
     "alias": "stable",
+    "correction": "fb-0c6f2f4d6b0f4f0c9a52a4a0d4c0b7e1",
     "dataset_id": "ds-0123456789abcdef",
     "file_id": "file-0193f2a4c0de1f2e3d4c5b6a79801122",
     "job_id": "job-0193f2a4c0de1f2e3d4c5b6a7980",

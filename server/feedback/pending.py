@@ -193,6 +193,11 @@ class PendingStore:
                 return None
             return next((job for job, ids in reversed(waiting.deliveries) if identity in ids), None)
 
+    def is_waiting(self, task: str, identity: str) -> bool:
+        """Tell whether a correction waits to be sent."""
+        with self._lock:
+            return any(one.id == identity for one in self._tasks.get(task, _Waiting()).all())
+
     def _close(self, task: str, waiting: _Waiting) -> None:
         name = f"{_BATCH}{time.time_ns():016x}{uuid.uuid4().hex[:16]}"
         folder = self._folder / task

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from server.feedback import outcomes
 from server.feedback.protocol import Feedback, parsed
 from server.feedback.service import give, send
 from server.gateway import GatewayDep
@@ -39,6 +40,13 @@ _GIVEN = {
     "pending": _PENDING,
 }
 
+_OUTCOME = {
+    "job": "job-0193b2f0c1d4",
+    "status": "held_back",
+    "version": "v4",
+    "reasons": ["digits fell from 96.0 % to 90.0 % on its held-out pictures; at most 2.0 points are allowed"],
+}
+
 
 @router.post(
     "",
@@ -63,12 +71,36 @@ async def create(request: Request, gateway: GatewayDep) -> dict[str, Any]:
     "",
     summary="List the corrections that wait, by task",
     responses=example(
-        {"object": "list", "data": [{"task": "animals", **_PENDING, "last_job": "job-0193b2f0c1d4"}]}
+        {
+            "object": "list",
+            "data": [{"task": "animals", **_PENDING, "last_job": _OUTCOME["job"], "last_outcome": _OUTCOME}],
+        }
     ),
 )
 async def listed(gateway: GatewayDep) -> dict[str, Any]:
-    """Return how many corrections of every task wait, and the job that was sent last."""
-    return {"object": "list", "data": gateway.feedback.listed()}
+    """Return how many corrections of every task wait, the job that was sent last, and what came of it.
+
+    ``last_outcome.status`` is that of ``GET /v1/feedback/{task}/{correction}``.
+    """
+    return {"object": "list", "data": await outcomes.listed(gateway)}
+
+
+@router.get(
+    "/{task}/{correction}",
+    summary="Tell what became of a correction",
+    responses=example(
+        {"id": _GIVEN["id"], "object": "feedback", "task": "animals", **_OUTCOME, "pending": _PENDING}
+    ),
+)
+async def show(task: str, correction: str, gateway: GatewayDep) -> dict[str, Any]:
+    """Answer with ``status``, from ``pending`` over ``queued`` and ``running`` to how it ended.
+
+    ``learned`` (``version`` was served), ``held_back`` (the gate kept ``version``; ``reasons`` say why),
+    ``not_served`` (it passed, but ``stable`` was moved meanwhile), ``failed``, ``cancelled``, or ``unknown``
+    where the queue cannot tell. ``correction`` is the ``id`` that ``POST /v1/feedback`` gave; 404 for a thumb
+    alone and for what was sent long ago.
+    """
+    return await outcomes.correction(gateway, task, correction)
 
 
 @router.post(

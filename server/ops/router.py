@@ -69,11 +69,15 @@ async def health(gateway: GatewayDep) -> dict[str, Any]:
 
 
 def _check_engine(serving: Serving) -> None:
-    stats = serving.engine.stats()
-    if stats.restarting:
-        raise UnavailableError("the engine died and is being started again; try again soon")
-    if not stats.alive or stats.error:
-        raise UnavailableError("the engine has stopped; restart the server")
+    if serving.trouble is not None:
+        raise UnavailableError(serving.trouble)
+
+
+def _state(gateway: GatewayDep) -> str:
+    """Return in one word why a gateway is not ready."""
+    if gateway.serving is None:
+        return "starting" if gateway.failure is None else "failed"
+    return "restarting" if gateway.serving.engine.stats().restarting else "failed"
 
 
 @router.get(
@@ -83,14 +87,16 @@ def _check_engine(serving: Serving) -> None:
     response_model=None,
 )
 async def ready(gateway: GatewayDep) -> JSONResponse | dict[str, Any]:
-    """Tell whether questions are answered; 503 says what is missing."""
+    """Tell whether questions are answered; 503 says what is missing.
+
+    ``status`` is then ``starting``, ``restarting`` (the engine died and comes back) or ``failed``.
+    """
     try:
         serving = gateway.ready()
         _check_engine(serving)
     except UnavailableError as error:
         status, body, headers = describe(error)
-        starting = gateway.serving is None and gateway.failure is None
-        state = {"status": "starting" if starting else "failed", "reason": body["error"]["message"]}
+        state = {"status": _state(gateway), "reason": body["error"]["message"]}
         return JSONResponse({**body, **state}, status, headers)
     return {
         "status": "ready",

@@ -134,6 +134,67 @@ def test_what_waits_can_be_sent_now(http: httpx.Client):
     assert http.post(f"{FEEDBACK}/BAD NAME/send").status_code == 400
 
 
+def outcome(http: httpx.Client, correction: dict[str, Any]) -> dict[str, Any]:
+    answer = http.get(f"{FEEDBACK}/{correction['task']}/{correction['id']}")
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+@pytest.mark.parametrize(
+    ("status", "gate", "expected"),
+    [
+        ("succeeded", {"passed": True, "reasons": [], "promotion": "promoted"}, ("learned", "v4", [])),
+        (
+            "succeeded",
+            {"passed": False, "reasons": ["digits fell"], "promotion": "held_back"},
+            ("held_back", "v4", ["digits fell"]),
+        ),
+        (
+            "succeeded",
+            {"passed": True, "reasons": [], "promotion": "conflict"},
+            ("not_served", "v4", ["stable was moved while it was learned"]),
+        ),
+        ("failed", None, ("failed", None, ["no room"])),
+    ],
+    ids=["learned", "held back", "stable moved", "failed"],
+)
+def test_what_becomes_of_a_correction_is_told(
+    running: RunningGateway, http: httpx.Client, status: str, gate: Any, expected: tuple[Any, ...]
+):
+    task = f"fate-{expected[0].replace('_', '-')}-{len(expected[2])}"
+    first = given(http, task=task)
+    waits = outcome(http, first)
+    assert (waits["task"], waits["status"], waits["job"], waits["pending"]["count"]) == (
+        task,
+        "pending",
+        None,
+        1,
+    )
+    assert standing(http, task)["last_outcome"] is None
+    job = http.post(f"{FEEDBACK}/{task}/send").json()["id"]
+    assert (outcome(http, first)["status"], outcome(http, first)["job"]) == ("queued", job)
+    queue = running.gateway.link.queue()
+    while (claim := queue.claim("w")) is not None and claim.job.id != job:
+        claim.finish("cancelled")
+    assert claim is not None
+    assert outcome(http, first)["status"] == "running"
+    assert http.get(f"{FEEDBACK}/other/{first['id']}").status_code == 404, "it is of this task alone"
+    error = None if gate else {"code": "input_error", "message": "no room", "param": None}
+    version = "v4" if gate else None
+    claim.finish(status, decision="expand", result_version=version, gate=gate, error=error)
+    ended = outcome(http, first)
+    assert (ended["status"], ended["version"], ended["reasons"]) == expected
+    assert standing(http, task)["last_outcome"] == {
+        key: ended[key] for key in ("job", "status", "version", "reasons")
+    }
+
+
+def test_a_thumb_alone_has_no_fate(http: httpx.Client):
+    thumb = given(http, correction=None)
+    assert http.get(f"{FEEDBACK}/animals/{thumb['id']}").status_code == 404
+    assert http.get(f"{FEEDBACK}/BAD NAME/{thumb['id']}").status_code == 400
+
+
 def test_without_a_name_the_task_that_answers_learns_it(
     running: RunningGateway, http: httpx.Client, publisher: Publisher
 ):

@@ -185,11 +185,43 @@ def test_thumbs_and_a_correction_reach_the_server(
     page.wait("document.querySelectorAll('.correction input')[1].value === 'digits'")
     page.type("seven")
     page.press("Enter")
-    page.wait_text(".answer-foot", "Kept for “digits”: 1 correction waits")
+    page.wait_text(".answer-foot", "Kept for “digits”: 1 of 8 corrections")
     waiting = running.http.get("/v1/feedback").json()["data"]
     assert [(each["task"], each["count"]) for each in waiting] == [("digits", 1)]
     page.click("#tab-teach")
-    page.wait_text("#pending", "digits")
+    page.wait_text("#pending", "1 of 8 corrections")
+
+
+def test_what_becomes_of_a_correction_is_told_beside_the_answer(
+    page: Page, version: str, red: Path, running: RunningGateway
+):
+    page.choose("#picture-file", red)
+    page.wait("!document.querySelector('#composer-picture').hidden")
+    ask(page, "Which one is it?")
+    page.click(".thumb.down")
+    page.wait("document.activeElement.closest('.correction')")
+    page.type("eight")
+    page.press("Tab")
+    page.js("document.activeElement.select()")
+    page.type("eights")
+    page.press("Enter")
+    page.wait_text(".answer-foot", "they are learned once there are 8 or 60 s after the first")
+    page.click(".answer-foot .note button")
+    page.wait_text(".answer-foot", "in the queue to be learned as part of “eights”")
+    queue = running.gateway.link.queue()
+    claim = queue.claim("w")
+    assert claim is not None
+    assert claim.job.task == "eights"
+    claim.update(phase="train")
+    page.wait_text(".answer-foot", "It is being learned as part of “eights”")
+    gate = {"passed": False, "reasons": ["forgot digits by 0.13"], "promotion": "held_back"}
+    claim.finish("succeeded", decision="expand", result_version="v9", gate=gate)
+    page.wait_text(".answer-foot", "Learned as v9, but held back: forgot digits by 0.13")
+    page.click("#tab-teach")
+    page.wait_text("#pending", "The last: Learned as v9, but held back: forgot digits by 0.13")
+    assert page.js("document.querySelectorAll('#pending li button').length") == page.js(
+        "[...document.querySelectorAll('#pending li')].filter((li) => li.innerText.includes(' of 8 ')).length"
+    )
 
 
 def test_a_wrong_answer_without_a_picture_is_only_rated(page: Page, version: str):

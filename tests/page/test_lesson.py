@@ -50,7 +50,7 @@ def test_a_lesson_from_file_to_memory(browser: Browser, site: tuple[RunningGatew
     assert ended.gate is not None
     page.wait_text(".job", "v1 learned" if ended.gate["passed"] else "v1 held back")
     page.click("#tab-memory")
-    page.wait_text("#versions", "colors, a new layer")
+    page.wait_text("#versions", "colors, a new layer of 4 increments")
     page.click('[data-version="v1"] button')
     page.wait("document.querySelectorAll('.heat tbody tr').length === 2")
     accuracy = worker.versions.manifest("v1").accuracy.rows[0][0]

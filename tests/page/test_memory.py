@@ -94,6 +94,7 @@ def test_promote_and_roll_back(memory: Page, versions: list[str], http: httpx.Cl
     assert http.get(STABLE).json()["reason"] == "wanted by review"
     memory.wait_text("#state", f"{versions[2]} is served")
     memory.wait_text(f'[data-version="{versions[2]}"]', "stable")
+    memory.wait_text(f'[data-version="{versions[2]}"]', "Promoted by hand; the gate had held it back: forgot")
     memory.click("#roll-back")
     memory.wait_text("#confirm-dialog", f"goes back from {versions[2]}")
     memory.click("#confirm-ok")
@@ -122,7 +123,7 @@ def test_a_canary_is_started_weighed_and_promoted(memory: Page, versions: list[s
         memory.press("ArrowRight")
     assert "15 %" in memory.text(".canary-form")
     memory.click(".canary-form button")
-    memory.wait_text("#canary .roles", f"{versions[0]} answers a share")
+    memory.wait_text("#canary .roles", f"{versions[0]} answers 15 % of the requests")
     state = http.get("/v1/adapters/strata/canary").json()["canary"]
     assert (state["version"], state["weight"]) == (versions[0], 0.15)
     memory.click("#canary .roles button.primary")
@@ -130,6 +131,63 @@ def test_a_canary_is_started_weighed_and_promoted(memory: Page, versions: list[s
     memory.press("Enter")
     memory.wait_text("#canary", "No version is on trial")
     assert http.get("/v1/adapters/strata/canary").json()["canary"] is None
+
+
+def test_a_trial_can_begin_at_a_version_and_its_share_stands_there(
+    memory: Page, versions: list[str], http: httpx.Client
+):
+    trial = f'[data-version="{versions[0]}"] button[aria-label^="Try"]'
+    memory.wait(f"document.querySelector({trial!r})")
+    memory.js(f"document.querySelector({trial!r}).focus()")
+    memory.press("Enter")
+    memory.wait("document.activeElement.type === 'range'")
+    assert memory.js("document.querySelector('.canary-form select').value") == versions[0]
+    memory.press("Enter")
+    memory.wait_text(f'[data-version="{versions[0]}"]', "canary ")
+    http.delete("/v1/adapters/strata/aliases/canary")
+    memory.wait_text("#canary", "No version is on trial", 15)
+
+
+def test_the_rule_that_ends_a_canary_is_told_in_words(memory: Page, http: httpx.Client):
+    memory.wait("document.querySelectorAll('#canary-rule li').length === 3")
+    told = memory.text("#canary-rule")
+    rule = http.get("/v1/adapters/strata/canary").json()["rule"]
+    assert f"more than {rule['max_error_ratio'] * 100:g} % of its requests fail" in told
+    assert f"more than {rule['max_slowdown']:g} times as long as with stable" in told
+    assert f"more than {rule['max_thumbs_down'] * 100:g} % of its thumbs point down" in told
+    assert "_" not in told
+
+
+CONTRASTS = """(() => {
+  const pen = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const linear = (part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+  const light = (color) => {
+    pen.fillStyle = color;
+    pen.fillRect(0, 0, 1, 1);
+    const [r, g, b] = [...pen.getImageData(0, 0, 1, 1).data].map((part) => linear(part / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  return [...document.querySelectorAll('.heat .cell')].map((cell) => {
+    const style = getComputedStyle(cell);
+    const [one, other] = [light(style.color), light(style.backgroundColor)].sort((a, b) => b - a);
+    return [cell.innerText, (one + 0.05) / (other + 0.05)];
+  });
+})()"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_score_can_be_read_on_its_color(browser: Browser, running: RunningGateway, dark: bool):
+    page = browser.page(dark=dark).open(f"{running.url}/")
+    page.js(
+        "Promise.all([import('/page/heat.js'), import('/page/dom.js')]).then(([heat]) => {"
+        " const scores = Array.from({length: 51}, (_, at) => at / 50);"
+        " const tasks = scores.map((_, at) => `t${at}`);"
+        " document.querySelector('main').append(heat.heatTable("
+        "{version: 'v1', tasks, base: scores, rows: [], trained: []}, []));})"
+    )
+    found = page.js(CONTRASTS)
+    assert len(found) == 51
+    assert {text: contrast for text, contrast in found if contrast < 4.5} == {}
 
 
 def test_a_full_memory_fits_a_narrow_screen(browser: Browser, running: RunningGateway, versions: list[str]):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from adapter_store.datasets.held_out import SPLIT_FILE, held_out_folder
+from adapter_store.images import decode_image, decode_inline, image_digest
 from tests.contract.conftest import RunningGateway
-from tests.contract.pictures import examples, llava_zip
+from tests.contract.pictures import examples, llava_zip, png
 from tests.page.browser import Page
 
 
@@ -59,6 +63,70 @@ def test_a_name_that_cannot_be_is_told_while_it_is_typed(teach: Page, archive: P
     assert teach.js("document.querySelector('#teach-button').disabled")
 
 
+def folders(places: list[str]) -> bytes:
+    """Return a zip with one picture at each place; the folder is the answer."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for number, place in enumerate(places):
+            archive.writestr(place, png("red", 20 + number))
+    return out.getvalue()
+
+
+def test_one_folder_for_each_answer_is_taught_with_a_question(
+    teach: Page, running: RunningGateway, tmp_path: Path
+):
+    file = tmp_path / "birds.zip"
+    file.write_bytes(folders([f"{bird}/{number}.png" for bird in ("robin", "wren") for number in range(3)]))
+    teach.choose("#data-file", file)
+    teach.wait_text("#report", "1 fault")
+    teach.wait_text("#question-note", "The data has no question: write it here")
+    assert teach.js("document.querySelector('#data-question').getAttribute('aria-invalid')") == "true"
+    teach.click("#data-question")
+    teach.type("What bird is it?")
+    teach.wait_text("#report", "can be taught")
+    assert teach.focused() == "data-question", "the check takes nobody's place"
+    teach.press("Tab")
+    assert teach.focused() == "task"
+    teach.type("folders")
+    teach.press("Enter")
+    teach.wait_text("#jobs", "folders")
+    job = next(
+        job for job in running.http.get("/v1/fine_tuning/jobs").json()["data"] if job["task"] == "folders"
+    )
+    stored = running.gateway.datasets.open(job["dataset"]["id"])
+    assert {turn.question for example in stored.examples for turn in example.turns} == {"What bird is it?"}
+    assert teach.js("document.querySelector('#data-question').value") == ""
+    running.http.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
+
+
+def test_repeats_and_pictures_that_others_are_measured_on_are_told(
+    teach: Page, running: RunningGateway, tmp_path: Path
+):
+    example = examples(1)[0]
+    file = tmp_path / "twice.json"
+    file.write_text(json.dumps([example, example, *examples(3)[1:]]))
+    key = image_digest(decode_image(decode_inline(example["image"])))
+    place = held_out_folder(running.home, "strata") / "reds"
+    place.mkdir(parents=True)
+    (place / SPLIT_FILE).write_text(json.dumps({"held_out": [key]}))
+    teach.choose("#data-file", file)
+    teach.wait_text("#report", "1 picture that “reds” is measured on")
+    assert "1 duplicate" in teach.text(".facts")
+    assert "1 example repeats an earlier one" in teach.text('[aria-label="Worth a look"]')
+    teach.click("#task")
+    teach.type("reds")
+    teach.press("Tab")
+    teach.wait_text("#report", "none with what other tasks are measured on")
+
+
+def test_all_formats_of_the_documentation_are_named(teach: Page):
+    teach.click("#formats summary")
+    named = teach.text("#formats")
+    for name in ("CSV", "TSV", "folder", "LLaVA", "OpenAI", "ShareGPT", "LLaMA-Factory", "JSONL", "parquet"):
+        assert name in named
+    assert ".csv" in teach.js("document.querySelector('#data-file').accept")
+
+
 def test_a_lesson_is_sent_watched_and_cancelled(teach: Page, running: RunningGateway, archive: Path):
     teach.choose("#data-file", archive)
     teach.wait_text("#report", "can be taught")
@@ -105,7 +173,7 @@ def test_the_curve_of_a_job_that_has_ended_can_be_looked_at(teach: Page, running
     gate = {"passed": False, "reasons": ["forgot digits by 0.13"]}
     claim.finish("succeeded", decision="expand", result_version="v9", gate=gate)
     teach.wait_text(".job", "v9 held back")
-    assert "Not served: forgot digits by 0.13" in teach.text(".job")
+    assert "The gate held it back: forgot digits by 0.13" in teach.text(".job")
     teach.open(f"{running.url}/?again#teach")
     teach.wait_text(".job", "v9 held back")
     assert teach.js("document.querySelectorAll('.job .curve').length") == 0

@@ -133,7 +133,8 @@ function oneEvent(block) {
  * Send a file as a form. `fetch` does not tell how much was sent, so this is the older interface.
  * @param {string} path
  * @param {File} file
- * @param {{headers?: Record<string, string>, signal?: AbortSignal, onSent?: (ratio: number) => void}} [how]
+ * @param {{fields?: Record<string, string>, headers?: Record<string, string>, signal?: AbortSignal, onSent?: (ratio: number) => void}} [how]
+ *   `fields` go beside the file; empty ones are left out
  * @returns {Promise<any>}
  */
 export async function upload(path, file, how = {}) {
@@ -144,10 +145,11 @@ export async function upload(path, file, how = {}) {
   throw new ApiError(status, wait ? `${text} (try again in ${wait} s)` : text, body);
 }
 
-function sent(path, file, { headers = {}, signal, onSent }) {
+function sent(path, file, { fields = {}, headers = {}, signal, onSent }) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     const form = new FormData();
+    Object.entries(fields).forEach(([name, value]) => value && form.append(name, value));
     form.append("file", file, file.name);
     request.open("POST", path);
     request.responseType = "json";

@@ -1,14 +1,11 @@
 /** Canary and shadow: a share of requests for a version on trial. Hidden where the server has none. */
 
-import { ApiError, get } from "./api.js";
+import { ApiError, get, sentence } from "./api.js";
 import { confirmed } from "./dialogs.js";
 import { byId, el, percent } from "./dom.js";
 import { move } from "./versions.js";
 
-const ROLES = {
-  canary: "answers a share of the requests for the plain model name",
-  shadow: "computes a share of the requests beside what answers, and is only compared",
-};
+const ROLES = ["canary", "shadow"];
 
 /** What the form holds outlives a redraw. */
 const draft = { version: "", role: "canary", weight: 0.1 };
@@ -16,28 +13,60 @@ const draft = { version: "", role: "canary", weight: 0.1 };
 /** Whether the server was found not to have this; it will not grow it while it runs. */
 let absent = false;
 
+/** What is drawn, by the id of its place: what has not changed is not drawn again, and keeps its focus. */
+const drawn = new Map();
+
+/** A version's own button asks for a trial of it: the form takes it over. */
+export function startCanary() {
+  document.addEventListener("strata:try", (event) => {
+    draft.version = event.detail;
+    draft.role = "canary";
+    const [version, role] = byId("canary-start").querySelectorAll("select");
+    version.value = draft.version;
+    role.value = draft.role;
+    byId("canary-title").scrollIntoView({ block: "start", behavior: "smooth" });
+    byId("canary-start").querySelector("input").focus({ preventScroll: true });
+  });
+}
+
+export function hasCanary() {
+  return !absent && !byId("canary").hidden;
+}
+
 /** @param {{name: string, versions: any[], aliases: any[]}} known */
 export async function showCanary(known) {
-  const place = byId("canary");
   if (absent) return;
+  const path = `/v1/adapters/${known.name}`;
   try {
-    const state = await get(`/v1/adapters/${known.name}/canary`, { quiet: true });
-    if (place.contains(document.activeElement)) return; // nobody's slider is taken from under their hand
-    place.hidden = known.versions.length === 0;
-    place.replaceChildren(...parts(state, known));
+    const state = await get(`${path}/canary`, { quiet: true });
+    byId("canary").hidden = known.versions.length === 0;
+    draw("canary-roles", [state.canary, state.shadow], () => [roles(state, path, known.name)]);
+    draw("canary-start", known.versions.map((version) => version.version), () => [startForm(known, path)]);
+    draw("canary-seen", [state.versions, state.agreement, state.last_end, state.rule], () => seenParts(state));
   } catch (error) {
     absent = error instanceof ApiError && error.status === 404;
-    if (error instanceof ApiError && error.status !== 0) place.hidden = true;
+    if (error instanceof ApiError && error.status >= 500) unknown(sentence(error), known);
+    else if (error instanceof ApiError && error.status !== 0) byId("canary").hidden = true;
   }
 }
 
-function parts(state, known) {
-  const path = `/v1/adapters/${known.name}`;
+function unknown(why, known) {
+  byId("canary").hidden = known.versions.length === 0;
+  draw("canary-start", known.versions.map((version) => version.version), () => [startForm(known, `/v1/adapters/${known.name}`)]);
+  draw("canary-roles", why, () => [el("p", { class: "fault", text: `Nothing is on trial now: ${why}` })]);
+}
+
+function draw(id, data, parts) {
+  const text = JSON.stringify(data);
+  const place = byId(id);
+  if (drawn.get(id) === text) return;
+  drawn.set(id, text);
+  place.replaceChildren(...parts());
+}
+
+function seenParts(state) {
   return [
-    el("h2", { id: "canary-title", text: "On trial" }),
-    roles(state, path),
-    startForm(known, path),
-    state.versions.length > 0 && el("div", { class: "scroll" }, seen(state.versions)),
+    state.versions.length > 0 && el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Seen in live traffic" }, seen(state.versions)),
     state.agreement && state.agreement.compared > 0 && el("p", { text:
       `Shadow: ${state.agreement.same} of ${state.agreement.compared} compared answers were the same (${percent(state.agreement.ratio)}).` }),
     state.last_end && el("p", { class: "note", text: `The last canary, ${state.last_end.version}, ended: ${state.last_end.reason}.` }),
@@ -45,12 +74,18 @@ function parts(state, known) {
   ].filter(Boolean);
 }
 
-function roles(state, path) {
-  const items = Object.keys(ROLES).filter((role) => state[role]).map((role) => {
-    const { version, weight, answering, reason } = state[role];
-    const idle = answering === false ? `; not now: ${reason ?? "it is being loaded"}` : "";
+function told(role, { version, weight, answering, reason }, name) {
+  const share = `${percent(weight)} of the requests to “${name}”`;
+  if (answering) return role === "canary" ? `${version} answers ${share}.` : `${version} computes ${share} again and is only compared.`;
+  return `${version} is to take ${share}, but takes none now: ${reason ?? "it is being loaded"}.`;
+}
+
+function roles(state, path, name) {
+  const items = ROLES.filter((role) => state[role]).map((role) => {
+    const { version, answering } = state[role];
     return el("li", {},
-      el("span", {}, el("span", { class: "chip strong", text: role }), ` ${version} ${ROLES[role]}: ${percent(weight)}${idle}`),
+      el("span", { class: answering ? null : "fault" },
+        el("span", { class: answering ? "chip strong" : "chip", text: answering ? role : `${role}, idle` }), ` ${told(role, state[role], name)}`),
       ...(role === "canary" ? [
         button(`Promote ${version}`, () => promote(path, version), "primary"),
         button("Roll back the canary", () => move(`${path}/canary:rollback`, { json: {} }, "The canary was taken back.")),
@@ -60,7 +95,7 @@ function roles(state, path) {
 }
 
 function button(text, run, kind) {
-  return el("button", { type: "button", class: kind, text, on: { click: () => acted(run) } });
+  return el("button", { type: "button", class: kind, text, on: { click: run } });
 }
 
 async function promote(path, version) {
@@ -76,14 +111,14 @@ function startForm(known, path) {
   const names = known.versions.map((version) => version.version).reverse();
   if (!names.includes(draft.version)) [draft.version] = names;
   const version = el("select", {}, ...names.map((name) => el("option", { value: name, text: name })));
-  const role = el("select", {}, ...Object.keys(ROLES).map((name) => el("option", { value: name, text: name })));
+  const role = el("select", {}, ...ROLES.map((name) => el("option", { value: name, text: name })));
   version.value = draft.version;
   role.value = draft.role;
-  const told = el("output", { class: "number", text: percent(draft.weight) });
+  const shown = el("output", { class: "number", text: percent(draft.weight) });
   const weight = el("input", { type: "range", min: 0, max: 1, step: 0.01, value: draft.weight });
   weight.addEventListener("input", () => {
     draft.weight = Number(weight.value);
-    told.textContent = percent(draft.weight);
+    shown.textContent = percent(draft.weight);
     weight.setAttribute("aria-valuetext", percent(draft.weight));
   });
   version.addEventListener("change", () => { draft.version = version.value; });
@@ -91,20 +126,15 @@ function startForm(known, path) {
   const form = el("form", { class: "canary-form", "aria-label": "Put a version on trial" },
     el("label", { class: "field" }, "Version", version),
     el("label", { class: "field" }, "As", role),
-    el("label", { class: "field" }, el("span", {}, "Share of requests ", told), weight),
+    el("label", { class: "field" }, el("span", {}, "Share of requests ", shown), weight),
     el("button", { type: "submit", text: "Start or change" }));
+  weight.setAttribute("aria-valuetext", percent(draft.weight));
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     const json = { version: draft.version, reason: "asked for on the page", weight: draft.weight };
-    acted(() => move(`${path}/aliases/${draft.role}`, { method: "PUT", json }, `${draft.version} is ${draft.role} with ${percent(draft.weight)}.`));
+    move(`${path}/aliases/${draft.role}`, { method: "PUT", json }, `${draft.version} is ${draft.role} with ${percent(draft.weight)}.`);
   });
   return form;
-}
-
-/** Let go of the focus first, so that the redraw that follows is not held up by it. */
-async function acted(run) {
-  document.activeElement?.blur();
-  await run();
 }
 
 function seen(versions) {
@@ -118,10 +148,15 @@ function seen(versions) {
         .map((text) => el("td", { text: text ?? "–" }))))));
 }
 
-/** The rule is the server's own; whatever it holds is shown under its own names. */
+/** The rule that ends a canary, in words. */
 function rule(found) {
-  const entries = Object.entries(found ?? {});
-  if (!entries.length) return null;
-  return el("p", { class: "note", text: `Rolled back by itself when: ${entries.map(([name, value]) =>
-    `${name.replaceAll("_", " ")} ${typeof value === "object" ? JSON.stringify(value) : value}`).join("; ")}` });
+  const often = found.min_requests;
+  const ends = [
+    `more than ${percent(found.max_error_ratio)} of its requests fail, counted as if there were at least ${often}, and more than with stable`,
+    found.max_slowdown > 0 && `it is slow: 95 of 100 of its answers take more than ${found.max_slowdown} times as long as with stable (asked after ${often} requests to each)`,
+    `more than ${percent(found.max_thumbs_down)} of its thumbs point down (asked from ${found.min_thumbs} thumbs on)`,
+  ].filter(Boolean);
+  return el("div", { class: "note", id: "canary-rule" },
+    el("p", { text: "The server ends a canary by itself, and stable answers everything again, as soon as" }),
+    el("ul", {}, ...ends.map((text) => el("li", { text }))));
 }

@@ -1,7 +1,8 @@
 /** Thumbs and corrections; nothing of it is shown where the server takes no feedback. */
 
 import { ApiError, call, get, sentence } from "./api.js";
-import { counted, duration, el, svg } from "./dom.js";
+import { el, svg } from "./dom.js";
+import { followed } from "./outcome.js";
 
 /** @typedef {{question: string, image: string|null, answer: string, version: string|null, request_id: string|null}} Told */
 
@@ -31,17 +32,20 @@ export async function waiting() {
 export function feedback(told, likelyTask) {
   if (!taken) return null;
   const note = el("span", { class: "note", role: "status" });
+  let follow = null;
   const box = el("div", { class: "rating", hidden: true });
   const up = thumb("up", "Good answer");
   const down = thumb("down", "Wrong answer");
   const send = async (body, said) => {
     try {
+      follow?.abort();
       const answer = await (await call("/v1/feedback", { json: { correction: null, task: null, ...told(), ...body } })).json();
-      note.textContent = said ?? outcome(answer);
+      if (said || !answer.task) note.replaceChildren(said ?? "Noted.");
+      else followed(note, answer, (follow = new AbortController()).signal);
       document.dispatchEvent(new CustomEvent("strata:feedback"));
       return true;
     } catch (error) {
-      note.textContent = sentence(error);
+      note.replaceChildren(sentence(error));
       return false;
     }
   };
@@ -104,13 +108,6 @@ function correctionForm(send, likelyTask, box) {
     box.parentElement?.querySelector(".thumb.down")?.focus();
   });
   return form;
-}
-
-function outcome(answer) {
-  if (answer.status === "queued") return `Sent to learn as part of “${answer.task}”.`;
-  if (answer.status !== "pending") return "Noted.";
-  const { count, sent_at_count: full, sent_after_seconds: age } = answer.pending;
-  return `Kept for “${answer.task}”: ${counted(count, "correction waits", "corrections wait")}, sent at ${full}${age ? ` or after ${duration(age)}` : ""}.`;
 }
 
 function thumb(kind, label) {

@@ -2,7 +2,8 @@
 
 import { band, el, percent, points } from "./dom.js";
 
-const DEEP = 0.66;
+/** Above this share the light colors are so dark that white is read better than black. */
+const DEEP = 0.69;
 /** Drops beyond this are set off; one question of many is no alarm. */
 export const TOLERATED = 0.0205;
 

@@ -60,7 +60,9 @@ export class JobView {
     const { job } = this;
     const held = job.gate && !job.gate.passed;
     this.node.querySelector("h3").textContent = job.task ?? "task to be found";
-    this.chip.textContent = job.status === "succeeded" && job.result_version ? `${job.result_version}${held ? " held back" : " learned"}` : job.status;
+    const moved = job.gate?.promotion === "conflict";
+    const end = held ? "held back" : moved ? "not served" : "learned";
+    this.chip.textContent = job.status === "succeeded" && job.result_version ? `${job.result_version} ${end}` : job.status;
     this.chip.classList.toggle("strong", job.status === "running");
     this.phases.hidden = this.ended;
     const at = PHASES.indexOf(job.phase);
@@ -82,8 +84,9 @@ export class JobView {
     if (job.error) return job.error.message;
     if (job.status === "succeeded") {
       const took = job.finished_at && job.started_at ? `Took ${duration(job.finished_at - job.started_at)}.` : "";
+      const moved = job.gate?.promotion === "conflict";
       const decision = { expand: "A new layer.", retrain: "A known task, trained again." }[job.decision] ?? "";
-      return [decision, took, held ? `Not served: ${job.gate.reasons.join("; ")}` : ""].filter(Boolean).join(" ");
+      return [decision, took, held && `The gate held it back: ${job.gate.reasons.join("; ")}`, moved && "It passed the gate, but “stable” was moved meanwhile. Promote it under Memory."].filter(Boolean).join(" ");
     }
     if (job.status !== "running") return "";
     if (this.stopping) return "It stops at the next step.";

@@ -1,9 +1,10 @@
 /** The queue: jobs, newest first, looked at while the tab is shown; and corrections that wait to be sent. */
 
 import { call, get, sentence } from "./api.js";
-import { byId, counted, duration, el } from "./dom.js";
+import { byId, el } from "./dom.js";
 import { waiting } from "./feedback.js";
 import { JobView } from "./job.js";
+import { outcomeSentence, waits } from "./outcome.js";
 
 const LOOK_MS = 2500;
 const TICK_MS = 1000;
@@ -65,16 +66,15 @@ function ended(text) {
   onLearned();
 }
 
-/** Show corrections that wait; nothing where the server takes no feedback. */
+/** Show corrections that wait, and what became of the last; nothing where the server takes no feedback. */
 export async function loadPending() {
-  const found = (await waiting()).filter((each) => each.count > 0);
+  const found = (await waiting()).filter((each) => each.count > 0 || each.last_outcome);
   byId("pending").hidden = found.length === 0;
   byId("pending-list").replaceChildren(...found.map(pendingItem));
 }
 
 function pendingItem(each) {
   const note = el("span", { class: "note", role: "status" });
-  const when = each.sent_after_seconds ? ` or after ${duration(each.sent_after_seconds)}` : "";
   const button = el("button", { type: "button", text: "Teach now", "aria-label": `Teach ${each.task} now` });
   button.addEventListener("click", async () => {
     button.disabled = true;
@@ -87,6 +87,7 @@ function pendingItem(each) {
     }
   });
   return el("li", {},
-    el("span", {}, el("strong", { text: each.task }), ` ${counted(each.count, "correction")}; sent at ${each.sent_at_count}${when}`),
-    note, button);
+    el("span", {}, el("strong", { text: each.task }), each.count ? ` ${waits(each)}` : "",
+      each.last_outcome && el("span", { class: "note last", text: ` The last: ${outcomeSentence(each.last_outcome, each.task)}` })),
+    note, each.count > 0 && button);
 }

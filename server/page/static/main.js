@@ -6,7 +6,7 @@ import { startKeys } from "./dialogs.js";
 import { byId, notice } from "./dom.js";
 import { waiting } from "./feedback.js";
 import { loadJobs, loadPending, startJobs } from "./jobs.js";
-import { loadMemory, startMemory } from "./memory.js";
+import { loadMemory, lookAtTrials, startMemory } from "./memory.js";
 import { startTabs } from "./tabs.js";
 import { startTeach } from "./teach.js";
 
@@ -34,14 +34,15 @@ async function show(name) {
 /** A server that is still loading says so with 503 and a reason. */
 async function look() {
   const place = byId("state");
+  const before = place.dataset.kind;
   let kind = "failed";
   let text = "the server does not answer";
   try {
     const state = await (await fetch("/ready")).json();
     kind = state.status;
     text = kind === "ready" ? `${state.version} is served` : state.reason;
-    if (kind === "ready" && state.version !== served) {
-      if (served) refresh();
+    if (kind === "ready" && (state.version !== served || before !== "ready")) {
+      if (before) refresh();
       served = state.version;
     }
   } catch {
@@ -73,7 +74,11 @@ async function start() {
     await look();
     await refresh();
   });
-  setInterval(() => document.visibilityState === "visible" && look(), LOOK_MS);
+  setInterval(() => {
+    if (document.visibilityState !== "visible") return;
+    look();
+    if (tab === "memory") lookAtTrials();
+  }, LOOK_MS);
   await Promise.all([look(), loadAll()]);
 }
 

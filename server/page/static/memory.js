@@ -1,7 +1,7 @@
 /** What is remembered: the matrix of a version, and all versions beneath. */
 
 import { get, sentence } from "./api.js";
-import { showCanary } from "./canary.js";
+import { showCanary, startCanary } from "./canary.js";
 import { band, byId, el } from "./dom.js";
 import { figures, heatTable, taskTable } from "./heat.js";
 import { knownTasks } from "./teach.js";
@@ -15,10 +15,13 @@ let limit = NEWEST;
 let chosen = "";
 /** Counts readings, so that a slow one never draws over a later one. */
 let reading = 0;
+/** @type {{name: string, versions: any[], aliases: any[]}|null} what was read last */
+let known = null;
 
 /** @param {string} modelName */
 export function startMemory(modelName) {
   name = modelName;
+  startCanary();
   byId("matrix-version").addEventListener("change", () => {
     chosen = byId("matrix-version").value;
     loadMemory();
@@ -38,18 +41,24 @@ export async function loadMemory() {
       get(`/v1/adapters/${name}/versions?limit=${limit}`),
     ]);
     if (own !== reading) return;
-    const known = { name, versions: versions.data, aliases: versions.aliases };
+    known = { name, versions: versions.data, aliases: versions.aliases };
     matrix.tasks.forEach(band);
     knownTasks(matrix.tasks);
     showMatrix(matrix, known);
+    await showCanary(known);
+    if (own !== reading) return;
     showVersions(known, look);
     byId("all-versions").hidden = !versions.has_more;
-    await showCanary(known);
   } catch (error) {
     if (own !== reading) return;
     byId("memory-status").className = "note fault";
     byId("memory-status").textContent = sentence(error);
   }
+}
+
+/** Look again how a version on trial does; it may wait for its engine. */
+export async function lookAtTrials() {
+  if (known) await showCanary(known);
 }
 
 function look(version) {

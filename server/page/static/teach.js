@@ -1,16 +1,23 @@
 /** Takes a data set, has it checked before anything is learned, and sends it as a lesson. */
 
 import { ApiError, freshKey, isAbort, sentence, upload } from "./api.js";
-import { byId, counted, el, size } from "./dom.js";
+import { byId, el, size } from "./dom.js";
+import { findings } from "./report.js";
 import { loadJobs } from "./jobs.js";
 import { onDrop } from "./pictures.js";
 
+/** Up to this size a data set is checked again while the question is typed, else once it is typed. */
+const SMALL_BYTES = 20e6;
+const TYPING_MS = 500;
 const TASK = /^(?!.*\.\.)[a-z0-9][a-z0-9._-]{0,62}$/;
 
 /** @type {File|null} */
 let file = null;
 let sound = false;
 let busy = false;
+/** What the last check found. */
+let report = null;
+let typing = 0;
 /** Repeating a lesson that may have arrived must not teach it twice. */
 let lessonKey = "";
 /** @type {AbortController|null} */
@@ -24,6 +31,20 @@ export function startTeach() {
   });
   onDrop(byId("teach"), (over) => byId("drop").classList.toggle("over", over), take);
   byId("task").addEventListener("input", judge);
+  byId("task").addEventListener("change", () => {
+    // Pictures that a task is measured on itself are no overlap.
+    if (report?.overlap.some((each) => each.task === byId("task").value)) check();
+  });
+  byId("data-question").addEventListener("input", () => {
+    sound = false;
+    judge();
+    clearTimeout(typing);
+    if (file && file.size <= SMALL_BYTES) typing = setTimeout(check, TYPING_MS);
+  });
+  byId("data-question").addEventListener("change", () => {
+    clearTimeout(typing);
+    if (!sound) check();
+  });
   byId("lesson").addEventListener("submit", (event) => {
     event.preventDefault();
     if (!byId("teach-button").disabled) teach();
@@ -31,62 +52,45 @@ export function startTeach() {
 }
 
 /** @param {File} chosen */
-async function take(chosen) {
-  checking?.abort();
-  const mine = (checking = new AbortController());
+function take(chosen) {
   file = chosen;
+  check();
+}
+
+/** Have the file checked, with the question and the task that stand in the form. */
+async function check() {
+  checking?.abort();
+  if (!file) return;
+  const mine = (checking = new AbortController());
+  const chosen = file;
   sound = false;
+  report = null;
   lessonKey = freshKey();
   byId("lesson-note").textContent = "";
   judge();
   const meter = el("progress", { max: 1, value: 0, "aria-label": "Sent" });
-  report(el("p", { text: `Checking ${chosen.name} (${size(chosen.size)}) …` }), meter);
+  say(el("p", { text: `Checking ${chosen.name} (${size(chosen.size)}) …` }), meter);
   try {
     const onSent = (ratio) => (ratio < 1 ? meter.setAttribute("value", ratio) : meter.removeAttribute("value"));
-    const found = await upload("/v1/datasets:validate", chosen, { signal: mine.signal, onSent });
+    const found = await upload("/v1/datasets:validate", chosen, { fields: fields(), signal: mine.signal, onSent });
+    report = found;
     sound = found.ok;
-    report(...findings(found, chosen.name));
-    if (sound && !byId("task").value) byId("task").focus();
+    say(...findings(found, chosen.name));
   } catch (error) {
     if (isAbort(error)) return;
-    report(el("p", { class: "fault", text: sentence(error) }));
+    say(el("p", { class: "fault", text: sentence(error) }));
   }
   judge();
 }
 
-function report(...nodes) {
+function say(...nodes) {
   byId("report").replaceChildren(...nodes);
 }
 
-/** @returns {Node[]} */
-function findings(found, name) {
-  const total = found.faults.length + found.truncated_faults;
-  const nodes = [el("p", { class: found.ok ? "verdict good" : "verdict fault",
-    text: found.ok ? `✓ ${name} can be taught` : `✗ ${name} has ${counted(total, "fault")}` })];
-  if (found.examples) {
-    const facts = [counted(found.examples, "example"), counted(found.images, "picture"), counted(found.answers, "distinct answer"), found.format];
-    if (found.duplicates) facts.push(counted(found.duplicates, "duplicate"));
-    nodes.push(el("p", { class: "note", text: facts.join(" · ") }));
-  }
-  if (found.ok && found.answer_histogram.length) {
-    nodes.push(el("ul", { class: "answer-list plain", "aria-label": "Answers" },
-      ...found.answer_histogram.slice(0, 12).map((each) => el("li", { class: "chip", text: `${each.answer} × ${each.count}` })),
-      found.answers > 12 && el("li", { class: "note", text: `and ${found.answers - 12} more` })));
-  }
-  if (total) nodes.push(places("What must be mended", found.faults, found.truncated_faults));
-  if (found.warnings.length) nodes.push(places("Worth a look", found.warnings, 0));
-  return nodes;
-}
-
-function places(title, faults, more) {
-  const row = (fault) => el("tr", {},
-    el("td", { class: "number", text: [fault.file, fault.line ?? ""].filter((part) => part !== null && part !== "").join(", ") || "all" }),
-    el("td", { text: fault.field }),
-    el("td", { text: fault.reason }));
-  return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": title },
-    el("table", {}, el("caption", { text: more ? `${title}; ${more} more are not shown` : title }),
-      el("thead", {}, el("tr", {}, ...["Line", "Field", "What is wrong"].map((text) => el("th", { scope: "col", text })))),
-      el("tbody", {}, ...faults.map(row))));
+/** What goes beside the file to be checked. */
+function fields() {
+  const task = byId("task").value;
+  return { question: byId("data-question").value.trim(), task: TASK.test(task) ? task : "" };
 }
 
 /** Say what is missing before the lesson can begin. */
@@ -98,6 +102,12 @@ function judge() {
     ? "Up to 63 of a-z, 0-9, dot, underscore and hyphen; a letter or digit first, no two dots in a row."
     : "A new name starts a new layer; a known one is trained again.";
   byId("task-note").classList.toggle("fault", wrong);
+  const lacking = Boolean(report?.faults.some((fault) => fault.field === "question")) && !byId("data-question").value.trim();
+  byId("data-question").setAttribute("aria-invalid", String(lacking));
+  byId("question-note").textContent = lacking
+    ? "The data has no question: write it here, and the data is checked again."
+    : "Only for data without questions: it is asked of every picture.";
+  byId("question-note").classList.toggle("fault", lacking);
   byId("teach-button").disabled = busy || !sound || !TASK.test(name);
 }
 
@@ -109,17 +119,19 @@ async function teach() {
   note.className = "note";
   note.textContent = "sending …";
   try {
-    await upload(`/v1/tasks/${task}/batches`, file, { headers: { "idempotency-key": lessonKey } });
+    await upload(`/v1/tasks/${task}/batches`, file, {
+      fields: { question: fields().question }, headers: { "idempotency-key": lessonKey },
+    });
     note.textContent = `“${task}” is in the queue.`;
-    file = null;
+    file = report = null;
     sound = false;
-    report();
-    byId("task").value = "";
+    say();
+    byId("task").value = byId("data-question").value = "";
     await loadJobs();
   } catch (error) {
     note.className = "note fault";
     note.textContent = sentence(error);
-    if (error instanceof ApiError && error.report) report(...findings(error.report, file.name));
+    if (error instanceof ApiError && error.report) say(...findings(error.report, file.name));
   } finally {
     busy = false;
     judge();

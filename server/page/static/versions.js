@@ -1,43 +1,70 @@
 /** Versions as the layers of a drill core: what each changed, and the buttons that move aliases. */
 
 import { call, sentence } from "./api.js";
+import { hasCanary } from "./canary.js";
 import { confirmed } from "./dialogs.js";
 import { band, byId, counted, duration, el, percent, points, when } from "./dom.js";
 import { TOLERATED, changes } from "./heat.js";
+
+/** What is drawn: what has not changed is not drawn again, and keeps its focus. */
+let drawn = "";
 
 /**
  * @param {{name: string, versions: any[], aliases: any[]}} known versions oldest first
  * @param {(version: string) => void} onLook
  */
 export function showVersions(known, onLook) {
+  const text = JSON.stringify([known, hasCanary()]);
+  if (text === drawn) return;
+  drawn = text;
   const stable = known.aliases.find((record) => record.alias === "stable");
-  const items = known.versions.toReversed().map((version) => versionItem(version, stable, known.name, onLook));
+  const items = known.versions.toReversed().map((version) => versionItem(version, stable, known, onLook));
   byId("versions").replaceChildren(...items, baseItem(stable, known.name));
   byId("roll-back").hidden = !stable || stable.revision === 0;
   byId("roll-back").onclick = () => rollBack(known, stable);
 }
 
-function versionItem(version, stable, name, onLook) {
+function versionItem(version, stable, known, onLook) {
   const held = version.gate && !version.gate.passed;
   const isStable = stable?.version === version.version;
-  const how = version.decision === "retrain" ? "trained again" : "a new layer";
   const seconds = Object.values(version.seconds).reduce((sum, each) => sum + each, 0);
-  return el("li", { class: held && !isStable ? "layer held" : "layer", "data-version": version.version, vars: { "--band": band(version.task) } },
+  return el("li", { class: held && !version.promoted ? "layer held" : "layer", "data-version": version.version, vars: { "--band": band(version.task) } },
     el("div", { class: "layer-body" },
       el("div", { class: "layer-head" },
         el("h3", { text: version.version }),
-        ...version.aliases.map(aliasChip),
-        el("span", { text: `${version.task}, ${how}` }),
+        ...version.aliases.map((alias) => aliasChip(alias, known.aliases.find((record) => record.alias === alias)?.weight)),
+        el("span", { text: `${version.task}, ${how(version, known)}` }),
         el("span", { class: "push" },
           el("button", { type: "button", class: "quiet", text: "Matrix", "aria-label": `Matrix of ${version.version}`, on: { click: () => onLook(version.version) } }),
-          !isStable && el("button", { type: "button", text: "Promote", "aria-label": `Promote ${version.version}`, on: { click: () => promote(name, version.version, stable, held ? version.gate.reasons : []) } }))),
+          !isStable && hasCanary() && el("button", { type: "button", class: "quiet", text: "Try", "aria-label": `Try ${version.version} on a share of the requests`, on: { click: () => tryOut(version.version) } }),
+          !isStable && el("button", { type: "button", text: "Promote", "aria-label": `Promote ${version.version}`, on: { click: () => promote(known.name, version.version, stable, held ? version.gate.reasons : []) } }))),
       el("ul", { class: "changes plain", "aria-label": `What ${version.version} changed` }, ...changes(version.accuracy).map(change)),
-      held && el("p", { class: "fault", text: `Held back: ${version.gate.reasons.join("; ")}` }),
+      held && gateNote(version),
       el("p", { class: "note", text: [
         version.parent === "base" ? "on the base" : `on ${version.parent}`,
         when(version.created_at), seconds ? `learned in ${duration(seconds)}` : "",
         `knows ${counted(version.tasks.length, "task")}`,
       ].filter(Boolean).join(" · ") })));
+}
+
+/** What was decided for a version, and how many increments it has more than its parent. */
+function how({ decision, settings, parent }, known) {
+  const before = parent === "base" ? 0 : known.versions.find((each) => each.version === parent)?.settings.increments;
+  const more = settings.increments - before; // NaN where one of them does not tell
+  if (decision === "retrain") return more > 0 ? `trained again in ${counted(more, "new increment")}` : "trained again";
+  return ["a new layer", more > 0 && `of ${counted(more, "increment")}`, settings.imported && "from a LoRA"].filter(Boolean).join(" ");
+}
+
+/** Whoever promoted a version against the gate sees why it had been held back, not that it is. */
+function gateNote({ gate, promoted }) {
+  const reasons = gate.reasons.join("; ");
+  return promoted
+    ? el("p", { class: "note", text: `Promoted by hand; the gate had held it back: ${reasons}` })
+    : el("p", { class: "fault", text: `Held back: ${reasons}` });
+}
+
+function tryOut(version) {
+  document.dispatchEvent(new CustomEvent("strata:try", { detail: version }));
 }
 
 function change({ task, before, after, taught }) {
@@ -55,8 +82,9 @@ function baseItem(stable, name) {
         !isStable && el("span", { class: "push" }, el("button", { type: "button", text: "Promote", "aria-label": "Promote base", on: { click: () => promote(name, "base", stable, []) } })))));
 }
 
-function aliasChip(alias) {
-  return el("span", { class: alias === "stable" ? "chip strong" : "chip", text: alias });
+function aliasChip(alias, weight) {
+  const share = weight ? ` ${percent(weight)}` : "";
+  return el("span", { class: alias === "stable" ? "chip strong" : "chip", text: `${alias}${share}` });
 }
 
 async function promote(name, version, stable, reasons) {

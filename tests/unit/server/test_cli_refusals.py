@@ -227,11 +227,37 @@ def test_reasons_of_the_gate_stand_on_lines_of_their_own(answering: Serve, narro
     reason = "digits fell from 96.0 % to 90.0 % on its held-out pictures; at most 2.0 points are allowed"
     held = {"version": "v2", "task": "birds", "decision": "expand", "parent": "v1",
             "gate": {"passed": False, "reasons": [reason]}}  # fmt: skip
-    fine = {"version": "v1", "task": "digits", "gate": {"passed": True, "reasons": []}}
-    url = answering({"/v1/adapters/strata/versions": reply(200, {"data": [fine, held], "aliases": []})})
+    path = "/v1/adapters/strata/versions/v2"
+    url = answering({path: reply(200, {**held, "promoted": False, "job_id": "job-1"})})
+    assert main(["versions", "v2", "--url", url]) == 0
+    lines = narrow.getvalue().splitlines()
+    assert f"  - {reason}" in lines
+    assert [line.split()[1:] for line in lines if line.startswith(("gate ", "job "))] == [
+        ["held", "back"],
+        ["job-1"],
+    ]
+
+
+def test_versions_are_one_line_each_and_what_was_promoted_is_no_candidate(
+    answering: Serve, narrow: io.StringIO
+):
+    gate = {"passed": False, "reasons": ["digits fell"] * 5}
+    data = [
+        {"version": "v1", "task": "digits", "gate": {"passed": True, "reasons": []}, "promoted": True},
+        {"version": "v2", "task": "birds", "gate": gate, "promoted": True},
+        {"version": "v3", "task": "birds", "gate": gate, "promoted": False},
+    ]
+    aliases = [{"alias": "stable", "version": "v2"}]
+    url = answering({"/v1/adapters/strata/versions": reply(200, {"data": data, "aliases": aliases})})
     assert main(["versions", "--url", url]) == 0
-    assert f"  - {reason}" in narrow.getvalue().splitlines()
-    assert any(line.startswith("v2 ") and "held back" in line for line in narrow.getvalue().splitlines())
+    shown = narrow.getvalue()
+    gates = {line.split()[0]: line for line in shown.splitlines() if line.startswith("v")}
+    assert "held back, promoted" in gates["v2"]
+    assert "held back" in gates["v3"]
+    assert "promoted" not in gates["v3"]
+    assert "candidate" not in shown
+    assert "digits fell" not in shown
+    assert "strata versions VERSION" in shown
 
 
 def test_promoting_what_the_gate_held_back_is_done_with_a_warning(

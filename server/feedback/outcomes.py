@@ -1,0 +1,65 @@
+"""What became of corrections: they wait, are in a job, or it was learned, held back or failed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from adapter_store.errors import NotFoundError, QueueUnavailable
+from adapter_store.jobs import Job, JobStatus
+from adapter_store.names import check_task_name
+from server.gateway import Gateway
+from server.jobs.service import get_job
+
+_FORGOTTEN = "the job is no longer known; GET /v1/adapters/<name>/versions lists what was learned"
+
+
+def outcome_of(job: Job) -> dict[str, Any]:
+    """Return how a job stands or ended, the version that it made, and why that is not served.
+
+    ``learned``: served since. ``held_back``: the gate kept it, with its reasons. ``not_served``: the gate let
+    it pass, but ``stable`` was moved meanwhile.
+    """
+    gate = job.gate or {}
+    reasons: list[str] = []
+    if job.status is not JobStatus.SUCCEEDED:
+        status: str = job.status.value
+        reasons = [job.error.message] if job.error else []
+    elif gate.get("promotion") in ("promoted", "superseded"):
+        status = "learned"
+    elif gate.get("passed", True):
+        status, reasons = "not_served", ["stable was moved while it was learned"]
+    else:
+        status, reasons = "held_back", [str(reason) for reason in gate.get("reasons", ())]
+    return {"job": job.id, "status": status, "version": job.result_version, "reasons": reasons}
+
+
+async def correction(gateway: Gateway, task: str, identity: str) -> dict[str, Any]:
+    """Return what became of one correction; raise NotFoundError if it is not known (any more)."""
+    desk = gateway.feedback
+    job = desk.store.job_of(check_task_name(task), identity)
+    if job is None and not desk.store.is_waiting(task, identity):
+        text = (
+            f"no correction {identity[:40]!r} of {task!r} waits or was sent lately; thumbs are only counted"
+        )
+        raise NotFoundError(text, param="correction")
+    waiting: dict[str, Any] = {"job": None, "status": "pending", "version": None, "reasons": []}
+    found = waiting if job is None else await _outcome(gateway, job)
+    return {"id": identity, "object": "feedback", "task": task, **found, "pending": desk.pending(task)}
+
+
+async def listed(gateway: Gateway) -> list[dict[str, Any]]:
+    """Return every task that corrections wait for or were sent for, with what became of its last job."""
+
+    async def with_outcome(item: dict[str, Any]) -> dict[str, Any]:
+        job = item["last_job"]
+        return {**item, "last_outcome": None if job is None else await _outcome(gateway, job)}
+
+    return await asyncio.gather(*map(with_outcome, gateway.feedback.listed()))
+
+
+async def _outcome(gateway: Gateway, job: str) -> dict[str, Any]:
+    try:
+        return outcome_of(await get_job(gateway.link, job))
+    except (NotFoundError, QueueUnavailable):
+        return {"job": job, "status": "unknown", "version": None, "reasons": [_FORGOTTEN]}
