@@ -17,7 +17,7 @@ from server.tasks.service import read_json
 
 router = APIRouter(prefix="/v1/feedback", tags=["teach"])
 
-_PENDING = {"count": 3, "oldest_seconds": 12.4, "sent_at_count": 8, "sent_after_seconds": 60.0}
+_PENDING = {"count": 3, "oldest_seconds": 12.4, "sent_at_count": 8, "sent_after_seconds": 20.0}
 _BODY = {
     "rating": "down",
     "question": "Which animal is this?",
@@ -50,7 +50,9 @@ async def create(request: Request, gateway: GatewayDep) -> dict[str, Any]:
 
     ``status`` is ``noted`` (a thumb alone), ``pending`` (it waits for others of its task) or ``queued`` (in
     ``job``). A correction needs the question and the picture; a later one of both replaces an earlier one.
-    Without ``task`` it belongs to the task that answers the question, or to ``corrections``.
+    Without ``task`` it belongs to the task that answers the question, or to ``corrections``. One answer has
+    one thumb, the last: ``request_id`` (the answer's ``x-request-id``) says which answer; without it a caller
+    has one thumb for each version.
     """
     return await give(gateway, parsed(await read_json(request, FILES.run)))
 
@@ -59,11 +61,18 @@ async def create(request: Request, gateway: GatewayDep) -> dict[str, Any]:
     "",
     summary="List the corrections that wait, by task",
     responses=example(
-        {"object": "list", "data": [{"task": "animals", **_PENDING, "last_job": "job-0193b2f0c1d4"}]}
+        {
+            "object": "list",
+            "data": [{"task": "animals", **_PENDING, "last_job": "job-0193b2f0c1d4", "refused": 0}],
+        }
     ),
 )
 async def listed(gateway: GatewayDep) -> dict[str, Any]:
-    """Return how many corrections of every task wait, and the job that was sent last."""
+    """Return how many corrections of every task wait, and the job that was sent last.
+
+    ``refused`` counts what was set aside because it can never be a job: folders named ``refused-...`` in
+    ``feedback/<task>`` of the server's home, kept for somebody to look at and remove.
+    """
     return {"object": "list", "data": gateway.feedback.listed()}
 
 
@@ -74,5 +83,5 @@ async def listed(gateway: GatewayDep) -> dict[str, Any]:
     responses=example({**JOB_EXAMPLE, "status": "queued"}, status=202),
 )
 async def send_now(task: str, gateway: GatewayDep) -> dict[str, Any]:
-    """Answer 202 with the job; 404 if no correction of the task waits."""
+    """Answer 202 with the job; 404 if no correction of the task waits, 409 if none of them can be learned."""
     return job_body(await send(gateway, task), gateway.model_name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from adapter_store.redis_server import RedisServer
 from server.cli.main import main
+from server.pools import DATASETS
 from tests.contract.conftest import ASK_KEY, KEY, RunningGateway, chat_body, wait_for
 from tests.contract.pictures import data_url, png
 from tests.contract.publishing import QUESTION, Publisher
@@ -64,6 +66,31 @@ def test_a_thumb_alone_is_noted_and_counted(running: RunningGateway, http: httpx
     assert running.metric("strata_feedback_total", rating="up", alias="stable") == before + 1
     assert running.gateway.thumbs.read()["base"] == (1, 0)
     assert http.post(FEEDBACK, json={"rating": "down"}).json()["status"] == "noted"
+
+
+def test_one_answer_has_one_thumb(running: RunningGateway, http: httpx.Client):
+    def thumb(rating: str, **changes: Any) -> None:
+        given(http, rating=rating, correction=None, image=None, task=None, version="base", **changes)
+
+    def counted() -> tuple[int, int]:
+        return running.gateway.thumbs.read().get("base", (0, 0))
+
+    thumb("down", request_id="req-first")
+    up, down = counted()
+    for _ in range(12):
+        thumb("down", request_id="req-first")
+    assert counted() == (up, down)
+    thumb("up", request_id="req-first")
+    assert counted() == (up + 1, down - 1)
+    thumb("down", request_id="req-second")
+    assert counted() == (up + 1, down)
+    thumb("down")
+    nameless = counted()
+    seen = running.metric("strata_feedback_total", rating="down", alias="stable")
+    for _ in range(12):
+        thumb("down")
+    assert counted() == nameless
+    assert running.metric("strata_feedback_total", rating="down", alias="stable") == seen
 
 
 def test_corrections_wait_and_become_one_job_at_the_count(running: RunningGateway, http: httpx.Client):
@@ -121,6 +148,46 @@ def test_what_waits_can_be_sent_now(http: httpx.Client):
     assert http.post(f"{FEEDBACK}/BAD NAME/send").status_code == 400
 
 
+def test_what_cannot_be_learned_is_set_aside_and_said(running: RunningGateway, http: httpx.Client):
+    before = running.metric("strata_feedback_refused_total") or 0.0
+    given(http, task="spoiled")
+    assert standing(http, "spoiled")["refused"] == 0
+    (picture,) = (running.home / "feedback" / "spoiled" / "open").glob("*.picture")
+    picture.write_bytes(b"no picture any more")
+    refused = http.post(f"{FEEDBACK}/spoiled/send")
+    assert refused.status_code == 409, refused.text
+    assert refused.json()["error"]["code"] == "corrections_refused"
+    assert (
+        "1 corrections of spoiled cannot be learned and are set aside: " in refused.json()["error"]["message"]
+    )
+    assert (standing(http, "spoiled")["count"], standing(http, "spoiled")["refused"]) == (0, 1)
+    wait_for(lambda: running.metric("strata_feedback_refused_total") == before + 1, 30)
+
+
+def test_a_later_answer_is_learned_though_the_earlier_one_is_under_way(http: httpx.Client):
+    cat = given(http, task="unsure")
+    job = http.post(f"{FEEDBACK}/unsure/send").json()["id"]
+    assert given(http, task="unsure")["job"] == job
+    assert given(http, task="unsure", correction="a dog")["status"] == "pending"
+    again = given(http, task="unsure")
+    assert (again["status"], again["job"], again["id"]) == ("pending", None, cat["id"])
+    last = http.post(f"{FEEDBACK}/unsure/send").json()["id"]
+    assert last != job
+    assert given(http, task="unsure")["job"] == last
+
+
+def test_a_correction_does_not_wait_for_validations(running: RunningGateway, http: httpx.Client):
+    end = threading.Event()
+    stuck = [DATASETS._executor.submit(end.wait, 120) for _ in range(DATASETS._executor._max_workers)]
+    try:
+        answer = http.post(FEEDBACK, json=body(task="hasty"), timeout=60)
+        assert answer.json()["status"] == "pending"
+        assert http.post(f"{FEEDBACK}/hasty/send", timeout=60).status_code == 202
+        assert not any(one.done() for one in stuck)
+    finally:
+        end.set()
+
+
 def test_without_a_name_the_task_that_answers_learns_it(
     running: RunningGateway, http: httpx.Client, publisher: Publisher
 ):
@@ -131,9 +198,10 @@ def test_without_a_name_the_task_that_answers_learns_it(
     asked = http.post("/v1/vqa", json={"question": QUESTION, "image": data_url(png("red"))}).json()
     assert asked["task"] == "digits"
     assert given(http, task=None, question=QUESTION)["task"] == "digits"
+    before = running.metric("strata_feedback_total", rating="down", alias="stable") or 0.0
     assert given(http, task=None, question=QUESTION, version=version, size=24)["task"] == "digits"
     assert given(http, task=None, question=QUESTION, version="base", size=26)["task"] == "corrections"
-    assert running.metric("strata_feedback_total", rating="down", alias="stable") == 1
+    assert running.metric("strata_feedback_total", rating="down", alias="stable") == before + 1
     assert running.gateway.thumbs.read()[version] == (0, 1)
 
 
