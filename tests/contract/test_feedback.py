@@ -349,3 +349,27 @@ def test_without_redis_they_wait_and_are_queued_once_it_is_back(tmp_path: Path, 
     finally:
         running.stop()
         redis.stop()
+
+
+def test_two_gateways_on_one_home_share_what_waits(tmp_path: Path, tiny_base: Path):
+    redis = RedisServer.start(tmp_path / "elsewhere")
+    settings: dict[str, Any] = {"redis_url": redis.url, "feedback_count": 2, "feedback_seconds": 0}
+    gateways = [RunningGateway(tmp_path / "home", tiny_base, **settings) for _ in range(2)]
+    try:
+        one, other = (gateway.wait_ready().http for gateway in gateways)
+        assert given(one, size=20)["status"] == "pending"
+        second = given(other, size=21)
+        assert (second["status"], second["pending"]["count"]) == ("queued", 0)
+        again = given(one, size=20)
+        assert (again["status"], again["job"]) == ("queued", second["job"])
+        assert given(one, size=22)["status"] == "pending"
+        gateways[0].stop()
+        sent = other.post(f"{FEEDBACK}/animals/send")
+        assert sent.status_code == 202, sent.text
+        jobs = other.get("/v1/fine_tuning/jobs").json()["data"]
+        assert [job["dataset"]["examples"] for job in jobs] == [1, 2]
+    finally:
+        for gateway in gateways:
+            if gateway._thread.is_alive():
+                gateway.stop()
+        redis.stop()
