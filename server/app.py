@@ -138,6 +138,7 @@ def _build_gateway(settings: GatewaySettings, metrics: Metrics, link: QueueLink)
             submissions=submissions,
             journal=link.journal,
             policy=SendingPolicy(settings.feedback_count, settings.feedback_seconds),
+            metrics=metrics,
         ),
         pictures=PictureLoader(parse_hosts(settings.image_url_hosts)),
     )

@@ -196,6 +196,13 @@ class Metrics:
         for rating in ("up", "down"):
             for alias in ("stable", "canary", "other"):
                 self.feedback.labels(rating, alias)
+        self.feedback_waiting = self._gauge("feedback_waiting", "Corrections that are in no job yet.")
+        self.feedback_oldest_seconds = self._gauge(
+            "feedback_oldest_seconds", "Age of the oldest correction that should be in a job by now."
+        )
+        self.feedback_refused = self._counter(
+            "feedback_refused_total", "Batches of corrections, and unreadable files, set aside."
+        )
 
     def observe_http(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one answered request under its route template."""
@@ -262,6 +269,12 @@ class Metrics:
         self.queue_up.set(0 if depth is None else 1)
         self.queue_depth.set(math.nan if depth is None else depth)
         self.queue_oldest_seconds.set(math.nan if depth is None else (oldest_seconds or 0.0))
+
+    def show_feedback(self, *, waiting: int, oldest_seconds: float, refused: int) -> None:
+        """Publish what waits of the corrections; ``refused`` is what was set aside since the last call."""
+        self.feedback_waiting.set(waiting)
+        self.feedback_oldest_seconds.set(oldest_seconds)
+        self.feedback_refused.inc(refused)
 
     def watch_engine(self, read: Callable[[], Any]) -> None:
         """Add the engine's own counters, read at every scrape, and vLLM's series if it runs."""

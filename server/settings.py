@@ -114,7 +114,7 @@ class GatewaySettings(SharedSettings):
         default=8, ge=1, le=32, description="corrections of a task that become a job at once"
     )
     feedback_seconds: float = Field(
-        default=60, ge=0, le=604_800, description="age at which waiting corrections become a job; 0: never"
+        default=20, ge=0, le=604_800, description="age at which waiting corrections become a job; 0: never"
     )
 
     @property

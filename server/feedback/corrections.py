@@ -7,6 +7,18 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+_TEXT, _PERHAPS = (str,), (str, type(None))
+_KINDS: dict[str, tuple[type, ...]] = {
+    "question": _TEXT,
+    "right": _TEXT,
+    "picture": _TEXT,
+    "answer": _TEXT,
+    "rating": _TEXT,
+    "version": _PERHAPS,
+    "request_id": _PERHAPS,
+    "since": (int, float),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Correction:
@@ -47,9 +59,18 @@ class Correction:
         return json.dumps(asdict(self), ensure_ascii=False).encode()
 
     @classmethod
-    def of(cls, data: dict[str, Any]) -> Correction:
-        """Rebuild a correction; raise TypeError or KeyError if the data is another's."""
-        return cls(**data)
+    def of(cls, data: Any) -> Correction:
+        """Rebuild a correction; fields that a later release added are ignored.
+
+        Raises:
+            TypeError: it is no object.
+            ValueError: a field is missing or of another type.
+        """
+        values: dict[str, Any] = {name: dict(data).get(name) for name in _KINDS}
+        wrong = [name for name, value in values.items() if not isinstance(value, _KINDS[name])]
+        if wrong:
+            raise ValueError(f"missing or of another type: {', '.join(wrong)}")
+        return cls(**values)
 
 
 def _digest(*parts: str) -> str:

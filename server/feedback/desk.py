@@ -9,17 +9,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapter_store.datasets import DatasetRef, DatasetStore
-from adapter_store.errors import ConflictError, InputError, NotFoundError
+from adapter_store.errors import ConflictError, InputError, NotFoundError, StrataError, UnavailableError
 from adapter_store.jobs import Job, JobJournal
 from adapter_store.jobs.record import FEEDBACK, SOURCE
 from server.feedback.corrections import Correction
-from server.feedback.pending import Batch, PendingStore
+from server.feedback.pending import Batch, PendingStore, Standing
 from server.jobs.submission import Submissions, scoped_key
 from server.logs import log
-from server.pools import DATASETS, FILES, QUEUE
+from server.metrics import Metrics
+from server.pools import FILES, QUEUE
 
 _LOOK_SECONDS = 0.5
 _RETRY_SECONDS = 2.0
+_LOCK_SECONDS = 10.0
+
+
+class CorrectionsRefused(ConflictError):
+    """Report that what waited can never be a job and was set aside."""
+
+    code = "corrections_refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +42,7 @@ class SendingPolicy:
 
 
 class FeedbackDesk:
-    """Take corrections in and hand them on, each batch exactly once."""
+    """Take corrections in and hand them on, each batch once, also beside other gateways of the home."""
 
     def __init__(
         self,
@@ -44,15 +52,17 @@ class FeedbackDesk:
         submissions: Submissions,
         journal: JobJournal,
         policy: SendingPolicy,
+        metrics: Metrics,
     ) -> None:
         self.store = store
         self.policy = policy
         self._datasets = datasets
         self._submissions = submissions
         self._journal = journal
-        self._sending: dict[str, asyncio.Lock] = {}
-        self._waits: dict[str, float] = {}
-        self._said: str | None = None
+        self._metrics = metrics
+        self._not_before: dict[str, float] = {}
+        self._said: dict[str, str] = {}
+        self._not_in_journal: set[str] = set()
 
     async def take(self, task: str, correction: Correction, picture: bytes) -> bool:
         """Keep a correction durably, and send what waits of its task if that is enough.
@@ -76,19 +86,20 @@ class FeedbackDesk:
 
         Raises:
             NotFoundError: nothing waits.
+            CorrectionsRefused: nothing of what waited can be a job.
             UnavailableError: the queue cannot be used now; what waits is kept and tried again.
         """
-        job = None
+        await FILES.run(self.store.refresh, task)
         if self.store.standing(task).count:
-            async with self._sending.setdefault(task, asyncio.Lock()):
-                if unripe or self._is_ripe(task):
+            async with self.store.sending(task, _LOCK_SECONDS):
+                await FILES.run(self.store.refresh, task)
+                if unripe or self._is_ripe(self.store.standing(task)):
                     await FILES.run(self.store.close, task)
-                for batch in self.store.batches(task):
-                    job = await self._hand_in(task, batch) or job
-        if job is None:
-            text = f"no corrections of {task[:63]!r} wait; POST /v1/feedback takes them"
-            raise NotFoundError(text, param="task")
-        return job
+                job = await self._hand_in_all(task)
+                if job is not None:
+                    return job
+        text = f"no corrections of {task[:63]!r} wait; POST /v1/feedback takes them"
+        raise NotFoundError(text, param="task")
 
     def pending(self, task: str | None) -> dict[str, Any]:
         """Return how it stands with a task's corrections, as HTTP shows it."""
@@ -102,53 +113,107 @@ class FeedbackDesk:
         }
 
     def listed(self) -> list[dict[str, Any]]:
-        """Return every task that corrections wait for or were sent for."""
+        """Return every task that corrections wait for, were sent for or were set aside of."""
         return [
-            {"task": task, **self.pending(task), "last_job": self.store.standing(task).last_job}
+            {"task": task, **self.pending(task), "last_job": found.last_job, "refused": found.refused}
             for task in self.store.tasks()
+            for found in (self.store.standing(task),)
         ]
 
     async def watch(self) -> None:
         """Send what is due and try again what could not be sent, until cancelled."""
         while True:
+            try:
+                await FILES.run(self.store.refresh)
+                self._said.pop("", None)
+            except (StrataError, OSError) as error:
+                self._say("", "waiting corrections cannot be read now", error)
             for task in self.store.tasks():
-                found = self.store.standing(task)
-                if found.count > found.open or self._is_ripe(task):
+                if self._is_due(self.store.standing(task)):
                     await self._try_to_send(task)
+            self._show()
             await asyncio.sleep(_LOOK_SECONDS)
 
-    def _is_ripe(self, task: str) -> bool:
+    def _show(self) -> None:
+        """Publish how many wait, how old the oldest is that is due, and what was set aside."""
+        found = [self.store.standing(task) for task in self.store.tasks()]
+        due = [one.oldest for one in found if one.oldest is not None and self._is_due(one)]
+        self._metrics.show_feedback(
+            waiting=sum(one.count for one in found),
+            oldest_seconds=max((time.time() - since for since in due), default=0.0),
+            refused=self.store.take_set_aside(),
+        )
+
+    def _is_due(self, found: Standing) -> bool:
+        """Tell whether something should be queued by now."""
+        return found.count > found.open or self._is_ripe(found)
+
+    def _is_ripe(self, found: Standing) -> bool:
         """Tell whether there is enough in no closed batch, or something that is old enough."""
-        if self.store.standing(task).open >= self.policy.count:
+        if found.open >= self.policy.count:
             return True
-        oldest = self.store.oldest_open(task)
+        oldest = found.oldest_open
         return bool(oldest and self.policy.seconds and time.time() - oldest >= self.policy.seconds)
 
     async def _try_to_send(self, task: str) -> None:
         """Send what waits, but not right after it failed; what fails is kept and tried again."""
-        if self._waits.get(task, 0.0) > time.monotonic():
+        if self._not_before.get(task, 0.0) > time.monotonic():
             return
         try:
             await self.send(task, unripe=False)
-        except NotFoundError:
-            pass  # it was sent meanwhile
+        except (NotFoundError, CorrectionsRefused):
+            pass  # it was sent meanwhile, or is set aside
         except Exception as error:  # noqa: BLE001  whatever it is, the corrections are on disk
-            self._waits[task] = time.monotonic() + _RETRY_SECONDS
-            reason = str(error)[:300]
-            if reason != self._said:
-                self._said = reason
-                log("corrections cannot be queued now and wait", logging.WARNING, task=task, reason=reason)
-        else:
-            self._waits.pop(task, None)
-            self._said = None
+            self._not_before[task] = time.monotonic() + _RETRY_SECONDS
+            self._say(task, "corrections cannot be queued now and wait", error)
+            return
+        self._not_before.pop(task, None)
+        self._said.pop(task, None)
 
-    async def _hand_in(self, task: str, batch: Batch) -> Job | None:
-        """Hand in one batch; return its job, or None if it can never be one."""
+    def _say(self, task: str, text: str, error: Exception) -> None:
+        """Log why something of a task cannot be done, once for each reason."""
+        reason = str(error)[:300]
+        if self._said.get(task) != reason:
+            self._said[task] = reason
+            log(text, logging.WARNING, task=task, reason=reason)
+
+    async def _hand_in_all(self, task: str) -> Job | None:
+        """Hand in a task's batches, oldest first; return the last job, None without any batch.
+
+        A batch that fails keeps back only those that correct the same questions again: the last word about
+        a question must be learned last.
+        """
+        job: Job | None = None
+        failed: Exception | None = None
+        kept_back: set[str] = set()
+        for batch in self.store.batches(task):
+            if kept_back & batch.corrections.keys():
+                kept_back |= batch.corrections.keys()
+                continue
+            try:
+                job = await self._hand_in(task, batch)
+            except UnavailableError:
+                raise  # the queue is away for all of them
+            except CorrectionsRefused as error:
+                failed = failed or error
+            except Exception as error:  # noqa: BLE001  whatever it is, others may go
+                failed = error if failed is None or isinstance(failed, CorrectionsRefused) else failed
+                kept_back |= batch.corrections.keys()
+        if failed is not None and (kept_back or job is None):
+            raise failed
+        return job
+
+    async def _hand_in(self, task: str, batch: Batch) -> Job:
+        """Hand in one batch; return its job.
+
+        Raises:
+            CorrectionsRefused: it can never be a job and was set aside.
+        """
         try:
-            job = await QUEUE.run(self._accepted_before, task, batch) if batch.left_over else None
+            job = await self._accepted_before(task, batch)
             if job is None:
                 job = await self._submissions.submit(
-                    await DATASETS.run(self._put, task, batch),
+                    await FILES.run(self._put, task, batch),
                     task=task,
                     hyperparameters={},
                     metadata={SOURCE: FEEDBACK},
@@ -157,19 +222,35 @@ class FeedbackDesk:
         except (InputError, ConflictError) as error:  # the same again would be refused again
             log("a batch of corrections is set aside", logging.ERROR, batch=batch.name, reason=error.message)
             await FILES.run(self.store.set_aside, task, batch)
-            return None
+            text = f"{len(batch.corrections)} corrections of {task} cannot be learned and are set aside"
+            raise CorrectionsRefused(f"{text}: {error.message}", param="task") from None
         await FILES.run(self.store.delivered, task, batch, job.id)
+        self._not_in_journal.discard(batch.name)
         log("corrections are queued", task=task, job=job.id, corrections=len(batch.corrections))
         return job
 
-    def _accepted_before(self, task: str, batch: Batch) -> Job | None:
-        """Return the job of a batch that an earlier process handed in before it could note that."""
+    async def _accepted_before(self, task: str, batch: Batch) -> Job | None:
+        """Return the job of a batch that another process handed in before it could note that.
+
+        The whole journal is read for it, so only once: what is handed in from here on, Redis remembers.
+        """
+        if not batch.left_over or batch.name in self._not_in_journal:
+            return None
+        job = await QUEUE.run(self._in_journal, task, batch)
+        if job is None:
+            self._not_in_journal.add(batch.name)
+        return job
+
+    def _in_journal(self, task: str, batch: Batch) -> Job | None:
         key = scoped_key(batch.name, task)
         return next((job for job in self._journal.all() if job.idempotency_key == key), None)
 
     def _put(self, task: str, batch: Batch) -> DatasetRef:
         corrections = sorted(batch.corrections.values(), key=lambda one: one.key)
-        images = {one.picture: self.store.picture(task, batch, one) for one in corrections}
+        try:
+            images = {one.picture: self.store.picture(task, batch, one) for one in corrections}
+        except FileNotFoundError:
+            raise InputError("the file of a picture is gone", param="image") from None
         examples = [
             {"id": one.id, "image": one.picture, "question": one.question, "answer": one.right}
             for one in corrections

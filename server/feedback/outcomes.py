@@ -37,8 +37,9 @@ def outcome_of(job: Job) -> dict[str, Any]:
 async def correction(gateway: Gateway, task: str, identity: str) -> dict[str, Any]:
     """Return what became of one correction; raise NotFoundError if it is not known (any more)."""
     desk = gateway.feedback
-    job = desk.store.job_of(check_task_name(task), identity)
-    if job is None and not desk.store.is_waiting(task, identity):
+    waits = desk.store.is_waiting(check_task_name(task), identity)
+    job = None if waits else desk.store.sent_in(task, identity)
+    if job is None and not waits:
         text = (
             f"no correction {identity[:40]!r} of {task!r} waits or was sent lately; thumbs are only counted"
         )

@@ -18,7 +18,7 @@ from server.tasks.service import read_json
 
 router = APIRouter(prefix="/v1/feedback", tags=["teach"])
 
-_PENDING = {"count": 3, "oldest_seconds": 12.4, "sent_at_count": 8, "sent_after_seconds": 60.0}
+_PENDING = {"count": 3, "oldest_seconds": 12.4, "sent_at_count": 8, "sent_after_seconds": 20.0}
 _BODY = {
     "rating": "down",
     "question": "Which animal is this?",
@@ -62,7 +62,9 @@ async def create(request: Request, gateway: GatewayDep) -> dict[str, Any]:
     Without ``task`` it belongs to the task that answers the question, or to ``corrections``.
 
     The rating is about the answer that was given, the correction is what is to be learned: each counts for
-    itself, so an ``up`` with a correction (right, but better said so) is a thumb up and a correction.
+    itself, so an ``up`` with a correction (right, but better said so) is a thumb up and a correction. One
+    answer has one thumb, the last: ``request_id`` (the answer's ``x-request-id``) says which answer; without
+    it a caller has one thumb for each version.
     """
     return await give(gateway, parsed(await read_json(request, FILES.run, _EXPECTED)))
 
@@ -73,14 +75,24 @@ async def create(request: Request, gateway: GatewayDep) -> dict[str, Any]:
     responses=example(
         {
             "object": "list",
-            "data": [{"task": "animals", **_PENDING, "last_job": _OUTCOME["job"], "last_outcome": _OUTCOME}],
+            "data": [
+                {
+                    "task": "animals",
+                    **_PENDING,
+                    "last_job": _OUTCOME["job"],
+                    "refused": 0,
+                    "last_outcome": _OUTCOME,
+                }
+            ],
         }
     ),
 )
 async def listed(gateway: GatewayDep) -> dict[str, Any]:
     """Return how many corrections of every task wait, the job that was sent last, and what came of it.
 
-    ``last_outcome.status`` is that of ``GET /v1/feedback/{task}/{correction}``.
+    ``last_outcome.status`` is that of ``GET /v1/feedback/{task}/{correction}``. ``refused`` counts what was
+    set aside because it can never be a job: folders named ``refused-...`` in ``feedback/<task>`` of the
+    server's home, kept for somebody to look at and remove.
     """
     return {"object": "list", "data": await outcomes.listed(gateway)}
 
@@ -98,7 +110,7 @@ async def show(task: str, correction: str, gateway: GatewayDep) -> dict[str, Any
     ``learned`` (``version`` was served), ``held_back`` (the gate kept ``version``; ``reasons`` say why),
     ``not_served`` (it passed, but ``stable`` was moved meanwhile), ``failed``, ``cancelled``, or ``unknown``
     where the queue cannot tell. ``correction`` is the ``id`` that ``POST /v1/feedback`` gave; 404 for a thumb
-    alone and for what was sent long ago.
+    alone, for what was set aside and for what was sent long ago.
     """
     return await outcomes.correction(gateway, task, correction)
 
@@ -110,5 +122,5 @@ async def show(task: str, correction: str, gateway: GatewayDep) -> dict[str, Any
     responses=example({**JOB_EXAMPLE, "status": "queued"}, status=202),
 )
 async def send_now(task: str, gateway: GatewayDep) -> dict[str, Any]:
-    """Answer 202 with the job; 404 if no correction of the task waits."""
+    """Answer 202 with the job; 404 if no correction of the task waits, 409 if none of them can be learned."""
     return job_body(await send(gateway, task), gateway.model_name)

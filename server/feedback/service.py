@@ -14,12 +14,13 @@ from adapter_store.names import BASE_VERSION, check_task_name
 from adapter_store.rendering import Message
 from adapter_store.versions import STABLE
 from server.adaptation import WrongBase
+from server.auth import CALLER
 from server.feedback.corrections import Correction
 from server.feedback.protocol import Feedback, feedback_body
 from server.gateway import Gateway
 from server.generation import prepared_question
 from server.jobs.service import get_job
-from server.pools import DATASETS
+from server.pools import FILES
 
 DEFAULT_TASK = "corrections"
 """The task of corrections of what the plain base answered."""
@@ -40,9 +41,10 @@ async def give(gateway: Gateway, given: Feedback) -> dict[str, Any]:
         _count(gateway, given, alias)
         pending = gateway.feedback.pending(given.task)
         return feedback_body(f"fb-{uuid.uuid4().hex}", given, given.task, pending, None)
-    correction, picture = await DATASETS.run(_correction, gateway, given)
+    correction, picture = await FILES.run(_correction, gateway, given)
     task = given.task or await _answered_by(gateway, given, picture) or DEFAULT_TASK
     desk = gateway.feedback
+    await FILES.run(desk.store.refresh, task)
     job = desk.store.job_of(task, correction.id)
     if job is not None and not await _has_ended(gateway, job):
         return feedback_body(correction.id, given, task, desk.pending(task), job)
@@ -58,9 +60,13 @@ async def send(gateway: Gateway, task: str) -> Job:
 
 
 def _count(gateway: Gateway, given: Feedback, alias: str) -> None:
-    gateway.metrics.feedback.labels(given.rating, alias).inc()
+    """Count a thumb, once for each answer; who names no answer has one thumb for each version."""
     if given.version is not None:
-        gateway.thumbs.count(given.version, given.rating)
+        caller = f"{CALLER.get().hex()} {given.version}"
+        answer = caller if given.request_id is None else f"request {given.request_id}"
+        if not gateway.thumbs.count(given.version, given.rating, answer=answer):
+            return
+    gateway.metrics.feedback.labels(given.rating, alias).inc()
 
 
 async def _alias_of(gateway: Gateway, version: str | None) -> str:

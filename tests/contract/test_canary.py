@@ -208,10 +208,15 @@ def test_what_the_client_got_wrong_counts_for_nobody(running: RunningGateway, se
 
 def test_thumbs_that_point_down_end_the_canary(running: RunningGateway, second: Manifest):
     begin(running, second.version, 1.0)
-    for _ in range(12):
-        running.gateway.thumbs.count(second.version, "down")
+    thumb = {"rating": "down", "version": second.version}
+    for _ in range(12):  # one answer, one thumb
+        assert running.http.post("/v1/feedback", json={**thumb, "request_id": "req-0"}).status_code == 200
+    wait_for(lambda: seen_of(running, "canary")["thumbs_down"] == 1)
+    for number in range(1, 10):
+        rated = running.http.post("/v1/feedback", json={**thumb, "request_id": f"req-{number}"})
+        assert rated.status_code == 200
     wait_for(lambda: show(running)["canary"] is None)
-    assert "12 of 12 thumbs point down" in show(running)["last_end"]["reason"]
+    assert "10 of 10 thumbs point down" in show(running)["last_end"]["reason"]
 
 
 def test_a_shadow_is_compared_and_answers_nobody(

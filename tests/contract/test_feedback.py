@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +10,12 @@ import httpx
 import pytest
 
 from adapter_store.redis_server import RedisServer
-from server.cli.main import main
-from tests.contract.conftest import ASK_KEY, KEY, RunningGateway, chat_body, wait_for
+from server.pools import DATASETS
+from tests.contract.conftest import ASK_KEY, RunningGateway, chat_body, wait_for
+from tests.contract.correcting import FEEDBACK, body, given, standing
 from tests.contract.pictures import data_url, png
 from tests.contract.publishing import QUESTION, Publisher
-from tests.contract.test_teaching import claimed
 
-FEEDBACK = "/v1/feedback"
 COUNT = 3
 
 
@@ -33,31 +30,6 @@ def running(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path):
         gateway.stop()
 
 
-def body(size: int = 28, **changes: Any) -> dict[str, Any]:
-    given = {
-        "rating": "down",
-        "question": "What is shown?",
-        "image": data_url(png("red", size)),
-        "answer": "a dog",
-        "correction": "a cat",
-        "task": "animals",
-        "version": None,
-        "request_id": None,
-    }
-    return {**given, **changes}
-
-
-def given(http: httpx.Client, **changes: Any) -> dict[str, Any]:
-    answer = http.post(FEEDBACK, json=body(**changes))
-    assert answer.status_code == 200, answer.text
-    return answer.json()
-
-
-def standing(http: httpx.Client, task: str) -> dict[str, Any]:
-    listed = http.get(FEEDBACK).json()["data"]
-    return next(item for item in listed if item["task"] == task)
-
-
 def test_a_thumb_alone_is_noted_and_counted(running: RunningGateway, http: httpx.Client):
     before = running.metric("strata_feedback_total", rating="up", alias="stable") or 0.0
     noted = given(http, rating="up", correction=None, image=None, task=None, version="base")
@@ -67,6 +39,31 @@ def test_a_thumb_alone_is_noted_and_counted(running: RunningGateway, http: httpx
     assert running.metric("strata_feedback_total", rating="up", alias="stable") == before + 1
     assert running.gateway.thumbs.read()["base"] == (1, 0)
     assert http.post(FEEDBACK, json={"rating": "down"}).json()["status"] == "noted"
+
+
+def test_one_answer_has_one_thumb(running: RunningGateway, http: httpx.Client):
+    def thumb(rating: str, **changes: Any) -> None:
+        given(http, rating=rating, correction=None, image=None, task=None, version="base", **changes)
+
+    def counted() -> tuple[int, int]:
+        return running.gateway.thumbs.read().get("base", (0, 0))
+
+    thumb("down", request_id="req-first")
+    up, down = counted()
+    for _ in range(12):
+        thumb("down", request_id="req-first")
+    assert counted() == (up, down)
+    thumb("up", request_id="req-first")
+    assert counted() == (up + 1, down - 1)
+    thumb("down", request_id="req-second")
+    assert counted() == (up + 1, down)
+    thumb("down")
+    nameless = counted()
+    seen = running.metric("strata_feedback_total", rating="down", alias="stable")
+    for _ in range(12):
+        thumb("down")
+    assert counted() == nameless
+    assert running.metric("strata_feedback_total", rating="down", alias="stable") == seen
 
 
 def test_corrections_wait_and_become_one_job_at_the_count(running: RunningGateway, http: httpx.Client):
@@ -134,65 +131,44 @@ def test_what_waits_can_be_sent_now(http: httpx.Client):
     assert http.post(f"{FEEDBACK}/BAD NAME/send").status_code == 400
 
 
-def outcome(http: httpx.Client, correction: dict[str, Any]) -> dict[str, Any]:
-    answer = http.get(f"{FEEDBACK}/{correction['task']}/{correction['id']}")
-    assert answer.status_code == 200, answer.text
-    return answer.json()
-
-
-@pytest.mark.parametrize(
-    ("status", "gate", "expected"),
-    [
-        ("succeeded", {"passed": True, "reasons": [], "promotion": "promoted"}, ("learned", "v4", [])),
-        (
-            "succeeded",
-            {"passed": False, "reasons": ["digits fell"], "promotion": "held_back"},
-            ("held_back", "v4", ["digits fell"]),
-        ),
-        (
-            "succeeded",
-            {"passed": True, "reasons": [], "promotion": "conflict"},
-            ("not_served", "v4", ["stable was moved while it was learned"]),
-        ),
-        ("failed", None, ("failed", None, ["no room"])),
-    ],
-    ids=["learned", "held back", "stable moved", "failed"],
-)
-def test_what_becomes_of_a_correction_is_told(
-    running: RunningGateway, http: httpx.Client, status: str, gate: Any, expected: tuple[Any, ...]
-):
-    task = f"fate-{expected[0].replace('_', '-')}-{len(expected[2])}"
-    first = given(http, task=task)
-    waits = outcome(http, first)
-    assert (waits["task"], waits["status"], waits["job"], waits["pending"]["count"]) == (
-        task,
-        "pending",
-        None,
-        1,
+def test_what_cannot_be_learned_is_set_aside_and_said(running: RunningGateway, http: httpx.Client):
+    before = running.metric("strata_feedback_refused_total") or 0.0
+    given(http, task="spoiled")
+    assert standing(http, "spoiled")["refused"] == 0
+    (picture,) = (running.home / "feedback" / "spoiled" / "open").glob("*.picture")
+    picture.write_bytes(b"no picture any more")
+    refused = http.post(f"{FEEDBACK}/spoiled/send")
+    assert refused.status_code == 409, refused.text
+    assert refused.json()["error"]["code"] == "corrections_refused"
+    assert (
+        "1 corrections of spoiled cannot be learned and are set aside: " in refused.json()["error"]["message"]
     )
-    assert standing(http, task)["last_outcome"] is None
-    job = http.post(f"{FEEDBACK}/{task}/send").json()["id"]
-    assert (outcome(http, first)["status"], outcome(http, first)["job"]) == ("queued", job)
-    queue = running.gateway.link.queue()
-    while (claim := queue.claim("w")) is not None and claim.job.id != job:
-        claim.finish("cancelled")
-    assert claim is not None
-    assert outcome(http, first)["status"] == "running"
-    assert http.get(f"{FEEDBACK}/other/{first['id']}").status_code == 404, "it is of this task alone"
-    error = None if gate else {"code": "input_error", "message": "no room", "param": None}
-    version = "v4" if gate else None
-    claim.finish(status, decision="expand", result_version=version, gate=gate, error=error)
-    ended = outcome(http, first)
-    assert (ended["status"], ended["version"], ended["reasons"]) == expected
-    assert standing(http, task)["last_outcome"] == {
-        key: ended[key] for key in ("job", "status", "version", "reasons")
-    }
+    assert (standing(http, "spoiled")["count"], standing(http, "spoiled")["refused"]) == (0, 1)
+    wait_for(lambda: running.metric("strata_feedback_refused_total") == before + 1, 30)
 
 
-def test_a_thumb_alone_has_no_fate(http: httpx.Client):
-    thumb = given(http, correction=None)
-    assert http.get(f"{FEEDBACK}/animals/{thumb['id']}").status_code == 404
-    assert http.get(f"{FEEDBACK}/BAD NAME/{thumb['id']}").status_code == 400
+def test_a_later_answer_is_learned_though_the_earlier_one_is_under_way(http: httpx.Client):
+    cat = given(http, task="unsure")
+    job = http.post(f"{FEEDBACK}/unsure/send").json()["id"]
+    assert given(http, task="unsure")["job"] == job
+    assert given(http, task="unsure", correction="a dog")["status"] == "pending"
+    again = given(http, task="unsure")
+    assert (again["status"], again["job"], again["id"]) == ("pending", None, cat["id"])
+    last = http.post(f"{FEEDBACK}/unsure/send").json()["id"]
+    assert last != job
+    assert given(http, task="unsure")["job"] == last
+
+
+def test_a_correction_does_not_wait_for_validations(running: RunningGateway, http: httpx.Client):
+    end = threading.Event()
+    stuck = [DATASETS._executor.submit(end.wait, 120) for _ in range(DATASETS._executor._max_workers)]
+    try:
+        answer = http.post(FEEDBACK, json=body(task="hasty"), timeout=60)
+        assert answer.json()["status"] == "pending"
+        assert http.post(f"{FEEDBACK}/hasty/send", timeout=60).status_code == 202
+        assert not any(one.done() for one in stuck)
+    finally:
+        end.set()
 
 
 def test_without_a_name_the_task_that_answers_learns_it(
@@ -205,9 +181,10 @@ def test_without_a_name_the_task_that_answers_learns_it(
     asked = http.post("/v1/vqa", json={"question": QUESTION, "image": data_url(png("red"))}).json()
     assert asked["task"] == "digits"
     assert given(http, task=None, question=QUESTION)["task"] == "digits"
+    before = running.metric("strata_feedback_total", rating="down", alias="stable") or 0.0
     assert given(http, task=None, question=QUESTION, version=version, size=24)["task"] == "digits"
     assert given(http, task=None, question=QUESTION, version="base", size=26)["task"] == "corrections"
-    assert running.metric("strata_feedback_total", rating="down", alias="stable") == 1
+    assert running.metric("strata_feedback_total", rating="down", alias="stable") == before + 1
     assert running.gateway.thumbs.read()[version] == (0, 1)
 
 
@@ -307,87 +284,6 @@ def test_teaching_needs_the_scope(running: RunningGateway):
     assert answer.status_code == 403
 
 
-def test_the_command_corrects(running: RunningGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    picture = tmp_path / "cat.png"
-    picture.write_bytes(png("blue"))
-    words = ["correct", "--image", str(picture), "What is shown?", "a cat", "--task", "spoken"]
-    words += ["--url", running.url, "--api-key", KEY]
-    assert main(words) == 0
-    kept = "kept: 1 correction waits for spoken; queued once there are 3, or with --now"
-    assert kept in capsys.readouterr().out
-    assert main([*words, "--wait"]) == 1
-    assert "queued once 3 of spoken wait and never by age; add --now" in capsys.readouterr().err
-    assert main([*words, "--json", "--now"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["status"] == "queued"
-    assert running.gateway.link.queue().get(told["job"]).task == "spoken"
-    assert main([*words[:4], "", *words[5:]]) == 2
-    assert "correction: it is empty" in capsys.readouterr().err
-
-
-GATE = {"passed": True, "reasons": [], "promotion": "promoted"}
-HELD = {"passed": False, "reasons": ["colors fell from 1.000 to 0.500"], "promotion": "held"}
-
-
-@pytest.mark.parametrize(
-    ("outcome", "status", "said"),
-    [
-        ({"status": "succeeded", "result_version": "v1", "gate": GATE}, 0, "taught: v1 is served now"),
-        ({"status": "succeeded", "result_version": "v1", "gate": HELD}, 3, "because colors fell from 1.000"),
-        ({"status": "failed", "error": {"message": "no room", "code": "x"}}, 1, "failed: no room"),
-    ],
-)
-def test_the_command_waits_until_its_correction_was_learned(
-    aged: RunningGateway,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    outcome: dict[str, Any],
-    status: int,
-    said: str,
-):
-    """What is queued by age is followed, whatever was sent of the task before."""
-    picture = tmp_path / "cat.png"
-    picture.write_bytes(png("blue"))
-    task = f"ends-{status}"
-    assert given(aged.http, task=task, size=40)["status"] == "pending"
-    wait_for(lambda: standing(aged.http, task)["last_job"] is not None, 30)
-    first = standing(aged.http, task)["last_job"]
-    learned: list[str] = []
-
-    def learn() -> None:
-        wait_for(lambda: standing(aged.http, task)["last_job"] != first, 30)
-        claim = claimed(aged.gateway.link.queue(), standing(aged.http, task)["last_job"])
-        learned.append(claim.job.id)
-        claim.update(status="running", phase="train")
-        claim.event("step 1/2", type="metrics", data={"step": 1, "total_steps": 2, "eta_seconds": 7})
-        time.sleep(1)
-        claim.finish(outcome["status"], **{k: v for k, v in outcome.items() if k != "status"})
-
-    worker = threading.Thread(target=learn)
-    worker.start()
-    words = ["correct", "--image", str(picture), "What is shown?", "a cat", "--task", task, "--wait"]
-    try:
-        assert main([*words, "--url", aged.url, "--api-key", KEY]) == status
-    finally:
-        worker.join()
-    shown = capsys.readouterr()
-    assert "kept: 1 correction waits" in shown.err
-    assert "train the increments" in shown.err
-    assert said in shown.out + shown.err
-    assert len(learned) == 1
-
-
-@pytest.fixture(scope="module")
-def aged(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path):
-    """Return a gateway that sends corrections half a second after they came."""
-    home = tmp_path_factory.mktemp("aged")
-    gateway = RunningGateway(home, tiny_base, feedback_seconds=0.5)
-    try:
-        yield gateway.wait_ready()
-    finally:
-        gateway.stop()
-
-
 def test_by_age_they_are_sent_without_another_request(tmp_path: Path, tiny_base: Path):
     running = RunningGateway(tmp_path, tiny_base, feedback_seconds=0.3).wait_ready()
     try:
@@ -420,4 +316,28 @@ def test_without_redis_they_wait_and_are_queued_once_it_is_back(tmp_path: Path, 
         assert sum(job["dataset"]["examples"] for job in jobs) == 3
     finally:
         running.stop()
+        redis.stop()
+
+
+def test_two_gateways_on_one_home_share_what_waits(tmp_path: Path, tiny_base: Path):
+    redis = RedisServer.start(tmp_path / "elsewhere")
+    settings: dict[str, Any] = {"redis_url": redis.url, "feedback_count": 2, "feedback_seconds": 0}
+    gateways = [RunningGateway(tmp_path / "home", tiny_base, **settings) for _ in range(2)]
+    try:
+        one, other = (gateway.wait_ready().http for gateway in gateways)
+        assert given(one, size=20)["status"] == "pending"
+        second = given(other, size=21)
+        assert (second["status"], second["pending"]["count"]) == ("queued", 0)
+        again = given(one, size=20)
+        assert (again["status"], again["job"]) == ("queued", second["job"])
+        assert given(one, size=22)["status"] == "pending"
+        gateways[0].stop()
+        sent = other.post(f"{FEEDBACK}/animals/send")
+        assert sent.status_code == 202, sent.text
+        jobs = other.get("/v1/fine_tuning/jobs").json()["data"]
+        assert [job["dataset"]["examples"] for job in jobs] == [1, 2]
+    finally:
+        for gateway in gateways:
+            if gateway._thread.is_alive():
+                gateway.stop()
         redis.stop()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from adapter_store.datasets import DatasetStore
-from adapter_store.errors import NotFoundError, QueueUnavailable
+from adapter_store.errors import QueueUnavailable
 from adapter_store.jobs import Job, JobJournal, JobQueue, JobStatus
 from server.feedback.corrections import Correction
-from server.feedback.desk import FeedbackDesk, SendingPolicy
+from server.feedback.desk import CorrectionsRefused, FeedbackDesk, SendingPolicy
 from server.feedback.pending import PendingStore
 from server.jobs.link import QueueLink, RedisPlace
 from server.jobs.submission import Submissions
@@ -27,12 +28,14 @@ def desk(home: Path, url: str) -> FeedbackDesk:
     journal = JobJournal(home / "jobs")
     datasets = DatasetStore(home / "datasets")
     link = QueueLink(RedisPlace(url, home), "strata", journal)
+    metrics = Metrics()
     return FeedbackDesk(
         PendingStore(home / "feedback"),
         datasets=datasets,
-        submissions=Submissions(lineage="strata", datasets=datasets, link=link, metrics=Metrics()),
+        submissions=Submissions(lineage="strata", datasets=datasets, link=link, metrics=metrics),
         journal=journal,
         policy=SendingPolicy(count=2, seconds=0),
+        metrics=metrics,
     )
 
 
@@ -116,10 +119,137 @@ async def test_what_can_never_be_a_job_is_set_aside_and_stops_nothing(
 ):
     here = desk(tmp_path, redis_url)
     await here.take("animals", correction(20), b"no picture at all")
-    with pytest.raises(NotFoundError):
+    with pytest.raises(CorrectionsRefused, match=r"1 corrections of animals cannot be learned .* set aside"):
         await here.send("animals")
     (aside,) = (tmp_path / "feedback" / "animals").glob("refused-*")
     assert list(aside.glob("*.picture"))
     await here.take("animals", correction(21), png("red", 21))
     assert (await here.send("animals")).dataset.examples == 1
-    assert desk(tmp_path, redis_url).store.standing("animals").count == 0
+    again = desk(tmp_path, redis_url).store.standing("animals")
+    assert (again.count, again.refused) == (0, 1)
+    (listed,) = here.listed()
+    assert (listed["count"], listed["refused"]) == (0, 1)
+
+
+async def test_two_gateways_on_one_home_make_one_job_of_a_batch(
+    tmp_path: Path, redis_url: str, queue: JobQueue
+):
+    one, other = desk(tmp_path, redis_url), desk(tmp_path, redis_url)
+    await one.take("animals", correction(20), png("red", 20))
+    sent = await asyncio.gather(one.send("animals"), other.send("animals"), return_exceptions=True)
+    assert sum(isinstance(item, Job) for item in sent) == 1, sent
+    await other.take("animals", correction(21), png("red", 21))
+    await one.take("animals", correction(22), png("red", 22))
+    assert [job.dataset.examples for job in queue.list()] == [2, 1]  # the newest first
+    for here in (one, other):
+        await asyncio.to_thread(here.store.refresh)
+        assert here.store.standing("animals").count == 0
+        assert here.store.job_of("animals", correction(22).id) == queue.list()[0].id
+
+
+async def test_what_a_gateway_kept_that_is_gone_is_sent_by_another(
+    tmp_path: Path, redis_url: str, queue: JobQueue
+):
+    other = desk(tmp_path, redis_url)
+    watch = asyncio.create_task(other.watch())
+    leaving = PendingStore(tmp_path / "feedback")
+    await asyncio.sleep(0.1)
+    for size in (20, 21):
+        await asyncio.to_thread(leaving.keep, "animals", correction(size), png("red", size), close_at=2)
+    for _ in range(200):
+        await asyncio.sleep(0.05)
+        if queue.list():
+            break
+    watch.cancel()
+    assert [job.dataset.examples for job in queue.list()] == [2]
+
+
+async def test_a_batch_that_fails_keeps_back_only_what_answers_its_questions_again(
+    tmp_path: Path, redis_url: str, queue: JobQueue
+):
+    here = desk(tmp_path, redis_url)
+    store = here.store
+    for one in (correction(20), correction(21), correction(20, "a tiger")):
+        await asyncio.to_thread(store.keep, "animals", one, png("red", 20), close_at=1)
+    broken = tmp_path / "feedback" / "animals" / store.batches("animals")[0].name / f"{20:064x}.picture"
+    broken.rename(broken.with_suffix(".away"))
+    broken.mkdir()
+    with pytest.raises(IsADirectoryError):
+        await here.send("animals")
+    assert [one.right for batch in store.batches("animals") for one in batch.corrections.values()] == [
+        "a cat",
+        "a tiger",
+    ]
+    assert len(queue.list()) == 1
+    broken.rmdir()
+    broken.with_suffix(".away").rename(broken)
+    await here.send("animals")
+    said = [here._datasets.open(job.dataset.id).examples[0].turns[0].answer for job in queue.list()]
+    assert said == ["a tiger", "a cat", "a cat"]  # the newest first
+
+
+async def test_a_batch_whose_picture_is_gone_is_set_aside_and_the_next_is_sent(
+    tmp_path: Path, redis_url: str, queue: JobQueue
+):
+    here = desk(tmp_path, redis_url)
+    for size in (20, 21):
+        await asyncio.to_thread(here.store.keep, "animals", correction(size), png("red", size), close_at=1)
+    first = here.store.batches("animals")[0]
+    (tmp_path / "feedback" / "animals" / first.name / f"{20:064x}.picture").unlink()
+    job = await here.send("animals")
+    assert [known.id for known in queue.list()] == [job.id]
+    assert here.store.standing("animals").refused == 1
+
+
+async def test_a_left_over_batch_reads_the_journal_once(
+    tmp_path: Path, redis_url: str, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+):
+    before = desk(tmp_path, redis_url)
+    await before.take("animals", correction(20), png("red", 20))
+    await asyncio.to_thread(before.store.close, "animals")
+    here, read = desk(tmp_path, "redis://127.0.0.1:1"), []
+    every = JobJournal.all
+    monkeypatch.setattr(JobJournal, "all", lambda self: read.append(1) or every(self))
+    for _ in range(3):
+        with pytest.raises(QueueUnavailable):
+            await here.send("animals")
+    assert len(read) == 1
+
+
+async def test_each_task_says_once_why_it_waits(
+    tmp_path: Path, redis_url: str, queue: JobQueue, caplog: pytest.LogCaptureFixture
+):
+    here = desk(tmp_path, redis_url)
+    for task in ("animals", "birds"):
+        await asyncio.to_thread(here.store.keep, task, correction(20), png("red", 20), close_at=1)
+        (batch,) = here.store.batches(task)
+        picture = tmp_path / "feedback" / task / batch.name / f"{20:064x}.picture"
+        picture.unlink()
+        picture.mkdir()
+    for _ in range(3):
+        for task in ("animals", "birds"):
+            here._not_before.clear()
+            await here._try_to_send(task)
+    said = [record for record in caplog.records if "cannot be queued now" in record.getMessage()]
+    assert len(said) == 2
+
+
+async def test_what_waits_too_long_and_what_was_set_aside_is_shown(tmp_path: Path, queue: JobQueue):
+    here = desk(tmp_path, "redis://127.0.0.1:1")
+    shown = here._metrics.registry.get_sample_value
+    await here.take("animals", correction(20), png("red", 20))
+    here._show()
+    assert shown("strata_feedback_waiting") == 1
+    assert shown("strata_feedback_oldest_seconds") == 0  # nobody asked for it to be sent yet
+    assert shown("strata_feedback_refused_total") == 0
+    await here.take("animals", correction(21), png("red", 21))
+    here._show()
+    assert shown("strata_feedback_waiting") == 2
+    assert (shown("strata_feedback_oldest_seconds") or 0) > 1e9  # since one second after 1970
+    (batch,) = here.store.batches("animals")
+    await asyncio.to_thread(here.store.set_aside, "animals", batch)
+    for _ in range(2):
+        here._show()
+        assert shown("strata_feedback_waiting") == 0
+        assert shown("strata_feedback_oldest_seconds") == 0
+        assert shown("strata_feedback_refused_total") == 1

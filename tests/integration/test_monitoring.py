@@ -46,7 +46,7 @@ strata_adapter_served_version strata_adapter_rejections_total strata_submissions
 strata_worker_heartbeat_timestamp_seconds strata_generations_total strata_token_gap_seconds_count
 strata_slot_requests_total strata_slot_request_seconds_count strata_slot_ready strata_shadow_compared_total
 strata_canary_decisions_total
-strata_feedback_total
+strata_feedback_total strata_feedback_waiting strata_feedback_oldest_seconds strata_feedback_refused_total
 """.split()
 """The series that the interface promises, and those that the boards need beside them."""
 NOT_MEASURED = "max(strata_candidate_zero_shot_retention_ratio)"

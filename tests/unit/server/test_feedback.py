@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from server.feedback import pending
+from server.feedback import thumbs as thumbs_module
 from server.feedback.corrections import Correction
 from server.feedback.pending import FeedbackFull, PendingStore
 from server.feedback.thumbs import MOST_VERSIONS, Thumbs
@@ -35,6 +36,27 @@ def test_thumbs_are_counted_by_version_and_bounded():
     thumbs.count("v2", "up")
     thumbs.count("v99", "up")
     assert thumbs.read()["v2"] == (1, 1)
+
+
+def test_an_answer_has_one_thumb_the_last():
+    thumbs = Thumbs()
+    assert thumbs.count("v1", "down", answer="a")
+    assert not thumbs.count("v1", "down", answer="a")
+    assert thumbs.read() == {"v1": (0, 1)}
+    assert thumbs.count("v1", "up", answer="a")
+    assert thumbs.count("v1", "up", answer="b")
+    assert thumbs.read() == {"v1": (2, 0)}
+    assert thumbs.count("v2", "up", answer="a")
+    assert thumbs.read() == {"v1": (1, 0), "v2": (1, 0)}
+
+
+def test_answers_that_were_rated_are_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(thumbs_module, "MOST_ANSWERS", 2)
+    thumbs = Thumbs()
+    for answer in ("a", "b", "a", "c"):
+        thumbs.count("v1", "down", answer=answer)
+    assert not thumbs.count("v1", "down", answer="a")  # rated after b, so b went
+    assert thumbs.count("v1", "down", answer="b")
 
 
 def test_the_same_correction_twice_is_one_example(tmp_path: Path):

@@ -1,0 +1,173 @@
+"""What became of corrections is told over HTTP and by the command."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from server.cli.main import main
+from tests.contract.conftest import KEY, RunningGateway, wait_for
+from tests.contract.correcting import FEEDBACK, given, standing
+from tests.contract.pictures import png
+from tests.contract.test_teaching import claimed
+
+COUNT = 3
+
+
+@pytest.fixture(scope="module")
+def aged(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path):
+    """Return a gateway that sends corrections half a second after they came."""
+    home = tmp_path_factory.mktemp("aged")
+    gateway = RunningGateway(home, tiny_base, feedback_seconds=0.5)
+    try:
+        yield gateway.wait_ready()
+    finally:
+        gateway.stop()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path):
+    """Return a gateway that sends at three corrections of a task, and never by age."""
+    home = tmp_path_factory.mktemp("home")
+    gateway = RunningGateway(home, tiny_base, feedback_count=COUNT, feedback_seconds=0)
+    try:
+        yield gateway.wait_ready()
+    finally:
+        gateway.stop()
+
+
+def outcome(http: httpx.Client, correction: dict[str, Any]) -> dict[str, Any]:
+    answer = http.get(f"{FEEDBACK}/{correction['task']}/{correction['id']}")
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+@pytest.mark.parametrize(
+    ("status", "gate", "expected"),
+    [
+        ("succeeded", {"passed": True, "reasons": [], "promotion": "promoted"}, ("learned", "v4", [])),
+        (
+            "succeeded",
+            {"passed": False, "reasons": ["digits fell"], "promotion": "held_back"},
+            ("held_back", "v4", ["digits fell"]),
+        ),
+        (
+            "succeeded",
+            {"passed": True, "reasons": [], "promotion": "conflict"},
+            ("not_served", "v4", ["stable was moved while it was learned"]),
+        ),
+        ("failed", None, ("failed", None, ["no room"])),
+    ],
+    ids=["learned", "held back", "stable moved", "failed"],
+)
+def test_what_becomes_of_a_correction_is_told(
+    running: RunningGateway, http: httpx.Client, status: str, gate: Any, expected: tuple[Any, ...]
+):
+    task = f"fate-{expected[0].replace('_', '-')}-{len(expected[2])}"
+    first = given(http, task=task)
+    waits = outcome(http, first)
+    assert (waits["task"], waits["status"], waits["job"], waits["pending"]["count"]) == (
+        task,
+        "pending",
+        None,
+        1,
+    )
+    assert standing(http, task)["last_outcome"] is None
+    job = http.post(f"{FEEDBACK}/{task}/send").json()["id"]
+    assert (outcome(http, first)["status"], outcome(http, first)["job"]) == ("queued", job)
+    queue = running.gateway.link.queue()
+    while (claim := queue.claim("w")) is not None and claim.job.id != job:
+        claim.finish("cancelled")
+    assert claim is not None
+    assert outcome(http, first)["status"] == "running"
+    assert http.get(f"{FEEDBACK}/other/{first['id']}").status_code == 404, "it is of this task alone"
+    error = None if gate else {"code": "input_error", "message": "no room", "param": None}
+    version = "v4" if gate else None
+    claim.finish(status, decision="expand", result_version=version, gate=gate, error=error)
+    ended = outcome(http, first)
+    assert (ended["status"], ended["version"], ended["reasons"]) == expected
+    assert standing(http, task)["last_outcome"] == {
+        key: ended[key] for key in ("job", "status", "version", "reasons")
+    }
+
+
+def test_a_thumb_alone_has_no_fate(http: httpx.Client):
+    thumb = given(http, correction=None)
+    assert http.get(f"{FEEDBACK}/animals/{thumb['id']}").status_code == 404
+    assert http.get(f"{FEEDBACK}/BAD NAME/{thumb['id']}").status_code == 400
+
+
+def test_the_command_corrects(running: RunningGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    picture = tmp_path / "cat.png"
+    picture.write_bytes(png("blue"))
+    words = ["correct", "--image", str(picture), "What is shown?", "a cat", "--task", "spoken"]
+    words += ["--url", running.url, "--api-key", KEY]
+    assert main(words) == 0
+    kept = "kept: 1 correction waits for spoken; queued once there are 3, or with --now"
+    assert kept in capsys.readouterr().out
+    assert main([*words, "--wait"]) == 1
+    assert "queued once 3 of spoken wait and never by age; add --now" in capsys.readouterr().err
+    assert main([*words, "--json", "--now"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["status"] == "queued"
+    assert running.gateway.link.queue().get(told["job"]).task == "spoken"
+    assert main([*words[:4], "", *words[5:]]) == 2
+    assert "correction: it is empty" in capsys.readouterr().err
+
+
+GATE = {"passed": True, "reasons": [], "promotion": "promoted"}
+HELD = {"passed": False, "reasons": ["colors fell from 1.000 to 0.500"], "promotion": "held"}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "said"),
+    [
+        ({"status": "succeeded", "result_version": "v1", "gate": GATE}, 0, "taught: v1 is served now"),
+        ({"status": "succeeded", "result_version": "v1", "gate": HELD}, 3, "because colors fell from 1.000"),
+        ({"status": "failed", "error": {"message": "no room", "code": "x"}}, 1, "failed: no room"),
+    ],
+)
+def test_the_command_waits_until_its_correction_was_learned(
+    aged: RunningGateway,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    outcome: dict[str, Any],
+    status: int,
+    said: str,
+):
+    """What is queued by age is followed, whatever was sent of the task before."""
+    picture = tmp_path / "cat.png"
+    picture.write_bytes(png("blue"))
+    task = f"ends-{status}"
+    assert given(aged.http, task=task, size=40)["status"] == "pending"
+    wait_for(lambda: standing(aged.http, task)["last_job"] is not None, 30)
+    first = standing(aged.http, task)["last_job"]
+    learned: list[str] = []
+
+    def learn() -> None:
+        wait_for(lambda: standing(aged.http, task)["last_job"] != first, 30)
+        claim = claimed(aged.gateway.link.queue(), standing(aged.http, task)["last_job"])
+        learned.append(claim.job.id)
+        claim.update(status="running", phase="train")
+        claim.event("step 1/2", type="metrics", data={"step": 1, "total_steps": 2, "eta_seconds": 7})
+        time.sleep(1)
+        claim.finish(outcome["status"], **{k: v for k, v in outcome.items() if k != "status"})
+
+    worker = threading.Thread(target=learn)
+    worker.start()
+    words = ["correct", "--image", str(picture), "What is shown?", "a cat", "--task", task, "--wait"]
+    try:
+        assert main([*words, "--url", aged.url, "--api-key", KEY]) == status
+    finally:
+        worker.join()
+    shown = capsys.readouterr()
+    assert "kept: 1 correction waits" in shown.err
+    assert "train the increments" in shown.err
+    assert said in shown.out + shown.err
+    assert len(learned) == 1
