@@ -204,7 +204,7 @@ def test_line_numbers_of_an_indented_array_are_true(tmp_path: Path) -> None:
 def test_the_fault_list_is_capped_and_says_how_many_more(tmp_path: Path) -> None:
     report = report_of(tmp_path, lines([row(answer="")] * 1000))
     assert (len(report.faults), report.truncated_faults) == (200, 800)
-    assert "1000 faults" in report.summary()
+    assert "1,000 faults" in report.summary()
 
 
 def test_a_picture_over_the_limit_in_a_late_row_comes_with_the_early_faults(tmp_path: Path) -> None:
