@@ -11,6 +11,7 @@ import pytest
 
 from adapter_store.base.load import Base
 from tests.contract.conftest import KEY, RunningGateway, chat_body
+from tests.contract.correcting import given
 from tests.contract.publishing import Publisher
 
 schemathesis: Any = pytest.importorskip("schemathesis", reason="needs schemathesis, which `make` installs")
@@ -50,6 +51,7 @@ def present(fuzzed: RunningGateway) -> dict[str, str]:
     return {
         **named,
         "task": "digits",
+        "correction": given(http, task="digits")["id"],
         "version": "v1",
         "name": "strata",
         "alias": "stable",
