@@ -43,7 +43,7 @@ strata_accuracy_matrix_ratio strata_adapter_alias_version strata_adapter_alias_m
 strata_adapter_served_version strata_adapter_rejections_total strata_submissions_total
 strata_worker_heartbeat_timestamp_seconds strata_generations_total strata_token_gap_seconds_count
 strata_slot_requests_total strata_slot_request_seconds_count strata_slot_ready strata_shadow_compared_total
-strata_canary_decisions_total
+strata_canary_decisions_total strata_dead_letters_total
 strata_feedback_total
 """.split()
 """The series that the interface promises, and those that the boards need beside them."""
