@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import sys
 import time
+from itertools import takewhile
 from pathlib import Path
 
-from openai import APIError, OpenAI, omit
-from openai.types.fine_tuning import FineTuningJob
+from openai import APIError, OpenAI
+from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai_chat import talk
 
 SERVER = os.environ.get("STRATA_URL", "http://127.0.0.1:8000")
@@ -26,13 +27,19 @@ def teach(client: OpenAI, data: Path, task: str) -> FineTuningJob:
     last = ""
     while True:
         ended = job.status in ENDED  # asked before the events are read, so that none is missed
-        for event in client.fine_tuning.jobs.list_events(job.id, after=last or omit):
+        for event in events_behind(client, job.id, last):
             last = event.id
             print(event.message, flush=True)
         if ended:
             return job
         time.sleep(0.5)
         job = client.fine_tuning.jobs.retrieve(job.id)
+
+
+def events_behind(client: OpenAI, job_id: str, last: str) -> list[FineTuningJobEvent]:
+    """Return the events that came after event ``last``, oldest first; the list has the newest first."""
+    newest_first = client.fine_tuning.jobs.list_events(job_id)
+    return list(takewhile(lambda event: event.id != last, newest_first))[::-1]
 
 
 def report(client: OpenAI, job: FineTuningJob) -> str:

@@ -187,6 +187,8 @@ class Metrics:
         self.queue_up = self._gauge("queue_up", "1 while Redis answers.")
         self.queue_depth = self._gauge("queue_depth", "Jobs that wait for a worker.")
         self.queue_oldest_seconds = self._gauge("queue_oldest_seconds", "Age of the oldest waiting job.")
+        self._dead_letters: int | None = None
+        self.registry.register(_DeadLetterCollector(lambda: self._dead_letters))
         self.submissions = self._counter("submissions_total", "Submitted jobs by outcome.", "outcome")
         for outcome in ("accepted", "repeated", "invalid"):
             self.submissions.labels(outcome)
@@ -276,6 +278,10 @@ class Metrics:
         self.feedback_oldest_seconds.set(oldest_seconds)
         self.feedback_refused.inc(refused)
 
+    def show_dead_letters(self, count: int) -> None:
+        """Publish how many entries of the queue were given up; the last count stands while Redis is gone."""
+        self._dead_letters = count
+
     def watch_engine(self, read: Callable[[], Any]) -> None:
         """Add the engine's own counters, read at every scrape, and vLLM's series if it runs."""
         self.registry.register(_EngineCollector(read))
@@ -317,6 +323,18 @@ class _EngineCollector(Collector):
                 yield CounterMetricFamily(f"strata_engine_{name}", text, value=float(value))
             else:
                 yield GaugeMetricFamily(f"strata_engine_{name}", text, value=float(value))
+
+
+class _DeadLetterCollector(Collector):
+    """Show what Redis counts: workers that are killed by a job lose their own counters."""
+
+    def __init__(self, read: Callable[[], int | None]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the counter; without a value until Redis told it, lest a 0 make it look like an increase."""
+        text = "Entries of the queue that were given up."
+        yield CounterMetricFamily("strata_dead_letters", text, value=self._read())
 
 
 class _VllmCollector(Collector):

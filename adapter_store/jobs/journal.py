@@ -3,12 +3,19 @@
 The order that keeps the promise: write the data set, ``record`` the job, ``submit`` it,
 answer 202. After a start, and whenever Redis came back empty, ``reconcile`` submits what
 Redis does not know. Submitting is idempotent per job id, so doing it twice is harmless.
+
+A refused job must not run later: it is forgotten, or, while nobody knows whether Redis took it,
+``doubt``-ed. What is between ``record`` and that is ``handed_in``, and ``reconcile`` waits for it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from adapter_store.durable import make_folder, sync_folder, write_durably
@@ -17,6 +24,10 @@ from adapter_store.jobs.queue import JobQueue, leaves_at
 from adapter_store.jobs.record import Job, check_job_id
 
 logger = logging.getLogger(__name__)
+
+_DOUBTED = "doubted-"
+"""Begins the file of a job whose submission was refused without knowing whether Redis took it."""
+_LOCK = ".lock"
 
 
 class JobJournal:
@@ -43,6 +54,19 @@ class JobJournal:
         self._path(job_id).unlink(missing_ok=True)
         sync_folder(self._folder)
 
+    def handed_in(self) -> AbstractContextManager[None]:
+        """Keep ``reconcile`` from submitting what is recorded inside, until it was accepted or forgotten.
+
+        Several threads and processes may be inside at once; one that dies inside holds nobody up.
+        """
+        return self._locked(fcntl.LOCK_SH)
+
+    def doubt(self, job_id: str) -> None:
+        """Set a job aside that Redis may have taken: ``reconcile`` keeps it if so, else forgets it."""
+        path = self._path(job_id)
+        path.rename(path.with_name(_DOUBTED + path.name))
+        sync_folder(self._folder)
+
     def get(self, job_id: str) -> Job | None:
         """Return the job as last recorded, or None."""
         return self._read(self._path(job_id))
@@ -63,7 +87,8 @@ class JobJournal:
         Jobs that Redis does not know are submitted (unfinished) or restored (finished,
         so that listings and idempotency keys survive), unless they ended so long ago that
         Redis has let them go. Outcomes that only Redis knows are recorded, and then the
-        job is retired there. Of several jobs with one idempotency key the oldest counts.
+        job is retired there. Of several jobs with one idempotency key the one that Redis knows counts, else
+        one that has ended, else the oldest; the others were never accepted and are forgotten.
 
         Args:
             queue: The queue to agree with.
@@ -72,45 +97,78 @@ class JobJournal:
         Raises:
             QueueUnavailable: Redis does not answer; what was done so far is kept.
         """
-        submitted = 0
-        holders: dict[str, str] = {}
-        for job in self.all() if ended else self.pending():
-            if job.lineage != queue.lineage:
+        self._settle_doubts(queue)
+        jobs = self.all() if ended else self.pending()
+        ours = [job for job in jobs if job.lineage == queue.lineage]
+        return sum(self._agree(queue, job) for job in sorted(ours, key=lambda job: not job.status.terminal))
+
+    def _settle_doubts(self, queue: JobQueue) -> None:
+        for path in sorted(self._folder.glob(f"{_DOUBTED}job-*.json")):
+            job = self._read(path)
+            if job is None or job.lineage != queue.lineage:
                 continue
-            key = job.idempotency_key
-            if key is not None and not _has_left(job) and holders.setdefault(key, job.id) != job.id:
-                self.forget(job.id)
-                continue
-            submitted += self._agree(queue, job)
-        return submitted
+            try:
+                self._note(queue, queue.get(job.id))
+            except NotFoundError:
+                logger.info("job %s was refused and had not reached Redis", job.id)
+            path.unlink(missing_ok=True)
+            sync_folder(self._folder)
 
     def _agree(self, queue: JobQueue, job: Job) -> int:
+        """Bring one job to agree; return 1 if it was submitted."""
         try:
             current = queue.get(job.id)
         except NotFoundError:
             if _has_left(job):
                 return 0
-            if job.status.terminal:
-                try:
-                    queue.retire(queue.restore(job))
-                except ConflictError as error:
-                    logger.warning("job %s stays in the journal only: %s", job.id, error.message)
-                return 0
-            try:
-                holder = queue.submit(job).id
-            except ConflictError:
-                holder = None
-            except NotFoundError as error:
-                logger.warning("job %s is kept on disk but not submitted: %s", job.id, error.message)
-                return 0
-            if holder != job.id:
-                self.forget(job.id)
-            return int(holder == job.id)
+            with self._locked(fcntl.LOCK_EX):
+                now = self.get(job.id)  # whoever was handing it in may have refused it meanwhile
+                return self._bring_back(queue, now) if now is not None else 0
         if current.status.terminal:
             if not job.status.terminal:
                 self.record(current)
             queue.retire(current)
         return 0
+
+    def _bring_back(self, queue: JobQueue, job: Job) -> int:
+        """Submit or restore a job that Redis does not know; return 1 if it was submitted."""
+        if job.status.terminal:
+            try:
+                queue.retire(queue.restore(job))
+            except ConflictError as error:
+                logger.warning("job %s stays in the journal only: %s", job.id, error.message)
+            return 0
+        try:
+            holder = queue.submit(job)
+        except ConflictError:
+            self.forget(job.id)
+            return 0
+        except NotFoundError as error:
+            logger.warning("job %s is kept on disk but not submitted: %s", job.id, error.message)
+            return 0
+        if holder.id == job.id:
+            return 1
+        self._note(queue, holder)
+        self.forget(job.id)
+        return 0
+
+    def _note(self, queue: JobQueue, job: Job) -> None:
+        """Record a job that is in Redis and that the journal may lack."""
+        if self.get(job.id) is None:
+            self.record(job)
+        if job.status.terminal:
+            self.record(job)
+            queue.retire(job)
+
+    @contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        handle = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, how)
+            yield
+        finally:
+            fcntl.flock(handle, fcntl.LOCK_UN)  # closing does not end it while a forked process has it open
+            os.close(handle)
 
     def _path(self, job_id: str) -> Path:
         return self._folder / f"{check_job_id(job_id)}.json"

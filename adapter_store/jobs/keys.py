@@ -10,6 +10,7 @@ key                            type    meaning
                                        consumer group ``workers`` reads it; a finished job's entry is
                                        acknowledged and deleted.
 ``strata:{L}:dead``            stream  entries that were given up: ``entry job reason payload``
+``strata:{L}:buried``          string  how many entries were ever given up; it only grows
 ``strata:{L}:index``           zset    every job id, scored by creation time
 ``strata:{L}:fence``           string  the fencing token of the latest claim; it only grows
 ``strata:{L}:writer``          string  the token of the claim that runs now; it expires with the lease,
@@ -44,6 +45,7 @@ class Keys:
         root = f"strata:{{{lineage}}}:"
         self.stream = root + "jobs"
         self.dead = root + "dead"
+        self.buried = root + "buried"
         self.index = root + "index"
         self.fence = root + "fence"
         self.writer = root + "writer"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import redis
@@ -106,7 +106,7 @@ def encode_job(job: Job) -> list[str]:
     return flat
 
 
-def parse(fields: dict[str, str], job_id: str) -> Job:
+def parse(fields: Mapping[str, str], job_id: str) -> Job:
     """Return the job that a Redis hash holds; raise NotFoundError if it is not one."""
     try:
         return Job.model_validate({k: json.loads(v) for k, v in fields.items() if not k.startswith("_")})

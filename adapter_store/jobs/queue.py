@@ -65,7 +65,8 @@ class JobQueue:
         Raises:
             InputError: The job belongs to another lineage.
             ConflictError: The idempotency key was used for a different request.
-            QueueUnavailable: Redis does not answer or is full; nothing was queued.
+            QueueUnavailable: Redis does not answer or is full. It may have queued the job all the same, if
+                only its answer was lost: ``get`` tells.
         """
         waiting = {"status": JobStatus.QUEUED, "phase": None, "started_at": None, "attempts": 0}
         return self._put(job.model_copy(update=waiting), enqueue=True)
@@ -96,14 +97,27 @@ class JobQueue:
             NotFoundError: There is no job ``after``.
         """
         count = min(max(limit, 1), _LARGEST_PAGE)
-        with guarded("list the jobs"):
-            records = self._page(count, after)
-            while left := [job_id for job_id, fields in records if not fields]:
-                self._ledger.run(scripts.PRUNE, [self._keys.index], [self._keys.job_prefix, *left])
-                records = self._page(count, after)
-        return [job for job_id, fields in records if (job := _parsed(fields, job_id))]
+        found: Jobs = []
+        # Records that cannot be read are left out, and their places filled: a short page means the end.
+        while len(found) < count:
+            missed = count - len(found)
+            with guarded("list the jobs"):
+                records = self._page(missed, after)
+            found += [job for job_id, fields in records if (job := _parsed(fields, job_id))]
+            if len(records) < missed:
+                break
+            after = records[-1][0]
+        return found
 
     def _page(self, count: int, after: str | None) -> Records:
+        """Return the records of up to ``count`` ids; ids whose record has ended leave the index first."""
+        records = self._records(count, after)
+        while left := [job_id for job_id, fields in records if not fields]:
+            self._ledger.run(scripts.PRUNE, [self._keys.index], [self._keys.job_prefix, *left])
+            records = self._records(count, after)
+        return records
+
+    def _records(self, count: int, after: str | None) -> Records:
         start = 0
         if after is not None:
             rank: Any = self._client.zrevrank(self._keys.index, check_job_id(after))
@@ -138,22 +152,29 @@ class JobQueue:
             )
         return job
 
-    def events(self, job_id: str, after: str = "0", limit: int = 100) -> JobEvents:
-        """Return the events behind event ``after``, oldest first; the last 1000 of a job are kept.
+    def events(
+        self, job_id: str, after: str | None = None, limit: int = 100, *, newest_first: bool = False
+    ) -> JobEvents:
+        """Return the events of a job, oldest first; its last 1000 are kept.
+
+        Args:
+            job_id: The job.
+            after: The last event of the page before; the next ones in the same order are returned.
+            limit: How many events at most.
+            newest_first: The other order; what follows ``after`` is then older than it.
 
         Raises:
             NotFoundError: No such job.
             InputError: ``after`` is no event id.
         """
-        if not EVENT_ID.fullmatch(after):
-            raise InputError(
-                f"event id {after[:40]!r} is not one: use the id of an event, or 0", param="after"
-            )
+        if after is not None and not EVENT_ID.fullmatch(after):
+            raise InputError(f"event id {after[:40]!r} is not one: use the id of an event", param="after")
         check_job_id(job_id)
         count = min(max(limit, 1), _LARGEST_PAGE)
         with guarded(f"read the events of job {job_id}"):
             keys = [self._keys.events(job_id), self._keys.job(job_id)]
-            answer: str = self._ledger.run(scripts.EVENTS, keys, [after, count])
+            words = [f"({after}" if after is not None else "", count, int(newest_first)]
+            answer: str = self._ledger.run(scripts.EVENTS, keys, words)
         if answer == "missing":
             raise missing(job_id)
         return [_event(entry, fields) for entry, fields in json.loads(answer)]
@@ -165,6 +186,12 @@ class JobQueue:
     def oldest_seconds(self) -> float:
         """Return how long the longest waiting job has waited; 0.0 if none waits."""
         return self._waiting()[1]
+
+    def buried(self) -> int:
+        """Return how many entries Redis saw given up: jobs without a result, and foreign ones."""
+        with guarded("count the dead letters"):
+            count: Any = self._client.get(self._keys.buried)
+        return int(count or 0)
 
     def server_run(self) -> str:
         """Return which run of Redis answers: another one may have lost what was queued."""
@@ -193,7 +220,8 @@ class JobQueue:
                 self._client.xread({self._keys.stream: "$"}, count=1, block=pause)
 
     def _try_claim(self, worker: str) -> Claim | None:
-        keys = [self._keys.stream, self._keys.dead, self._keys.fence, self._keys.writer]
+        names = self._keys
+        keys = [names.stream, names.dead, names.fence, names.writer, names.buried]
         lease = int(self.lease_seconds * 1000)
         prefixes = [self._keys.job_prefix, self._keys.events_prefix]
         while True:
@@ -225,6 +253,7 @@ class JobQueue:
         with guarded(f"give up job {job_id[:90]!r}"):
             self._ledger.run(scripts.FINISH, keys, [GROUP, entry, token, *failed])
             self._client.xadd(self._keys.dead, letter, maxlen=DEAD_KEPT, approximate=False)
+            self._client.incr(self._keys.buried)
 
     def _put(self, job: Job, *, enqueue: bool) -> Job:
         if job.lineage != self.lineage:
@@ -234,13 +263,14 @@ class JobQueue:
         arguments = [job.id, job.created_at, keyed, job.fingerprint, self._keys.job_prefix, int(enqueue)]
         with guarded(f"queue job {job.id}"):
             keys = [self._keys.job(job.id), self._keys.stream, self._keys.index, self._keys.idempotency(key)]
-            kind, holder = self._ledger.run(scripts.SUBMIT, keys, [*arguments, *encode_job(job)])
+            kind, holder, *record = self._ledger.run(scripts.SUBMIT, keys, [*arguments, *encode_job(job)])
         if kind == "conflict":
             raise ConflictError(
                 f"the idempotency key belongs to another request (job {holder}): use a new key",
                 param="Idempotency-Key",
             )
-        return self.get(holder)
+        flat = record[0]
+        return parse(dict(zip(flat[::2], flat[1::2], strict=True)), holder)
 
     def _waiting(self) -> tuple[int, float]:
         with guarded("look at the queue"):

@@ -23,15 +23,16 @@ end
 # KEYS job, stream, index, idempotency
 # ARGV id, created_at, 1 if it has an idempotency key, fingerprint, job prefix, 1 to enqueue,
 # then field, value, ...
+# Returns {'new' or 'known', id, {field, value, ...} of that job} or {'conflict', id}.
 SUBMIT = """
 redis.replicate_commands()
-if redis.call('EXISTS', KEYS[1]) == 1 then return {'known', ARGV[1]} end
+if redis.call('EXISTS', KEYS[1]) == 1 then return {'known', ARGV[1], redis.call('HGETALL', KEYS[1])} end
 if ARGV[3] == '1' then
   local holder = redis.call('GET', KEYS[4])
   local print = holder and redis.call('HGET', ARGV[5] .. holder, '_fingerprint')
   if print then
     if print ~= ARGV[4] then return {'conflict', holder} end
-    return {'known', holder}
+    return {'known', holder, redis.call('HGETALL', ARGV[5] .. holder)}
   end
 end
 redis.call('HSET', KEYS[1], '_fingerprint', ARGV[4], unpack(ARGV, 7))
@@ -40,10 +41,10 @@ if ARGV[6] == '1' then
 end
 redis.call('ZADD', KEYS[3], ARGV[2], ARGV[1])
 if ARGV[3] == '1' then redis.call('SET', KEYS[4], ARGV[1]) end
-return {'new', ARGV[1]}
+return {'new', ARGV[1], redis.call('HGETALL', KEYS[1])}
 """
 
-# KEYS stream, dead, fence, writer
+# KEYS stream, dead, fence, writer, buried
 # ARGV group, worker, lease ms, max deliveries, job prefix, events prefix
 # Returns {'busy'}, {'none'} or {'claim', id, entry, fence}. One claim at a time per lineage: while the
 # writer key lives, nothing is handed out. Entries of dead workers come first, then new ones. A job that was
@@ -52,7 +53,7 @@ CLAIM = (
     _TERMINAL
     + f"""
 redis.replicate_commands()
-local stream, dead, fence, writer = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local stream, dead, fence, writer, buried = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local group, worker, lease, limit = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 if redis.call('EXISTS', writer) == 1 then return {{'busy'}} end
 redis.call('PERSIST', stream)
@@ -69,6 +70,7 @@ local function bury(entry, job, reason, fields)
   drop(entry)
   redis.call('XADD', dead, 'MAXLEN', {DEAD_KEPT}, '*', 'entry', entry, 'job', string.sub(job or '', 1, 200),
     'reason', reason, 'payload', cjson.encode(shown))
+  redis.call('INCR', buried)
 end
 local function fail(job, message)
   redis.call('HSET', ARGV[5] .. job, 'status', '"failed"', 'finished_at', now, 'phase', 'null',
@@ -256,11 +258,16 @@ for i = 2, #ARGV do
 end
 """
 
-# KEYS events, job   ARGV the event before, count
+# KEYS events, job   ARGV '(' and the event before, or '', count, 1 for the newest first
 # Returns the entries as one JSON text, or 'missing'. As an answer of Redis' own they are nine texts an event,
 # and redis-py reads those ten times slower than the json module reads one.
 EVENTS = """
-local entries = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2])
+local entries
+if ARGV[3] == '1' then
+  entries = redis.call('XREVRANGE', KEYS[1], ARGV[1] ~= '' and ARGV[1] or '+', '-', 'COUNT', ARGV[2])
+else
+  entries = redis.call('XRANGE', KEYS[1], ARGV[1] ~= '' and ARGV[1] or '-', '+', 'COUNT', ARGV[2])
+end
 if #entries > 0 then return cjson.encode(entries) end
 if redis.call('EXISTS', KEYS[2]) == 0 then return 'missing' end
 return '[]'

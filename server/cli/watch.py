@@ -52,7 +52,7 @@ def new_events(client: Client, job_id: str, after: str | None) -> list[dict[str,
     """Return the events behind `after`, oldest first."""
     found: list[dict[str, Any]] = []
     while True:
-        page = client.get(f"/v1/fine_tuning/jobs/{job_id}/events", after=after, limit=100)
+        page = client.get(f"/v1/jobs/{job_id}/events", after=after, limit=100)
         found += page["data"]
         if not page.get("has_more") or not page["data"]:
             return found

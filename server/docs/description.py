@@ -32,7 +32,7 @@ _TAGS = (
     ("teach", "Examples in, a job that learns them out."),
     ("files", "Uploaded data sets, in OpenAI's shape."),
     ("fine-tuning", "Training jobs, in OpenAI's shape."),
-    ("jobs", "The same jobs by a shorter name."),
+    ("jobs", "The same jobs by a shorter name, their events oldest first."),
     ("evaluate", "What every stage kept and lost."),
     ("operate", "Versions, aliases, health and metrics."),
 )

@@ -13,7 +13,7 @@ from server.jobs.protocol import job_body
 from server.jobs.router import JOB_EXAMPLE, job_routes
 from server.openapi import example
 
-router = job_routes("/v1/fine_tuning/jobs", "fine-tuning")
+router = job_routes("/v1/fine_tuning/jobs", "fine-tuning", newest_event_first=True)
 
 
 @router.post("", summary="Create a job that learns an uploaded file", responses=example(JOB_EXAMPLE))

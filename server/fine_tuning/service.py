@@ -6,6 +6,8 @@ from typing import Any
 
 from adapter_store.errors import InputError
 from adapter_store.jobs import Job
+from adapter_store.jobs.hyperparameters import Hyperparameters
+from adapter_store.jobs.record import Setting
 from adapter_store.names import check_task_name
 from adapter_store.versions import STABLE
 from server.adaptation import UnknownModel
@@ -13,7 +15,7 @@ from server.files.store import no_file
 from server.fine_tuning.protocol import CreateJob
 from server.gateway import Gateway
 from server.jobs.hyperparameters import checked_hyperparameters
-from server.jobs.protocol import SEED, SUFFIX, TRAINING_FILE
+from server.jobs.protocol import SUFFIX, TRAINING_FILE
 from server.jobs.submission import checked_metadata
 from server.pools import FILES
 
@@ -28,15 +30,12 @@ async def create_job(gateway: Gateway, wanted: CreateJob, idempotency_key: str |
     task = metadata.get("task")
     if task is not None:
         check_task_name(task)
-    settings = checked_hyperparameters(_hyperparameters(wanted))
+    settings = _settings(wanted)
     record = await FILES.run(gateway.files.get, wanted.training_file)
     path = await FILES.run(gateway.files.content, record.id)
     own = {TRAINING_FILE: record.id}
     if wanted.suffix:
         own[SUFFIX] = wanted.suffix
-    if wanted.seed is not None:
-        own[SEED] = str(wanted.seed)
-        settings.setdefault("seed", wanted.seed)
     try:
         return await gateway.submissions.submit_file(
             path,
@@ -48,6 +47,18 @@ async def create_job(gateway: Gateway, wanted: CreateJob, idempotency_key: str |
         )
     except FileNotFoundError:
         raise no_file(record.id) from None  # deleted while it was read
+
+
+def _settings(wanted: CreateJob) -> dict[str, Setting]:
+    settings = checked_hyperparameters(_hyperparameters(wanted))
+    if wanted.seed is None:
+        return settings
+    settings.setdefault("seed", wanted.seed)
+    other = Hyperparameters.of_job(Hyperparameters(), settings).seed
+    if other != wanted.seed:
+        text = f"seed {wanted.seed} and hyperparameters.seed {other} are one setting: send one"
+        raise InputError(text, param="seed")
+    return settings
 
 
 def _hyperparameters(wanted: CreateJob) -> dict[str, Any]:

@@ -67,8 +67,9 @@ class QueueLink:
         reconciled: str | None = None  # the run of Redis that was brought to agree
         while True:
             try:
-                depth, oldest, run = await WATCH.run(self._look)
+                depth, oldest, buried, run = await WATCH.run(self._look)
                 metrics.show_queue(depth, oldest)
+                metrics.show_dead_letters(buried)
                 is_new = run != reconciled
                 if is_new or time.monotonic() >= next_reconcile:
                     await WATCH.run(self._reconcile, ended=is_new)
@@ -95,9 +96,9 @@ class QueueLink:
         with self._lock:
             self._queue = None
 
-    def _look(self) -> tuple[int, float, str]:
+    def _look(self) -> tuple[int, float, int, str]:
         queue = self.queue()
-        return queue.depth(), queue.oldest_seconds(), queue.server_run()
+        return queue.depth(), queue.oldest_seconds(), queue.buried(), queue.server_run()
 
     def _reconcile(self, *, ended: bool) -> None:
         count = self.journal.reconcile(self.queue(), ended=ended)

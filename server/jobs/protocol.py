@@ -10,7 +10,6 @@ OWN_PREFIX = "strata:"
 """Metadata keys of callers never begin so: a job keeps there what the OpenAI request carries beside them."""
 TRAINING_FILE = f"{OWN_PREFIX}training_file"
 SUFFIX = f"{OWN_PREFIX}suffix"
-SEED = f"{OWN_PREFIX}seed"
 
 
 def job_body(job: Job, model_name: str) -> dict[str, Any]:
@@ -38,8 +37,9 @@ def job_body(job: Job, model_name: str) -> dict[str, Any]:
         "result_files": [],
         "trained_tokens": None,
         "training_file": own.get(TRAINING_FILE, job.dataset.id),
+        "user_provided_suffix": own.get(SUFFIX),
         "validation_file": None,
-        "seed": int(own.get(SEED, "0")),
+        "seed": int(float(job.hyperparameters.get("seed", 0))),  # a text like "7" is a number, too
         "hyperparameters": shown,
         "method": {"type": "supervised", "supervised": {"hyperparameters": shown}},
         "metadata": metadata_of(job) or None,

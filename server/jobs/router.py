@@ -1,4 +1,4 @@
-"""``/v1/jobs``: the same jobs as under ``/v1/fine_tuning/jobs``, by a shorter name."""
+"""``/v1/jobs``: the jobs of ``/v1/fine_tuning/jobs`` by a shorter name, their events oldest first."""
 
 from __future__ import annotations
 
@@ -47,6 +47,12 @@ EVENT_EXAMPLE = {
     "data": {"step": 40, "total_steps": 200, "loss": 0.412, "eta_seconds": 21.0},
 }
 _STREAM_EXAMPLE = sse(EVENT_EXAMPLE, event="metrics", event_id=str(EVENT_EXAMPLE["id"])).decode()
+_EVENT_ORDER = (
+    "`/v1/fine_tuning/jobs/{job_id}/events` lists the newest event first, as OpenAI does, and `after` goes "
+    "on to older ones; `/v1/jobs/{job_id}/events` lists the oldest first, and `after` goes on to newer ones. "
+    "As a stream, events come oldest first from either, behind `Last-Event-ID` (or `after`), until the job "
+    "has ended."
+)
 CHECKPOINT_EXAMPLE = {
     "id": "ckpt-0193f2a4c0de1f2e3d4c5b6a7980",
     "object": "fine_tuning.job.checkpoint",
@@ -69,9 +75,10 @@ _METADATA = {
 }
 
 
-def job_routes(prefix: str, tag: str) -> APIRouter:
-    """Return the routes that look at jobs, under ``prefix``."""
+def job_routes(prefix: str, tag: str, *, newest_event_first: bool = False) -> APIRouter:
+    """Return the routes that look at jobs, under ``prefix``; the order is that of the list of events."""
     router = APIRouter(prefix=prefix, tags=[tag])
+    order = "newest" if newest_event_first else "oldest"
 
     @router.get(
         "",
@@ -100,7 +107,8 @@ def job_routes(prefix: str, tag: str) -> APIRouter:
 
     @router.get(
         "/{job_id}/events",
-        summary="List a job's events, oldest first; follow them with Accept: text/event-stream",
+        summary=f"List a job's events, {order} first; follow them with Accept: text/event-stream",
+        description=_EVENT_ORDER,
         responses=example(list_body([EVENT_EXAMPLE]), event_stream=_STREAM_EXAMPLE),
         response_model=None,
     )
@@ -120,7 +128,7 @@ def job_routes(prefix: str, tag: str) -> APIRouter:
             return StreamingResponse(
                 body, media_type="text/event-stream", headers={"cache-control": "no-store"}
             )
-        found, more = await list_events(gateway.link, job_id, limit, after)
+        found, more = await list_events(gateway.link, job_id, limit, after, newest_first=newest_event_first)
         return JSONResponse(list_body([event_body(event) for event in found], has_more=more))
 
     @router.get(

@@ -100,12 +100,12 @@ def _cancel(link: QueueLink, job_id: str) -> Job:
 
 
 async def list_events(
-    link: QueueLink, job_id: str, limit: int, after: str | None
+    link: QueueLink, job_id: str, limit: int, after: str | None, *, newest_first: bool = False
 ) -> tuple[list[JobEvent], bool]:
-    """Return events behind ``after``, oldest first, and whether there are more."""
+    """Return the events that follow ``after`` in their order, and whether there are more."""
     start = checked_event_id(after)
     await get_job(link, job_id)
-    found = await QUEUE.run(_read_events, link, job_id, start, limit + 1)
+    found = await QUEUE.run(_read_events, link, job_id, start, limit + 1, newest_first=newest_first)
     return found[:limit], len(found) > limit
 
 
@@ -129,17 +129,17 @@ async def list_checkpoints(
 async def _last_step(link: QueueLink, job_id: str) -> dict[str, Any]:
     """Return what the last training step reported; empty while Redis is away, or if it lost the events."""
     try:
-        events = await QUEUE.run(_read_events, link, job_id, "0", _EVENTS_KEPT)
+        events = await QUEUE.run(_read_events, link, job_id, None, _EVENTS_KEPT)
     except QueueUnavailable:
         return {}
     steps = [event.data for event in events if event.type == "metrics" and "step" in event.data]
     return steps[-1] if steps else {}
 
 
-def checked_event_id(value: str | None) -> str:
-    """Return the event id to continue behind, ``0`` for None; raise InputError if it is none."""
+def checked_event_id(value: str | None) -> str | None:
+    """Return the event id to continue behind, None if none is given; raise InputError if it is no id."""
     if not value:
-        return "0"
+        return None
     if not EVENT_ID.fullmatch(value):
         raise InputError(
             "after / Last-Event-ID must be the id of an event, as in the list of events", param="after"
@@ -147,8 +147,8 @@ def checked_event_id(value: str | None) -> str:
     return value
 
 
-async def follow_events(link: QueueLink, job_id: str, after: str) -> AsyncIterator[bytes]:
-    """Yield server-sent events from ``after`` on until the job has ended, with a last event ``done``."""
+async def follow_events(link: QueueLink, job_id: str, after: str | None) -> AsyncIterator[bytes]:
+    """Yield server-sent events behind ``after``, oldest first, and a last one ``done`` when the job ended."""
     told = time.monotonic()
     try:
         while True:
@@ -172,10 +172,12 @@ async def follow_events(link: QueueLink, job_id: str, after: str) -> AsyncIterat
         yield sse(describe(error)[1], event="error")
 
 
-def _read_events(link: QueueLink, job_id: str, after: str, limit: int) -> list[JobEvent]:
+def _read_events(
+    link: QueueLink, job_id: str, after: str | None, limit: int, *, newest_first: bool = False
+) -> list[JobEvent]:
     """Return events of a job that there is; Redis may have lost all of them."""
     try:
-        return link.queue().events(job_id, after, limit)
+        return link.queue().events(job_id, after, limit, newest_first=newest_first)
     except NotFoundError:
         return []
 

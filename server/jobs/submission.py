@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from adapter_store.datasets import DatasetRef, DatasetStore
-from adapter_store.errors import DatasetError, InputError, StrataError
-from adapter_store.jobs import Job
+from adapter_store.errors import DatasetError, InputError, NotFoundError, QueueUnavailable, StrataError
+from adapter_store.jobs import Job, JobQueue
 from adapter_store.jobs.record import Setting
 from server.jobs.link import QueueLink
 from server.jobs.protocol import OWN_PREFIX
@@ -49,7 +49,8 @@ class Submissions:
 
         Raises:
             DatasetError: with the report of every fault.
-            QueueUnavailable: Redis cannot be reached; nothing was accepted.
+            QueueUnavailable: Redis cannot be reached; nothing was accepted. If Redis took the job and then
+                neither its answer nor the job's record could be read, it runs all the same.
             ConflictError: the Idempotency-Key was used for another request.
         """
         await QUEUE.run(self._link.queue)  # refuse before the long validation if nothing can be queued
@@ -100,18 +101,31 @@ class Submissions:
     def _hand_in(self, job: Job) -> Job:
         queue = self._link.queue()
         journal = self._link.journal
-        journal.record(job)
+        with journal.handed_in():
+            journal.record(job)
+            try:
+                accepted = queue.submit(job)
+            except QueueUnavailable:
+                accepted = self._taken_all_the_same(queue, job)
+                if accepted is None:
+                    journal.doubt(job.id)
+                    raise
+            except Exception:
+                # The client hears a refusal, so the journal must not hand the job in later.
+                journal.forget(job.id)
+                raise
+            if accepted.id != job.id:
+                # The request that this one repeats may have been refused after Redis had taken its job.
+                journal.record(accepted)
+                journal.forget(job.id)
+            return accepted
+
+    def _taken_all_the_same(self, queue: JobQueue, job: Job) -> Job | None:
+        """Return the job if Redis took it and only its answer was lost; None: it did not, or does not say."""
         try:
-            accepted = queue.submit(job)
-        except Exception:
-            # The client hears a refusal, so the journal must not hand the job in later.
-            journal.forget(job.id)
-            raise
-        if accepted.id != job.id:
-            # The request that this one repeats may have been refused after Redis had taken its job.
-            journal.record(accepted)
-            journal.forget(job.id)
-        return accepted
+            return queue.get(job.id)
+        except (NotFoundError, QueueUnavailable):
+            return None
 
 
 def scoped_key(key: str | None, task: str | None) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -141,6 +142,8 @@ def test_a_job_has_every_field_of_the_client(jobs: list[FineTuningJob], files: l
     job = jobs[1]
     assert (job.object, job.model, job.organization_id) == ("fine_tuning.job", "strata", "strata")
     assert (job.training_file, job.seed, job.result_files) == (files[1], 1, [])
+    assert job.model_extra is not None
+    assert job.model_extra["user_provided_suffix"] == "s1"
     assert job.metadata == {"task": "colors-1", "note": "kept"}
     assert job.hyperparameters.n_epochs == "auto"
     assert job.method is not None
@@ -148,13 +151,31 @@ def test_a_job_has_every_field_of_the_client(jobs: list[FineTuningJob], files: l
     assert (job.fine_tuned_model, job.error, job.finished_at) == (None, None, None)
 
 
-def test_events_are_paged_by_the_client_and_hold_the_loss_curve(
+def oldest_first(client: openai.OpenAI, job_id: str) -> list[str]:
+    """Return the ids of a job's events as ``/v1/jobs`` lists them, page by page."""
+    found: list[str] = []
+    more = True
+    while more:
+        query = {"limit": 60, **({"after": found[-1]} if found else {})}
+        page: Any = client.get(f"/jobs/{job_id}/events", cast_to=object, options={"params": query})
+        found += [event["id"] for event in page["data"]]
+        more = page["has_more"]
+    assert found == sorted(found, key=lambda name: [int(part) for part in name.split("-")])
+    return found
+
+
+def test_events_are_paged_by_the_client_newest_first_and_hold_the_loss_curve(
     client: openai.OpenAI, learned: FineTuningJob
 ):
-    events = list(client.fine_tuning.jobs.list_events(learned.id, limit=50))
+    first = client.fine_tuning.jobs.list_events(learned.id, limit=50)
+    assert (len(first.data), first.has_next_page()) == (50, True)
+    events = list(first)
+    assert [event.id for event in events] == oldest_first(client, learned.id)[::-1]
+    oldest = client.fine_tuning.jobs.list_events(learned.id, after=events[1].id, limit=len(events) - 2)
+    assert ([event.id for event in oldest.data], oldest.has_more) == ([e.id for e in events[2:]], False)
     steps = [event for event in events if event.type == "metrics"]
     assert len({event.id for event in events}) == len(events)
-    assert [dict(event.data)["step"] for event in steps if event.data] == list(range(1, STEPS + 1))  # type: ignore[call-overload]
+    assert [dict(event.data)["step"] for event in steps if event.data] == list(range(STEPS, 0, -1))  # type: ignore[call-overload]
     assert {event.object for event in events} == {"fine_tuning.job.event"}
     assert {event.level for event in events} <= {"info", "warn", "error"}
 
@@ -181,6 +202,23 @@ def test_a_waiting_job_has_no_checkpoint_and_is_cancelled_once(
     assert client.fine_tuning.jobs.cancel(jobs[4].id).status == "cancelled"
     with pytest.raises(openai.ConflictError):
         client.fine_tuning.jobs.cancel(learned.id)
+
+
+@pytest.mark.parametrize("seed", [5, 5.0, "5.0"])
+def test_a_seed_among_the_hyperparameters_is_the_one_shown(
+    client: openai.OpenAI, files: list[str], seed: object
+):
+    method: Any = {"type": "supervised", "supervised": {"hyperparameters": {"seed": seed}}}
+    wanted: Any = {"training_file": files[0], "model": "strata", "method": method}
+    for twice in (wanted, {**wanted, "seed": 5}):
+        job = client.fine_tuning.jobs.create(**twice)
+        assert job.seed == 5
+        assert job.model_extra is not None
+        assert job.model_extra["user_provided_suffix"] is None
+        client.fine_tuning.jobs.cancel(job.id)
+    with pytest.raises(openai.BadRequestError, match=r"seed 7 and hyperparameters\.seed 5") as caught:
+        client.fine_tuning.jobs.create(**wanted, seed=7)
+    assert caught.value.param == "seed"
 
 
 @pytest.mark.parametrize(

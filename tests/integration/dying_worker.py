@@ -55,7 +55,7 @@ def _die_around(step: str, *, before: bool) -> None:
         "split": (HeldOut, "split", lambda *_: True),
         "publish": (VersionStore, "publish", lambda *_: True),
         "stable": (AliasTable, "move", lambda alias, *_: alias == "stable"),
-        "previous": (AliasTable, "move", lambda alias, *_: alias == "previous"),
+        "previous": (AliasTable, "remember_previous", lambda *_: True),
         "finish": (Claim, "finish", lambda *_: True),
     }[step]
     original: Callable[..., Any] = getattr(owner, method)

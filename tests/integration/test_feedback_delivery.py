@@ -100,9 +100,13 @@ async def test_an_acceptance_whose_answer_was_lost_is_one_job(
         submit(self, job)
         raise QueueUnavailable("Redis took the job and its answer was lost")
 
+    def silent(_: JobQueue, job_id: str) -> Job:
+        raise QueueUnavailable(f"Redis does not tell of {job_id}")
+
     here = desk(tmp_path, redis_url)
     await here.take("animals", correction(20), png("red", 20))
     monkeypatch.setattr(JobQueue, "submit", lost)
+    monkeypatch.setattr(JobQueue, "get", silent)
     with pytest.raises(QueueUnavailable):
         await here.send("animals")
     monkeypatch.undo()

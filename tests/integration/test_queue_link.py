@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import redis
 
 from adapter_store.errors import NotFoundError
 from adapter_store.jobs import Job, JobJournal, JobStatus
@@ -17,7 +18,7 @@ from server.jobs.link import QueueLink, RedisPlace
 from server.jobs.service import get_job, list_events, list_jobs
 from server.metrics import Metrics
 from server.pools import WATCH
-from tests.integration.queueing import job
+from tests.integration.queueing import job, lapse
 
 
 def ended() -> Job:
@@ -65,6 +66,53 @@ async def test_ended_jobs_outlive_a_redis_that_restarts_empty_between_two_looks(
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
         server.stop()
+
+
+async def test_a_record_that_cannot_be_read_ends_no_list(
+    redis_url: str, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    link = QueueLink(RedisPlace(redis_url, tmp_path), "strata", JobJournal(tmp_path / "jobs"))
+    ids = [link.queue().submit(job(created_at=100.0 - n)).id for n in range(7)]
+    for unreadable in (ids.pop(1), ids.pop(-1)):
+        redis_client.hset(f"strata:{{strata}}:job:{unreadable}", "of_a_newer_strata", "1")
+    page, more = await list_jobs(link, 3, None)
+    assert ([one.id for one in page], more) == (ids[:3], True)
+    rest, more = await list_jobs(link, 3, ids[2])
+    assert ([one.id for one in rest], more) == (ids[3:], False)
+
+
+async def test_what_was_given_up_is_counted_by_the_gateway(
+    redis_url: str, redis_client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "_LOOK_SECONDS", 0.02)
+    link = QueueLink(RedisPlace(redis_url, tmp_path), "strata", JobJournal(tmp_path / "jobs"))
+    metrics = Metrics()
+
+    async def counted(expected: float) -> None:
+        async with asyncio.timeout(60):
+            while True:
+                if metrics.registry.get_sample_value("strata_dead_letters_total") == expected:
+                    return
+                await asyncio.sleep(0.02)
+
+    assert metrics.registry.get_sample_value("strata_dead_letters_total") is None, "not known is not 0"
+    watch = asyncio.create_task(link.watch(metrics))
+    try:
+        await counted(0)
+        link.queue().submit(job())
+        for _ in range(3):
+            assert link.queue().claim("killed") is not None
+            lapse(redis_client)
+        assert link.queue().claim("alive") is None
+        await counted(1)
+        redis_client.hset("strata:{strata}:job:job-odd", mapping={"status": '"queued"', "color": "not json"})
+        entry = redis_client.xadd("strata:{strata}:jobs", {"job": "job-odd"})
+        redis_client.hset("strata:{strata}:job:job-odd", "_entry", str(entry))
+        assert link.queue().claim("alive") is None
+        await counted(2)
+    finally:
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
 
 
 async def test_the_largest_page_of_jobs_says_that_there_are_more(redis_url: str, tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ export class JobView {
   async #allEvents() {
     const found = [];
     for (let after = ""; ;) {
-      const page = await get(`/v1/fine_tuning/jobs/${this.job.id}/events?limit=${EVENTS}${after ? `&after=${after}` : ""}`);
+      const page = await get(`/v1/jobs/${this.job.id}/events?limit=${EVENTS}${after ? `&after=${after}` : ""}`);
       found.push(...page.data);
       if (!page.has_more || !page.data.length) return found;
       after = page.last_id;

@@ -1,0 +1,216 @@
+"""Between journal and Redis: what was accepted is never lost, what was refused never runs."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import redis
+
+from adapter_store.datasets import DatasetStore
+from adapter_store.errors import NotFoundError, QueueUnavailable
+from adapter_store.jobs import Job, JobJournal, JobQueue, JobStatus
+from server.jobs.link import QueueLink, RedisPlace
+from server.jobs.submission import Submissions
+from server.metrics import Metrics
+from tests.integration.queueing import REF, job, taken
+
+JOURNALS = """
+import sys
+from pathlib import Path
+from adapter_store.jobs import Job, JobJournal
+
+journal, job = JobJournal(Path(sys.argv[1])), Job.model_validate_json(sys.argv[2])
+with journal.handed_in():
+    journal.record(job)
+    print("recorded", flush=True)
+    sys.stdin.readline()
+    journal.forget(job.id)
+"""
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> JobJournal:
+    return JobJournal(tmp_path / "jobs")
+
+
+@pytest.fixture
+def link(redis_url: str, tmp_path: Path, journal: JobJournal) -> QueueLink:
+    return QueueLink(RedisPlace(redis_url, tmp_path), "strata", journal)
+
+
+def unavailable(*_: object) -> Job:
+    raise QueueUnavailable("the answer was lost")
+
+
+def queued(queue: JobQueue) -> list[str]:
+    return [one.id for one in queue.list()]
+
+
+def kept(journal: JobJournal) -> list[str]:
+    return [one.id for one in journal.all()]
+
+
+def submitted(link: QueueLink, folder: Path, key: str | None = None) -> Job:
+    """Send a job as the gateway does for a request."""
+    datasets = DatasetStore(folder / "datasets")
+    door = Submissions(lineage="strata", datasets=datasets, link=link, metrics=Metrics())
+    return asyncio.run(door.submit(REF, task=None, hyperparameters={}, idempotency_key=key))
+
+
+class TestRepeatedRequests:
+    def test_the_one_that_redis_took_counts_also_when_an_older_one_was_recorded(
+        self, queue: JobQueue, redis_client: redis.Redis, journal: JobJournal
+    ) -> None:
+        """The gateway is killed before it submits; the repetition of the request is accepted."""
+        killed, accepted = job(created_at=1.0, idempotency_key="k"), job(created_at=2.0, idempotency_key="k")
+        journal.record(killed)
+        journal.record(accepted)
+        queue.submit(accepted)
+        assert journal.reconcile(queue) == 0
+        assert kept(journal) == [accepted.id]
+        redis_client.flushall()
+        assert journal.reconcile(queue) == 1
+        assert queued(queue) == kept(journal) == [accepted.id]
+
+    @pytest.mark.parametrize("ended", [False, True])
+    def test_the_one_that_only_redis_has_is_written_down(
+        self, queue: JobQueue, journal: JobJournal, ended: bool
+    ) -> None:
+        recorded, accepted = job(idempotency_key="k"), job(idempotency_key="k")
+        queue.submit(accepted)
+        if ended:
+            taken(queue).finish("succeeded", result_version="v1")
+        journal.record(recorded)
+        assert journal.reconcile(queue) == 0
+        assert kept(journal) == [accepted.id]
+        assert journal.all()[0].status.terminal == ended
+
+    def test_one_that_has_ended_comes_before_an_older_one_that_was_never_accepted(
+        self, queue: JobQueue, journal: JobJournal
+    ) -> None:
+        never, done = job(created_at=1.0, idempotency_key="k"), job(idempotency_key="k")
+        journal.record(never)
+        journal.record(done.model_copy(update={"status": JobStatus.SUCCEEDED, "result_version": "v1"}))
+        assert journal.reconcile(queue) == 0
+        assert queued(queue) == kept(journal) == [done.id]
+
+
+class TestLostAnswers:
+    def test_accepting_reads_nothing_after_it(self, queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("adapter_store.jobs.ledger.Ledger.get", unavailable)
+        first = queue.submit(job(idempotency_key="k"))
+        assert first.status is JobStatus.QUEUED
+        assert queue.submit(job(idempotency_key="k")) == first
+
+    def test_a_job_that_redis_has_is_accepted(
+        self, link: QueueLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        queue = link.queue()
+        monkeypatch.setattr(queue, "submit", lambda job: unavailable(JobQueue.submit(queue, job)))
+        accepted = submitted(link, tmp_path)
+        assert queued(queue) == kept(link.journal) == [accepted.id]
+
+    def test_a_refused_job_that_redis_has_is_kept_and_leaves_redis_in_time(
+        self,
+        link: QueueLink,
+        redis_client: redis.Redis,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        queue = link.queue()
+        monkeypatch.setattr(queue, "submit", lambda job: unavailable(JobQueue.submit(queue, job)))
+        monkeypatch.setattr(queue, "get", unavailable)
+        with pytest.raises(QueueUnavailable):
+            submitted(link, tmp_path, key="k")
+        assert kept(link.journal) == []
+        monkeypatch.undo()
+        assert link.journal.reconcile(queue) == 0
+        (known,) = kept(link.journal)
+        assert submitted(link, tmp_path, key="k").id == known
+        taken(queue).finish("succeeded", result_version="v1")
+        link.journal.reconcile(queue)
+        ttl: object = redis_client.ttl(f"strata:{{strata}}:job:{known}")
+        assert isinstance(ttl, int)
+        assert ttl > 0
+
+    def test_a_refused_job_that_redis_has_not_never_runs(
+        self, link: QueueLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        queue = link.queue()
+        for name in ("submit", "get"):
+            monkeypatch.setattr(queue, name, unavailable)
+        with pytest.raises(QueueUnavailable):
+            submitted(link, tmp_path)
+        monkeypatch.undo()
+        assert link.journal.reconcile(queue) == 0
+        assert queued(queue) == kept(link.journal) == []
+        assert list((tmp_path / "jobs").glob("*job-*")) == []
+
+
+class TestReconcileWhileJobsAreHandedIn:
+    def test_a_job_that_is_refused_meanwhile_is_not_submitted(
+        self, link: QueueLink, queue: JobQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        recorded, looked = threading.Event(), threading.Event()
+
+        def refused(_: Job) -> Job:
+            recorded.set()
+            assert looked.wait(60)
+            return unavailable()
+
+        def look(job_id: str) -> Job:
+            try:
+                return JobQueue.get(queue, job_id)
+            except NotFoundError:
+                threading.Timer(0.1, looked.set).start()  # time enough to submit what is not locked
+                raise
+
+        monkeypatch.setattr(link.queue(), "submit", refused)
+        monkeypatch.setattr(queue, "get", look)
+        counts: list[int] = []
+
+        def reconcile() -> None:
+            assert recorded.wait(60)
+            counts.append(link.journal.reconcile(queue))
+
+        watch = threading.Thread(target=reconcile)
+        watch.start()
+        with pytest.raises(QueueUnavailable):
+            submitted(link, tmp_path)
+        watch.join()
+        assert counts == [0]
+        assert queued(queue) == []
+
+    @pytest.mark.parametrize(
+        ("end", "submitted_again"),
+        [(lambda process: process.communicate("go\n"), 0), (lambda process: process.kill(), 1)],
+        ids=["refused", "killed"],
+    )
+    def test_another_process_is_waited_for(
+        self,
+        queue: JobQueue,
+        journal: JobJournal,
+        tmp_path: Path,
+        end: Callable[[subprocess.Popen[str]], object],
+        submitted_again: int,
+    ) -> None:
+        """Several gateways may share a home; one that was killed inside gave its client no answer."""
+        command = [sys.executable, "-c", JOURNALS, str(tmp_path / "jobs"), job().model_dump_json()]
+        counts: list[int] = []
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "recorded\n"
+            watch = threading.Thread(target=lambda: counts.append(journal.reconcile(queue)))
+            watch.start()
+            watch.join(0.3)
+            assert watch.is_alive(), "nobody was waited for"
+            end(process)
+        watch.join()
+        assert counts == [submitted_again]
+        assert len(queued(queue)) == submitted_again
