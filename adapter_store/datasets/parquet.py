@@ -47,7 +47,7 @@ def read_parquet(path: Path, limits: Limits) -> Iterator[Record]:
         yield from _read(parquet, path, limits)
     except _Refused as refusal:
         yield Record(1, None, reason=str(refusal))
-    except (arrow.ArrowException, OSError, ValueError, KeyError, NotImplementedError):
+    except (arrow.ArrowException, OSError, ValueError, LookupError, NotImplementedError):
         yield Record(1, None, reason="the parquet file is damaged or cut off")
 
 
@@ -81,7 +81,8 @@ def _read(parquet: Any, path: Path, limits: Limits) -> Iterator[Record]:
         for leaf in leaves
         if leaf.is_text and any(group[leaf.index].dictionary_bytes for group in groups)
     ]
-    with parquet.ParquetFile(path, read_dictionary=repeated, buffer_size=_BUFFER_BYTES) as file:
+    again = {"metadata": file.metadata, "read_dictionary": repeated, "buffer_size": _BUFFER_BYTES}
+    with parquet.ParquetFile(path, **again) as file:
         yield from _rows(file, known, groups, limits)
 
 
@@ -100,6 +101,9 @@ def _known(names: list[str]) -> list[str]:
     if not known:
         found = shown(", ".join(names[:6]))
         raise _Refused(f"no known column (found: {found}); needed are messages and images")
+    if len(set(known)) < len(known):
+        twice = next(name for name in known if known.count(name) > 1)
+        raise _Refused(f'the column "{shown(twice)}" is there twice; nothing was read')
     return known
 
 

@@ -12,7 +12,7 @@ from adapter_store.images import MAX_PIXELS
 
 
 class TooManyPixels(ImageError):
-    """Reject an upload whose pictures have too many pixels together."""
+    """Reject an upload whose pictures have too many pixels together, or take too much when they are kept."""
 
 
 class PixelRoom:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter_store.datasets.archive import Member, clean_name, name_fault
-from adapter_store.datasets.pixels import ROOM, PixelBudget
+from adapter_store.datasets.pixels import ROOM, PixelBudget, TooManyPixels
 from adapter_store.datasets.records import Limits, shown
 from adapter_store.datasets.spool import Spool, Stretch
 from adapter_store.errors import ImageError
@@ -146,6 +146,11 @@ class ImageSource:
             packed = io.BytesIO()
             image.save(packed, format="PNG")
             kind, place = "png", self._spool.append(packed.getvalue())
+            if self._spool.bytes > self._limits.max_total_bytes:
+                most = self._limits.max_total_bytes
+                raise TooManyPixels(
+                    f"the WEBP and GIF pictures take more than {most} bytes as PNG; send fewer"
+                )
         return StoredImage(f"{image_digest(image)}.{kind}", place)
 
     def close(self) -> None:

@@ -182,6 +182,17 @@ def test_what_has_no_bound_is_refused_with_what_to_do(tmp_path: Path) -> None:
     assert "the parquet footer has 5242880 bytes" in reason_of(path)
 
 
+def test_columns_that_are_there_twice_or_not_at_all_are_faults(tmp_path: Path) -> None:
+    path = tmp_path / "d.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 3, ["question", "answer", "answer"]), path)
+    assert reason_of(path) == 'the column "answer" is there twice; nothing was read'
+    root, leaf = b"\x48\x01s\x15\x02\x00", b"\x15\x0c\x25\x00\x18\x06answer\x00"
+    group = b"\x19\x0c\x16\x00\x16\x02\x00"  # one row and no columns
+    footer = b"\x15\x02\x19\x2c" + root + leaf + b"\x16\x02\x19\x1c" + group + b"\x00"
+    path.write_bytes(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    assert "damaged" in reason_of(path)
+
+
 def test_no_spoiled_byte_of_a_page_header_or_footer_is_more_than_a_fault(tmp_path: Path) -> None:
     path = write(tmp_path / "d.parquet", {"question": ["q"] * 20, "answer": ["a", "b"] * 10})
     data = path.read_bytes()

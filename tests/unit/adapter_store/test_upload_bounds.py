@@ -85,6 +85,19 @@ def test_pixels_of_pictures_in_a_call_are_bounded_too(tmp_path: Path) -> None:
     assert store.validate_examples(examples[:2]).ok
 
 
+def test_what_becomes_of_other_formats_is_bounded_on_disk(tmp_path: Path) -> None:
+    rows = []
+    for shift in range(8):
+        out = io.BytesIO()
+        Image.linear_gradient("L").resize((600, 600)).rotate(shift).save(out, format="WEBP", quality=1)
+        rows.append(row(url(out.getvalue())))
+    content = lines(rows)
+    assert report_of(tmp_path, content).ok
+    report = report_of(tmp_path, content, Limits(max_total_bytes=8 * len(content)))
+    assert len(report.faults) == 1
+    assert reasons(report)[0].endswith(f"take more than {8 * len(content)} bytes as PNG; send fewer")
+
+
 def test_a_server_for_large_uploads_takes_more_pixels_and_time() -> None:
     usual, large = Limits(), Limits.of_uploads(300 * 2**30)
     assert Limits.of_uploads(2 * 2**30) == usual
