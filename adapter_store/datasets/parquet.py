@@ -15,7 +15,7 @@ from typing import Any
 
 from adapter_store.datasets.columns import columns_of
 from adapter_store.datasets.json_stream import Record
-from adapter_store.datasets.parquet_pages import Pages, pages_of
+from adapter_store.datasets.parquet_pages import Chunk, Pages, chunks_of, pages_of
 from adapter_store.datasets.parquet_sizes import row_bytes
 from adapter_store.datasets.records import MIB, Limits, shown
 
@@ -30,6 +30,7 @@ _MAX_FOOTER_BYTES = 4 * MIB
 # What is unpacked in one piece: a page, and of lists, whose rows may span pages, a row group.
 _MAX_PIECE_BYTES = 256 * MIB
 _MAX_PAGES = 1_000_000
+_MAX_CHUNKS = 200_000
 _MAX_DICTIONARY_VALUES = 1_000_000
 _MAX_FIXED_BYTES = 64
 _SMALLER = "write it with smaller row groups (row_group_size=100)"
@@ -74,7 +75,12 @@ def _read(parquet: Any, path: Path, limits: Limits) -> Iterator[Record]:
             most = limits.max_examples
             raise _Refused(f"{file.metadata.num_rows} rows; at most {most} examples are accepted")
         leaves = _leaves(file.schema, known)
-        groups = _groups(path, file.metadata, leaves, limits)
+        if (columns := file.metadata.num_row_groups * len(file.schema)) > _MAX_CHUNKS:
+            raise _Refused(f"{columns} columns of row groups; at most {_MAX_CHUNKS} are accepted")
+        chunks = chunks_of(path, _MAX_CHUNKS)
+        if len(chunks) != file.metadata.num_row_groups:
+            raise ValueError("row groups that not everybody sees")
+        groups = _groups(path, chunks, leaves, limits)
         _check_total(groups, path.stat().st_size, limits)
     repeated = [
         leaf.path
@@ -119,23 +125,25 @@ def _leaves(schema: Any, known: list[str]) -> list[_Leaf]:
     return leaves
 
 
-def _groups(path: Path, metadata: Any, leaves: list[_Leaf], limits: Limits) -> list[dict[int, Pages]]:
+def _groups(
+    path: Path, chunks: list[list[Chunk]], leaves: list[_Leaf], limits: Limits
+) -> list[dict[int, Pages]]:
     """Return, for each row group, the pages of each leaf; raise _Refused if one takes too much memory."""
     groups: list[dict[int, Pages]] = []
     pages = 0
     values = dict.fromkeys((leaf.index for leaf in leaves), 0)
     with path.open("rb") as file:
-        for number in range(metadata.num_row_groups):
+        for number, columns in enumerate(chunks, start=1):
             group: dict[int, Pages] = {}
             for leaf in leaves:
-                chunk = metadata.row_group(number).column(leaf.index)
-                found = group[leaf.index] = pages_of(file.fileno(), chunk, _MAX_PAGES - pages)
+                found = pages_of(file.fileno(), columns[leaf.index], _MAX_PAGES - pages)
+                group[leaf.index] = found
                 pages += found.count
                 values[leaf.index] += found.values
                 reason = _too_much(leaf, found, values[leaf.index], limits)
                 if reason:
                     name = shown(leaf.path, 40)
-                    raise _Refused(f'the column "{name}" in row group {number + 1} {reason}')
+                    raise _Refused(f'the column "{name}" in row group {number} {reason}')
             groups.append(group)
     return groups
 

@@ -1,4 +1,4 @@
-"""Read what the page headers of a parquet file claim, before any page is unpacked.
+"""Read what the footer and the page headers of a parquet file claim, before any page is unpacked.
 
 The footer's own sums bind nobody: pages are unpacked into as many bytes as their headers say. The headers
 are walked as Arrow walks them and with the types that it takes, so both see the same pages.
@@ -9,22 +9,55 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
-_I32, _BINARY, _STRUCT = 5, 8, 12
-_LISTS, _MAP = (9, 10), 11
-_FIXED_BYTES = {3: 1, 7: 8}
-_VARINTS = (4, _I32, 6)
-_BOOLEANS = (1, 2)
+from adapter_store.datasets.parquet_thrift import I32, I64, Compact, Struct, Wanted
+
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
 # Which field of a page header describes a page of each type, and which field in it is the encoding.
 _DESCRIBED = {_DATA: (5, 2), _DICTIONARY: (7, 2), _DATA_V2: (8, 4)}
 _DELTA_BYTE_ARRAY = 7
 _FIRST_BYTES = 4096
 _MAX_HEADER_BYTES = 1 << 20
-_MAX_DEPTH = 8
+_PAGE: Wanted = {1: I32, 2: I32, 3: I32, **{of: {1: I32, code: I32} for of, code in _DESCRIBED.values()}}
+_VALUES, _PACKED, _FIRST_DATA, _FIRST_DICTIONARY = 5, 7, 9, 11
+_ROW_GROUPS, _COLUMNS, _COLUMN = 4, 1, 3
+_FOOTER: Wanted = {
+    _ROW_GROUPS: [
+        {_COLUMNS: [{_COLUMN: {_VALUES: I64, _PACKED: I64, _FIRST_DATA: I64, _FIRST_DICTIONARY: I64}}]}
+    ]
+}
 
-Struct = dict[int, "int | Struct"]
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A column of one row group: its values, and where its packed bytes begin and end in the file."""
+
+    values: int
+    begin: int
+    end: int
+
+
+def chunks_of(path: Path, most: int) -> list[list[Chunk]]:
+    """Return the columns of every row group, from the footer.
+
+    Raises:
+        ValueError: the footer is damaged, or there are more than ``most`` columns in all.
+        LookupError: it is cut off, or a column does not say where it lies.
+    """
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        size = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - size, os.SEEK_END)
+        footer = Compact(file.read(size), 2 * most).struct(_FOOTER)
+    return [[_chunk(column[_COLUMN]) for column in group[_COLUMNS]] for group in footer[_ROW_GROUPS]]
+
+
+def _chunk(told: Struct) -> Chunk:
+    begin, dictionary = told[_FIRST_DATA], told.get(_FIRST_DICTIONARY, 0)
+    if 0 < dictionary < begin:
+        begin = dictionary
+    return Chunk(told[_VALUES], begin, begin + told[_PACKED])
 
 
 @dataclass(slots=True)
@@ -51,20 +84,17 @@ class Pages:
         return _DELTA_BYTE_ARRAY in self.encodings
 
     def add(self, header: Struct) -> int:
-        """Count one page and return its packed size in bytes; raise ValueError if there is no such page."""
-        unpacked, packed, kind = header.get(2), header.get(3), header.get(1)
-        if not (isinstance(unpacked, int) and isinstance(packed, int)) or min(unpacked, packed) < 0:
-            raise ValueError("a page without a size")
-        described, encoding = _DESCRIBED.get(kind, (0, 0)) if isinstance(kind, int) else (0, 0)
-        inner = header.get(described)
+        """Count one page and return its packed bytes; raise ValueError or LookupError if there is none."""
+        kind, unpacked, packed = header[1], header[2], header[3]
+        described, encoding = _DESCRIBED.get(kind, (0, 0))
         size = max(unpacked, packed)
         self.count += 1
         self.largest_bytes = max(self.largest_bytes, size)
-        if not isinstance(inner, dict):
+        values = header[described][1] if described else 0
+        if min(unpacked, packed, values) < 0:
+            raise ValueError("a page of less than nothing")
+        if not described:
             return packed
-        values, code = inner.get(1), inner.get(encoding)
-        if not (isinstance(values, int) and isinstance(code, int)) or values < 0:
-            raise ValueError("a page without a count")
         if kind == _DICTIONARY:
             self.dictionary_bytes += size
             self.dictionary_values += values
@@ -72,41 +102,38 @@ class Pages:
         self.values += values
         self.data_bytes += size
         self.largest_mean_bytes = max(self.largest_mean_bytes, size // max(1, values))
-        self.encodings.add(code)
+        self.encodings.add(header[described][encoding])
         return packed
 
 
-def pages_of(file: int, chunk: Any, most: int) -> Pages:
-    """Count the pages of a column chunk.
+def pages_of(file: int, chunk: Chunk, most: int) -> Pages:
+    """Count the pages of a column.
 
     Args:
         file: descriptor of the parquet file.
-        chunk: pyarrow's metadata of the chunk.
+        chunk: the column.
         most: how many pages are looked at.
 
     Raises:
         ValueError: a header is damaged, or there are more pages.
+        LookupError: a header does not say what it must.
     """
     found = Pages()
-    for header, length, at, end in _headers(file, chunk, found):
+    for header, behind in _headers(file, chunk, found):
         if found.count >= most:
             raise ValueError("too many pages")
-        if at + length + found.add(header) > end:
+        if behind + found.add(header) > chunk.end:
             raise ValueError("a page reaches beyond its column")
     return found
 
 
-def _headers(file: int, chunk: Any, found: Pages) -> Iterator[tuple[Struct, int, int, int]]:
-    """Yield each header with its length, where it begins and where the chunk ends, as Arrow looks at them."""
-    at = chunk.data_page_offset
-    if chunk.dictionary_page_offset is not None and 0 < chunk.dictionary_page_offset < at:
-        at = chunk.dictionary_page_offset
-    end = at + chunk.total_compressed_size
-    while found.values < chunk.num_values and at < end:
+def _headers(file: int, chunk: Chunk, found: Pages) -> Iterator[tuple[Struct, int]]:
+    """Yield each header and where it ends; Arrow, too, goes on until it has seen all values."""
+    at = chunk.begin
+    while found.values < chunk.values and at < chunk.end:
         header, length = _header_at(file, at)
-        yield header, length, at, end
-        packed = header[3]
-        at += length + (packed if isinstance(packed, int) else 0)
+        yield header, at + length
+        at += length + header[3]
 
 
 def _header_at(file: int, at: int) -> tuple[Struct, int]:
@@ -114,87 +141,9 @@ def _header_at(file: int, at: int) -> tuple[Struct, int]:
     while True:
         window = os.pread(file, size, at)
         try:
-            reader = _Compact(window)
-            return reader.struct(0), reader.position
+            reader = Compact(window, 0)
+            return reader.struct(_PAGE), reader.position
         except IndexError:
             if len(window) < size or size >= _MAX_HEADER_BYTES:
                 raise ValueError("a page header is cut off") from None
         size *= 16
-
-
-class _Compact:
-    """Read Thrift's compact protocol: structs of 32-bit numbers and structs; all else is passed over."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.position = 0
-
-    def struct(self, depth: int) -> Struct:
-        """Return the fields of a struct by their numbers; raise IndexError where the bytes end."""
-        if depth > _MAX_DEPTH:
-            raise ValueError("nested too deeply")
-        fields: Struct = {}
-        number = 0
-        while (head := self._byte()) != 0:
-            kind = head & 15
-            number = number + (head >> 4) if head >> 4 else _signed(self._varint(), 16)
-            if kind == _I32:
-                fields[number] = _signed(self._varint(), 32)
-            elif kind == _STRUCT:
-                fields[number] = self.struct(depth + 1)
-            elif kind not in _BOOLEANS:
-                self._pass_over(kind, depth + 1)
-        return fields
-
-    def _pass_over(self, kind: int, depth: int) -> None:
-        if kind in _VARINTS:
-            self._varint()
-        elif kind in _FIXED_BYTES:
-            self._forward(_FIXED_BYTES[kind])
-        elif kind == _BINARY:
-            self._forward(self._varint())
-        elif kind == _STRUCT:
-            self.struct(depth)
-        elif kind in _LISTS:
-            head = self._byte()
-            self._pass_over_all((head & 15,), self._varint() if head >> 4 == 15 else head >> 4, depth)
-        elif kind == _MAP:
-            if count := self._varint():
-                kinds = self._byte()
-                self._pass_over_all((kinds >> 4, kinds & 15), count, depth)
-        else:
-            raise ValueError("no such type")
-
-    def _pass_over_all(self, kinds: tuple[int, ...], count: int, depth: int) -> None:
-        if depth > _MAX_DEPTH:
-            raise ValueError("nested too deeply")
-        for _ in range(count):
-            for kind in kinds:
-                if kind in _BOOLEANS:
-                    self._forward(1)
-                else:
-                    self._pass_over(kind, depth + 1)
-
-    def _byte(self) -> int:
-        self._forward(1)
-        return self._data[self.position - 1]
-
-    def _forward(self, count: int) -> None:
-        self.position += count
-        if self.position > len(self._data):
-            raise IndexError
-
-    def _varint(self) -> int:
-        value = 0
-        for place in range(10):
-            byte = self._byte()
-            value |= (byte & 127) << (7 * place)
-            if byte < 128:
-                return value
-        raise ValueError("a number is too long")
-
-
-def _signed(value: int, bits: int) -> int:
-    """Return the number that a zigzag code of so many bits stands for."""
-    value &= (1 << bits) - 1
-    return (value >> 1) ^ -(value & 1)
