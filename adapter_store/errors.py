@@ -12,7 +12,8 @@
     │   └── AliasConflict           the alias moved since it was read
     ├── UnavailableError            try again later, HTTP 503 with Retry-After
     │   ├── QueueUnavailable        Redis cannot be reached
-    │   └── EngineBusy              the waiting line is full, HTTP 429
+    │   ├── EngineBusy              the waiting line is full, HTTP 429
+    │   └── DatasetsBusy            too many data sets wait to be checked, HTTP 429
     ├── BaseModelError              the base folder cannot be used
     │   └── NotALlava               it is a model, but not a LLaVA
     ├── StateError                  an adapter state cannot be used
@@ -106,6 +107,13 @@ class EngineBusy(UnavailableError):
 
     code = "engine_busy"
     retry_after_seconds = 1
+
+
+class DatasetsBusy(UnavailableError):
+    """Report that too many data sets wait to be checked."""
+
+    code = "datasets_busy"
+    retry_after_seconds = 10
 
 
 class BaseModelError(StrataError):

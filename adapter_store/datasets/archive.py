@@ -9,6 +9,7 @@ bound are faults.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -96,19 +97,26 @@ def unpack(
 
 def folder_members(root: Path, limits: Limits, faults: FaultList) -> list[Member]:
     """Return every plain file below a folder where it lies; links, bad names and archives are faults."""
+    found = list(islice(_files_below(root), limits.max_members + 1))
+    if len(found) > limits.max_members:
+        found.pop()
+        faults.add(None, "file", f"the folder has more than {limits.max_members} files")
     members: list[Member] = []
-    for path in sorted(islice(root.rglob("*"), 2 * limits.max_members + 1)):
-        if len(members) >= limits.max_members:
-            faults.add(None, "file", f"the folder has more than {limits.max_members} files")
-            break
+    for path in sorted(found):
         name = path.relative_to(root).as_posix()
-        if _is_system_file(name):
-            continue
         if path.is_symlink():
             faults.add(None, "file", "a link is not followed; put the file itself there", file=name)
-        elif path.is_file() and (member := _file_member(name, path, faults)) is not None:
+        elif (member := _file_member(name, path, faults)) is not None:
             members.append(member)
     return members
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    """Yield what counts as a member: plain files and links, but neither folders nor system files."""
+    for path in root.rglob("*"):
+        is_member = path.is_symlink() or path.is_file()
+        if is_member and not _is_system_file(path.relative_to(root).as_posix()):
+            yield path
 
 
 def _file_member(name: str, path: Path, faults: FaultList) -> Member | None:

@@ -29,7 +29,8 @@ def check_all(source: ImageSource, names: Sequence[str], threads: int | None = N
         for group in groups:
             yield from _check(source, group)
         return
-    with ThreadPoolExecutor(threads, thread_name_prefix="pictures") as pool:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
+    try:
         waiting: deque[Future[list[Checked]]] = deque()
         for group in groups:
             waiting.append(pool.submit(_check, source, group))
@@ -37,6 +38,8 @@ def check_all(source: ImageSource, names: Sequence[str], threads: int | None = N
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # whoever stops early waits for no picture that is not begun
 
 
 def _check(source: ImageSource, names: Sequence[str]) -> list[Checked]:

@@ -82,10 +82,13 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on what an upload may cost, in bytes, pixels, characters and counts.
+    """Bounds on what an upload may cost, in bytes, pixels, characters, counts and seconds.
 
     ``max_expansion`` is the allowed ratio of unpacked to packed bytes of an
-    archive; it applies once ``free_expansion_bytes`` are unpacked.
+    archive; it applies once ``free_expansion_bytes`` are unpacked. ``max_pixels_per_byte``
+    is the same for the pixels of all pictures and the bytes that were sent, once there are
+    ``free_pixels``: photographs have 2 to 40, drawings in few colors up to some hundreds, an empty
+    PNG 8,000. ``max_text_bytes`` bounds questions, answers and ids as they are held in memory.
     """
 
     max_upload_bytes: int = 2 * GIB
@@ -97,18 +100,29 @@ class Limits:
     max_examples: int = 200_000
     max_image_bytes: int = 20 * MIB
     max_image_pixels: int = 40_000_000
+    max_total_pixels: int = 100_000_000_000
+    max_pixels_per_byte: int = 1_000
+    free_pixels: int = 256_000_000
+    max_text_bytes: int = 512 * MIB
     max_question_chars: int = 8_000
     max_answer_chars: int = 2_000
     max_turns: int = 32
     max_faults: int = 200
+    max_seconds: float = 3600.0
 
     @classmethod
     def of_uploads(cls, max_upload_bytes: int) -> Limits:
-        """Return the limits of a server that takes uploads of this size; unpacked they may be twice that."""
+        """Return the limits of a server that takes uploads of this size.
+
+        Unpacked they may be twice that; their pixels and their time grow with it, their text does not.
+        """
         usual = cls()
+        larger = max(1.0, max_upload_bytes / usual.max_upload_bytes)
         return cls(
             max_upload_bytes=max_upload_bytes,
-            max_total_bytes=max(usual.max_total_bytes, 2 * max_upload_bytes),
+            max_total_bytes=int(usual.max_total_bytes * larger),
+            max_total_pixels=int(usual.max_total_pixels * larger),
+            max_seconds=usual.max_seconds * larger,
         )
 
 
@@ -168,7 +182,8 @@ class Report:
     """What validation found in an upload.
 
     ``faults`` refuse the upload, ``warnings`` do not. Both lists are capped;
-    ``truncated_faults`` says how many more faults there are. Lengths are counted in
+    ``truncated_faults`` says how many more faults there are. ``answers`` are the different
+    ones; with ``answers_truncated`` there are more, and those were not counted. Lengths are counted in
     tokens of the base if its tokenizer is at hand, else in characters.
     """
 
@@ -181,6 +196,7 @@ class Report:
     images: int = 0
     image_bytes: int = 0
     answers: int = 0
+    answers_truncated: bool = False
     answer_histogram: tuple[tuple[str, int], ...] = ()
     duplicates: int = 0
     length_unit: Literal["tokens", "characters"] = "characters"
@@ -198,9 +214,10 @@ class Report:
         """Describe the outcome in one line for an error message or a log."""
         total = len(self.faults) + self.truncated_faults
         if total == 0:
+            least = "at least " * self.answers_truncated
             return (
                 f"{counted(self.examples, 'example')}, {counted(self.images, 'image')}, "
-                f"{counted(self.answers, 'distinct answer')} ({self.format})"
+                f"{least}{counted(self.answers, 'distinct answer')} ({self.format})"
             )
         first = "; ".join(str(fault) for fault in self.faults[:3])
         more = f"; and {total - 3} more" if total > 3 else ""

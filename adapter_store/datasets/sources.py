@@ -16,10 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from adapter_store.datasets.archive import Member, clean_name, name_fault
+from adapter_store.datasets.pixels import ROOM, PixelBudget, TooManyPixels
 from adapter_store.datasets.records import Limits, shown
 from adapter_store.datasets.spool import Spool, Stretch
 from adapter_store.errors import ImageError
-from adapter_store.images import decode_image, decode_inline, image_digest, looks_inline, picture_kind
+from adapter_store.images import (
+    count_pixels,
+    decode_image,
+    decode_inline,
+    image_digest,
+    looks_inline,
+    picture_kind,
+)
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
@@ -46,6 +54,7 @@ class ImageSource:
         self._files: dict[str, Stretch] = {}
         self._by_last: dict[str, list[str]] = {}
         self._checked: dict[str, StoredImage] = {}
+        self.pixels = PixelBudget(limits)
         self._spool = Spool(folder / "pictures")
 
     @property
@@ -108,6 +117,7 @@ class ImageSource:
         GIF become PNG.
 
         Raises:
+            TooManyPixels: this and those before have too many pixels together.
             ImageError: too large, not a picture, truncated or damaged.
         """
         if name in self._checked:
@@ -116,6 +126,18 @@ class ImageSource:
         if place.bytes > self._limits.max_image_bytes:
             raise ImageError(f"the picture has more than {self._limits.max_image_bytes} bytes")
         data = place.read()
+        pixels = count_pixels(data, max_pixels=self._limits.max_image_pixels)
+        self.pixels.spend(pixels)
+        with ROOM.hold(pixels):
+            checked = self._checked[name] = self._decoded(data, place)
+        return checked
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Say which pictures will be checked, before the first is."""
+        for name in names:
+            self.pixels.expect(self._files[name].bytes)
+
+    def _decoded(self, data: bytes, place: Stretch) -> StoredImage:
         image = decode_image(
             data, max_pixels=self._limits.max_image_pixels, max_bytes=self._limits.max_image_bytes
         )
@@ -124,9 +146,12 @@ class ImageSource:
             packed = io.BytesIO()
             image.save(packed, format="PNG")
             kind, place = "png", self._spool.append(packed.getvalue())
-        checked = StoredImage(f"{image_digest(image)}.{kind}", place)
-        self._checked[name] = checked
-        return checked
+            if self._spool.bytes > self._limits.max_total_bytes:
+                most = self._limits.max_total_bytes
+                raise TooManyPixels(
+                    f"the WEBP and GIF pictures take more than {most} bytes as PNG; send fewer"
+                )
+        return StoredImage(f"{image_digest(image)}.{kind}", place)
 
     def close(self) -> None:
         """Remove the work folder."""

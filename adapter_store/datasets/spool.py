@@ -32,6 +32,11 @@ class Spool:
         self._begun = False
         self._lock = threading.Lock()
 
+    @property
+    def bytes(self) -> int:
+        """Return how many bytes were appended."""
+        return self._end
+
     def append(self, data: bytes) -> Stretch:
         """Write bytes behind all others and return where they are."""
         with self._lock:

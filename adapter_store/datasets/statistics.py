@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 
 from adapter_store.datasets.luck import (
     HELD_OUT_RATIO,
@@ -15,6 +15,7 @@ from adapter_store.datasets.luck import (
 )
 from adapter_store.datasets.records import (
     Context,
+    CountTokens,
     Division,
     Example,
     FaultList,
@@ -31,28 +32,36 @@ _GOOD = 0.9
 """Accuracy of the model that should hardly ever be held back for want of pictures."""
 _HARDLY_EVER = 0.1
 _MANY_QUESTIONS = 500
+_TEXTS_MEASURED_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """How many different answers there are, the commonest ones, and how often each is given."""
+    """How many different answers there are, the commonest ones, and how often each is given.
+
+    ``truncated``: there are more, and those were not counted.
+    """
 
     distinct: int
+    truncated: bool
     histogram: tuple[tuple[str, int], ...]
 
 
 def count_answers(examples: Sequence[Example], warnings: FaultList) -> Answers:
     """Count the answers of all turns; warn if there is only one."""
     answers: Counter[str] = Counter()
+    truncated = False
     for example in examples:
         for turn in example.turns:
             if len(answers) < _MAX_ANSWERS_COUNTED or turn.answer in answers:
                 answers[turn.answer] += 1
+            else:
+                truncated = True
     if len(answers) == 1 and len(examples) > 1:
         reason = f'all answers are "{shown(next(iter(answers)))}"; nothing can be told apart by them'
         warnings.add(None, "answer", reason)
     common = sorted(answers.items(), key=lambda pair: (-pair[1], pair[0]))[:HISTOGRAM]
-    return Answers(len(answers), tuple((shown(text, 120), count) for text, count in common))
+    return Answers(len(answers), truncated, tuple((shown(text, 120), count) for text, count in common))
 
 
 def count_repeats(examples: Sequence[Example], stored: Mapping[str, str], warnings: FaultList) -> int:
@@ -141,17 +150,22 @@ def find_overlap(keys: Sequence[str], context: Context, warnings: FaultList) -> 
 
 def measure_lengths(examples: Sequence[Example], context: Context) -> tuple[Lengths, Lengths]:
     """Return how long questions and answers are, in tokens if they can be counted, else in characters."""
-    questions = Counter(turn.question for example in examples for turn in example.turns)
-    answers = Counter(turn.answer for example in examples for turn in example.turns)
-    return _lengths(questions, context), _lengths(answers, context)
+    questions = (turn.question for example in examples for turn in example.turns)
+    answers = (turn.answer for example in examples for turn in example.turns)
+    return _lengths(questions, context.count_tokens), _lengths(answers, context.count_tokens)
 
 
-def _lengths(texts: Counter[str], context: Context) -> Lengths:
-    if not texts:
+def _lengths(texts: Iterator[str], count_tokens: CountTokens | None) -> Lengths:
+    counts: Counter[int] = Counter()
+    # Some at a time: a tokenizer keeps much more of a text than its length until all are counted.
+    while some := Counter(islice(texts, _TEXTS_MEASURED_AT_ONCE)):
+        different = list(some)
+        sizes = count_tokens(different) if count_tokens else map(len, different)
+        for size, text in zip(sizes, different, strict=True):
+            counts[size] += some[text]
+    if not counts:
         return Lengths()
-    different = list(texts)
-    sizes = context.count_tokens(different) if context.count_tokens else [len(text) for text in different]
-    weighted = sorted((size, texts[text]) for size, text in zip(sizes, different, strict=True))
+    weighted = sorted(counts.items())
     ends = list(accumulate(count for _, count in weighted))
 
     def at(ratio: float) -> int:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import filecmp
 import hashlib
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -24,6 +25,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from PIL import Image
 
 from adapter_store.datasets.archive import clean_name
 from adapter_store.datasets.formats import MARK
-from adapter_store.datasets.held_out import held_out_keys
+from adapter_store.datasets.held_out import HeldOut
 from adapter_store.datasets.json_stream import Record
 from adapter_store.datasets.records import (
     Context,
@@ -111,7 +113,7 @@ class DatasetStore:
         """
         self.root = root
         self.limits = limits or Limits()
-        self._held_out = held_out
+        self._held_out = None if held_out is None else HeldOut(held_out)
         self._count_tokens = count_tokens
 
     def put(
@@ -181,14 +183,9 @@ class DatasetStore:
             source.add_picture(clean_name(name), source.keep(data))
         if not examples:
             reading.faults.add(None, "examples", "the list of examples is empty")
-        for index, example in enumerate(examples[: self.limits.max_examples + 1]):
-            value = _as_record(example) if isinstance(example, Example) else example
-            value = dict(value) if isinstance(value, Mapping) else value
-            reading.take(Record(index + 1, index, value))
-        if len(examples) > self.limits.max_examples:
-            most = self.limits.max_examples
-            reading.faults.add(None, "examples", f"more than {most} examples; split the data set")
-        reading.check_images()
+        reading.read_examples(
+            Record(index + 1, index, _as_record(example)) for index, example in enumerate(examples)
+        )
         return reading
 
     def validate(
@@ -202,7 +199,7 @@ class DatasetStore:
             return read_upload(path, limits=self.limits, work_folder=work, context=context)[2]
 
     def _context(self, question: str | None = None, task: str | None = None) -> Context:
-        held_out = {} if self._held_out is None else held_out_keys(self._held_out)
+        held_out = {} if self._held_out is None else self._held_out.keys()
         return Context(
             question=question or None, task=task, held_out=held_out, count_tokens=self._count_tokens
         )
@@ -213,9 +210,26 @@ class DatasetStore:
 
     def ids(self) -> list[str]:
         """Return the ids of all complete data sets."""
-        if not self.root.is_dir():
-            return []
-        return sorted(entry.name for entry in self.root.iterdir() if self.exists(entry.name))
+        return list(self._ids_behind(None))
+
+    def page(self, limit: int, after: str | None = None) -> tuple[list[DatasetRef], bool]:
+        """Return up to ``limit`` data sets in the order of their ids, and whether there are more.
+
+        Args:
+            limit: how many at most.
+            after: only those whose ids come behind this one, which may be gone meanwhile.
+
+        Raises:
+            NotFoundError: ``after`` is no id of a data set.
+        """
+        if after is not None and not _ID.fullmatch(after):
+            raise _no_dataset(after)
+        found = list(islice(self._ids_behind(after), limit + 1))
+        return [self.ref(name) for name in found[:limit]], len(found) > limit
+
+    def _ids_behind(self, after: str | None) -> Iterator[str]:
+        names = [entry.name for entry in os.scandir(self.root)] if self.root.is_dir() else []
+        return (name for name in sorted(names) if (after is None or name > after) and self.exists(name))
 
     def open(self, dataset_id: str) -> Dataset:
         """Load a stored data set; its examples must match their digest.
@@ -224,13 +238,18 @@ class DatasetStore:
             NotFoundError: no such data set.
             StoreError: its files were changed or damaged.
         """
+        kept = self._undamaged(dataset_id)
+        with (kept.folder / "examples.jsonl").open("rb") as lines:
+            return replace(kept, examples=tuple(Example.from_dict(json.loads(line)) for line in lines))
+
+    def _undamaged(self, dataset_id: str) -> Dataset:
+        """Return a data set whose examples match their digest, without them; raises as ``open``."""
         ref = self.ref(dataset_id)
         folder = self.root / dataset_id
-        content = (folder / "examples.jsonl").read_bytes()
-        if hashlib.sha256(content).hexdigest() != ref.digest:
-            raise StoreError(f"data set {dataset_id} is damaged (digest differs); upload it again")
-        examples = tuple(Example.from_dict(json.loads(line)) for line in content.splitlines())
-        return Dataset(ref, folder, examples, self.limits)
+        with (folder / "examples.jsonl").open("rb") as lines:
+            if hashlib.file_digest(lines, "sha256").hexdigest() != ref.digest:
+                raise StoreError(f"data set {dataset_id} is damaged (digest differs); upload it again")
+        return Dataset(ref, folder, (), self.limits)
 
     def ref(self, dataset_id: str) -> DatasetRef:
         """Return the reference of a stored data set.
@@ -239,7 +258,7 @@ class DatasetStore:
             NotFoundError: no such data set.
         """
         if not self.exists(dataset_id):
-            raise NotFoundError(f'there is no data set "{shown(dataset_id)}"', param="dataset")
+            raise _no_dataset(dataset_id)
         data = json.loads((self.root / dataset_id / "manifest.json").read_text(encoding="utf-8"))
         return DatasetRef(**{name: data[name] for name in ("id", "examples", "images", "digest")})
 
@@ -263,7 +282,8 @@ class DatasetStore:
     ) -> DatasetRef:
         digest = _write_examples(target / "examples.jsonl", examples)
         ref = DatasetRef(f"ds-{digest[:16]}", len(examples), len(distinct_images(examples)), digest)
-        if self._is_whole(ref, target):
+        names = distinct_images(examples)
+        if self._is_whole(ref, target, names):
             return self.ref(ref.id)
         write_durably(target / "report.json", _json(report.to_dict()))
         for picture in (target / "images").iterdir():
@@ -271,27 +291,27 @@ class DatasetStore:
         sync_folder(target / "images")
         manifest = {**asdict(ref), "filename": shown(filename, 200), "created_at": time.time()}
         write_durably(target / "manifest.json", _json(manifest))
-        self._rename(work, target, ref)
+        self._rename(work, target, ref, names)
         return ref
 
-    def _is_whole(self, ref: DatasetRef, again: Path) -> bool:
+    def _is_whole(self, ref: DatasetRef, again: Path, names: set[str]) -> bool:
         """Say whether a data set that came again is stored undamaged; else it is replaced, hence repaired."""
         try:
-            kept = self.open(ref.id)
+            kept = self._undamaged(ref.id)
             return all(
                 filecmp.cmp(kept.folder / "images" / name, again / "images" / name, shallow=False)
                 or image_digest(kept.image(name)) == Path(name).stem
-                for name in distinct_images(kept.examples)
+                for name in names
             )
         except (NotFoundError, StoreError, ImageError, OSError):
             return False
 
-    def _rename(self, work: Path, target: Path, ref: DatasetRef) -> None:
+    def _rename(self, work: Path, target: Path, ref: DatasetRef, names: set[str]) -> None:
         final = self.root / ref.id
         try:
             target.rename(final)
         except OSError:
-            if self._is_whole(ref, target):
+            if self._is_whole(ref, target, names):
                 return  # another process stored the same content meanwhile
             if not final.exists():
                 raise
@@ -319,7 +339,9 @@ class DatasetStore:
                 shutil.rmtree(entry, ignore_errors=True)
 
 
-def _as_record(example: Example) -> dict[str, Any]:
+def _as_record(example: Example | Mapping[str, Any]) -> Any:
+    if not isinstance(example, Example):
+        return dict(example) if isinstance(example, Mapping) else example
     messages: list[dict[str, str]] = []
     for turn in example.turns:
         messages += [{"from": "human", "value": turn.question}, {"from": "gpt", "value": turn.answer}]
@@ -327,6 +349,10 @@ def _as_record(example: Example) -> dict[str, Any]:
         messages[0]["value"] = f"{MARK}\n{messages[0]['value']}"
     record = {"id": example.id, "image": example.image, "conversations": messages}
     return record if example.split is None else {**record, "split": example.split}
+
+
+def _no_dataset(dataset_id: str) -> NotFoundError:
+    return NotFoundError(f'there is no data set "{shown(dataset_id)}"', param="dataset")
 
 
 def _new_folder(work: Path) -> Path:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from adapter_store.datasets.archive import Member, folder_members, unpack
 from adapter_store.datasets.archive_members import archive_kind
+from adapter_store.datasets.data_files import data_members, is_table_name
 from adapter_store.datasets.decoding import check_all
 from adapter_store.datasets.folders import class_records, holds_classes
 from adapter_store.datasets.formats import ACCEPTED, Draft, normalize
 from adapter_store.datasets.json_stream import Record, looks_like_json, read_records
 from adapter_store.datasets.parquet import read_parquet
+from adapter_store.datasets.pixels import TooManyPixels
 from adapter_store.datasets.plain import Note
 from adapter_store.datasets.records import (
     Context,
@@ -36,14 +41,11 @@ from adapter_store.datasets.statistics import (
     measure_lengths,
     warn_of_luck,
 )
-from adapter_store.datasets.table import TABLE_SUFFIXES, looks_like_table, read_table
+from adapter_store.datasets.table import looks_like_table, read_table
 from adapter_store.errors import ImageError
 from adapter_store.images import picture_kind
 from adapter_store.texts import counted
 
-_NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-_JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
-_DATA_SUFFIXES = (".parquet", "")
 _FOLDERS = "folders"
 _LAYOUT_ORDER = ("examples", "llava", "openai", "sharegpt")
 _NO_DATA_FILE = (
@@ -102,6 +104,10 @@ class Place:
     file: str | None
 
 
+class _TooSlow(Exception):
+    """Say that the time of an upload is over."""
+
+
 @dataclass(slots=True)
 class Reading:
     """The growing outcome of reading one upload."""
@@ -122,6 +128,8 @@ class Reading:
     _stored: dict[str, str] = field(default_factory=dict)
     _pictures: set[str] = field(default_factory=set)
     _stored_bytes: int = 0
+    _text_bytes: int = 0
+    _began: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.faults = FaultList(self.limits.max_faults)
@@ -129,6 +137,26 @@ class Reading:
 
     def read(self, path: Path) -> None:
         """Read one file, packed or not, or a folder where it lies; then check every picture that is used."""
+        with self._in_time():
+            self._read(path)
+
+    def read_examples(self, records: Iterable[Record]) -> None:
+        """Take records that came in one call; then check every picture that is used."""
+        with self._in_time():
+            for record in records:
+                if not self.take_bounded(record):
+                    break
+            self.check_images()
+
+    @contextmanager
+    def _in_time(self) -> Iterator[None]:
+        try:
+            yield
+        except _TooSlow:
+            most = self.limits.max_seconds
+            self.faults.add(None, "file", f"checking takes more than {most:g} seconds; split the data set")
+
+    def _read(self, path: Path) -> None:
         if path.is_dir():
             self.format = "folder"
             self._read_members(folder_members(path, self.limits, self.faults))
@@ -149,6 +177,7 @@ class Reading:
             return
         with path.open("rb") as stream:
             head = stream.read(512)
+        self.source.pixels.packed_bytes = size
         kind = archive_kind(head)
         if kind:
             self._read_archive(path, kind, size)
@@ -191,13 +220,19 @@ class Reading:
             note("id", f'the id "{shown(identity)}" is used before, on line {earlier}')
             identity = f"{identity}#{len(self.examples)}"
             self._ids[identity] = line
-        self.examples.append(Example(identity, image, draft.turns, draft.split or self._part))
+        example = Example(identity, image, draft.turns, draft.split or self._part)
+        self._text_bytes += _bytes_held(example)
+        self.examples.append(example)
 
     def check_images(self) -> None:
         """Decode every picture that a record names, once; count those of examples."""
         of_examples = distinct_images(self.examples)
+        self.source.expect(self._used)
         for done, (name, stored) in enumerate(check_all(self.source, list(self._used)), start=1):
-            self.context.tell("checking pictures", done, len(self._used))
+            self._tell("checking pictures", done, len(self._used))
+            if isinstance(stored, TooManyPixels):
+                self.faults.add(None, "image", stored.message)
+                return
             if isinstance(stored, ImageError):
                 place = self._used[name]
                 self.faults.add(place.line, place.field, stored.message, place.file)
@@ -232,6 +267,7 @@ class Reading:
             images=len(self._pictures),
             image_bytes=self._stored_bytes,
             answers=answers.distinct,
+            answers_truncated=answers.truncated,
             answer_histogram=answers.histogram,
             duplicates=duplicates,
             length_unit="tokens" if context.count_tokens else "characters",
@@ -243,13 +279,13 @@ class Reading:
 
     def _read_archive(self, path: Path, kind: str, packed_bytes: int) -> None:
         def reached(position: int) -> None:
-            self.context.tell("unpacking", position, packed_bytes)
+            self._tell("unpacking", position, packed_bytes)
 
         self.format = kind
         self._read_members(unpack(path, kind, self.source.folder, self.limits, self.faults, reached))
 
     def _read_members(self, members: list[Member]) -> None:
-        data = _data_members(members)
+        data = data_members(members)
         data_names = {member.name for member in data}
         self.source.add_members(member for member in members if member.name not in data_names)
         if data:
@@ -266,7 +302,7 @@ class Reading:
         else:
             self._layouts = frozenset({_FOLDERS})
             for record, name in class_records(members, self.context.question):
-                if not self._take_bounded(record, name):
+                if not self.take_bounded(record, name):
                     break
         unused = sum(name not in self._used for name in self.source.names if not name.startswith("inline:"))
         if unused and self.examples:
@@ -280,8 +316,8 @@ class Reading:
         if head.startswith(b"PAR1"):
             self.format = "parquet"
             records: Iterator[Record] = read_parquet(path, self.limits)
-        elif _is_table_name(name or "") or not looks_like_json(path):
-            if not _is_table_name(name or "") and not looks_like_table(path):
+        elif is_table_name(name or "") or not looks_like_json(path):
+            if not is_table_name(name or "") and not looks_like_table(path):
                 what = "a picture alone" if picture_kind(head) else "this file"
                 reason = f"{what} is not a data set; accepted as {_CONTAINERS} are {ACCEPTED}"
                 self.faults.add(None, "file", reason, name)
@@ -291,20 +327,30 @@ class Reading:
         else:
             records = read_records(path, self.limits.max_record_bytes)
         for record in records:
-            if not self._take_bounded(record, name):
+            if not self.take_bounded(record, name):
                 return
 
-    def _take_bounded(self, record: Record, name: str | None) -> bool:
-        """Take a record unless there are too many already; say whether to go on."""
+    def take_bounded(self, record: Record, name: str | None = None) -> bool:
+        """Take a record unless there are too many already, or too much text; say whether to go on."""
         if self._records % _TOLD_EVERY == 0:
-            self.context.tell("reading", self._records, 0)
+            self._tell("reading", self._records, 0)
+        reason = None
         if len(self.examples) >= self.limits.max_examples:
-            most = self.limits.max_examples
-            reason = f"more than {most} examples; split the data set"
-            self.faults.add(record.line, record.prefix.rstrip("."), reason, name)
+            reason = f"more than {self.limits.max_examples} examples"
+        elif self._text_bytes > self.limits.max_text_bytes:
+            reason = f"the texts take more than {self.limits.max_text_bytes} bytes of memory together"
+        if reason is not None:
+            place = record.prefix.rstrip(".")
+            self.faults.add(record.line, place, f"{reason}; split the data set", name)
             return False
         self.take(record, name)
         return True
+
+    def _tell(self, title: str, done: int, total: int) -> None:
+        """Say how far it is; raise _TooSlow if the time is over."""
+        if time.monotonic() - self._began > self.limits.max_seconds:
+            raise _TooSlow
+        self.context.tell(title, done, total)
 
     def _check_layout(self, draft: Draft, note: Note) -> None:
         if _FOLDERS in self._layouts:
@@ -331,32 +377,11 @@ def with_stored_names(reading_examples: list[Example], source: ImageSource) -> l
     ]
 
 
+def _bytes_held(example: Example) -> int:
+    """Return the memory that an example's texts take: up to four bytes a character, and their headers."""
+    texts = [example.id, *(text for turn in example.turns for text in (turn.question, turn.answer))]
+    return sum(map(sys.getsizeof, texts))
+
+
 def _layout_name(layouts: frozenset[str]) -> str:
     return next((name for name in (_FOLDERS, *_LAYOUT_ORDER) if name in layouts), "unknown")
-
-
-def _data_members(members: list[Member]) -> list[Member]:
-    """Return the files that hold records; tables beside them only if their first line names known columns."""
-    alone = len(members) == 1
-    data = [member for member in members if _is_data(member, alone=alone)]
-    tables = [member for member in members if _is_table_name(member.name)]
-    readable = [member for member in tables if looks_like_table(member.path)]
-    return data + (readable if data or readable else tables)
-
-
-def _is_table_name(name: str) -> bool:
-    return name.lower().endswith(TABLE_SUFFIXES) and not name.rsplit("/", 1)[-1].startswith(".")
-
-
-def _is_data(member: Member, *, alone: bool) -> bool:
-    last = member.name.rsplit("/", 1)[-1]
-    if last in _NOT_DATA or last.startswith(".") or _is_table_name(last):
-        return False
-    suffix = "." + last.rsplit(".", 1)[-1].lower() if "." in last else ""
-    if suffix in _JSON_SUFFIXES:
-        return True  # what it says it is: if its content is no JSON, that is a fault to report
-    if picture_kind(member.head[:12]) is not None:
-        return False  # it lies among the others and is no file to look into
-    return (alone or suffix in _DATA_SUFFIXES) and (
-        member.head.startswith(b"PAR1") or looks_like_json(member.path) or looks_like_table(member.path)
-    )

@@ -119,7 +119,8 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     )
     yield "pictures", f"{report.images:,}, {report.image_bytes / 2**20:,.1f} MiB"
     common = ", ".join(f"{text} {count:,}" for text, count in report.answer_histogram[:_SHOWN_ANSWERS])
-    yield "answers", f"{report.answers:,} different: {common}" if common else "none"
+    least = "at least " if report.answers_truncated else ""
+    yield "answers", f"{least}{report.answers:,} different: {common}" if common else "none"
     for title, lengths in (("question", report.question_lengths), ("answer", report.answer_lengths)):
         text = f"{report.length_unit}: median {lengths.median}, 95 % up to {lengths.p95}"
         yield title, f"{text}, longest {lengths.longest}"

@@ -128,7 +128,8 @@ def _pack(folder: Path, scratch: Path) -> Path:
     if not files:
         raise InputError(f"the folder {folder} is empty", param="file")
     target = scratch / f"{folder.resolve().name}.zip"
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+    # Zip knows no time before 1980, and files unpacked from elsewhere often have 1970.
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
         for path in files:
             archive.write(path, path.relative_to(folder))
     return target

@@ -11,6 +11,7 @@ from adapter_store.datasets import DatasetRef
 from adapter_store.errors import InputError
 from adapter_store.names import check_task_name
 from server.gateway import GatewayDep
+from server.jobs.router import After, Limit
 from server.openapi import body_example, example, form_example, merged
 from server.pools import DATASETS, FILES
 from server.tasks.service import read_json
@@ -37,6 +38,7 @@ _REPORT = {
     "images": 2,
     "image_bytes": 20480,
     "answers": 2,
+    "answers_truncated": False,
     "answer_histogram": [{"answer": "robin", "count": 1}, {"answer": "wren", "count": 1}],
     "duplicates": 0,
     "length_unit": "tokens",
@@ -69,6 +71,7 @@ async def validate(request: Request, gateway: GatewayDep) -> dict[str, Any]:
     ``question`` is asked where the data has none. With ``task``, the task that the data is for, pictures
     that it is measured on itself are not reported as an overlap.
     """
+    DATASETS.require_room()
     if is_multipart(request):
         async with received_form(request, gateway.uploads, FILES.run) as form:
             path, (question, task) = form.file("file").path, _beside(form)
@@ -89,6 +92,7 @@ async def validate(request: Request, gateway: GatewayDep) -> dict[str, Any]:
 )
 async def create(request: Request, gateway: GatewayDep) -> dict[str, Any]:
     """Validate and store; faults are a 400 whose ``error.report`` lists all."""
+    DATASETS.require_room()
     if is_multipart(request):
         async with received_form(request, gateway.uploads, FILES.run) as form:
             sent = form.file("file")
@@ -103,15 +107,14 @@ async def create(request: Request, gateway: GatewayDep) -> dict[str, Any]:
 
 
 @router.get(
-    "/datasets", summary="List stored data sets", responses=example({"object": "list", "data": [_REF]})
+    "/datasets",
+    summary="List stored data sets by their ids",
+    responses=example({"object": "list", "data": [_REF], "has_more": False}),
 )
-async def list_all(gateway: GatewayDep) -> dict[str, Any]:
-    """Return every stored data set."""
-
-    def read() -> list[dict[str, Any]]:
-        return [_body(gateway.datasets.ref(name)) for name in gateway.datasets.ids()]
-
-    return {"object": "list", "data": await FILES.run(read), "has_more": False}
+async def list_page(gateway: GatewayDep, limit: Limit = 1000, after: After = None) -> dict[str, Any]:
+    """Return a page of data sets behind ``after``; with ``has_more``, go on after the last id."""
+    refs, more = await FILES.run(gateway.datasets.page, limit, after)
+    return {"object": "list", "data": [_body(ref) for ref in refs], "has_more": more}
 
 
 @router.get(

@@ -25,6 +25,7 @@ async def submit_lora(gateway: Gateway, task: str, request: Request, idempotency
     """
     check_task_name(task)
     await QUEUE.run(gateway.link.queue)  # while Redis is away nothing can be accepted
+    DATASETS.require_room()
     async with received_form(request, gateway.uploads, FILES.run) as form:
         _check_names(form)
         adapter, data = form.file("adapter"), form.file("file")

@@ -45,6 +45,7 @@ async def submit_batch(gateway: Gateway, task: str, request: Request, idempotenc
     check_task_name(task)
     await QUEUE.run(gateway.link.queue)  # while Redis is away nothing can be accepted
     if is_multipart(request):
+        DATASETS.require_room()
         async with received_form(request, gateway.uploads, FILES.run) as form:
             return await _submit_form(gateway, task, form, idempotency_key)
     body = await read_json(request, FILES.run)

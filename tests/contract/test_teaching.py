@@ -13,6 +13,7 @@ import pytest
 from adapter_store.errors import QueueUnavailable
 from adapter_store.jobs import Claim, Job, JobQueue, connect
 from adapter_store.redis_server import RedisServer
+from server.pools import DATASETS
 from tests.contract.conftest import RunningGateway, chat_body, wait_for
 from tests.contract.pictures import data_url, examples, llava_zip, png
 
@@ -97,6 +98,42 @@ def test_a_stored_data_set_can_be_named(http: httpx.Client):
     assert http.get(f"/v1/datasets/{identity}").json()["report"]["ok"] is True
     assert http.post(BATCHES, json={"dataset": identity}).json()["dataset"]["id"] == identity
     assert http.post(BATCHES, json={"dataset": "ds-ffffffffffffffff"}).status_code == 404
+
+
+def test_stored_data_sets_are_listed_in_pages(http: httpx.Client):
+    made = {http.post("/v1/datasets", json={"examples": examples(n)}).json()["id"] for n in (1, 2, 3)}
+    whole = http.get("/v1/datasets").json()
+    assert (whole["object"], whole["has_more"]) == ("list", False)
+    assert made <= {ref["id"] for ref in whole["data"]}
+    found, more = [], True
+    while more:
+        page = http.get("/v1/datasets", params={"limit": 2, **({"after": found[-1]["id"]} if found else {})})
+        found, more = found + page.json()["data"], page.json()["has_more"]
+        assert len(page.json()["data"]) <= 2
+    assert found == whole["data"]
+    assert http.get("/v1/datasets", params={"limit": 0}).status_code == 400
+    assert http.get("/v1/datasets", params={"after": "none"}).status_code == 404
+
+
+def test_too_many_waiting_checks_are_refused_before_their_bytes_are_read(
+    running: RunningGateway, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+):
+    kept = len(list(running.gateway.uploads.glob("*")))
+    monkeypatch.setattr(DATASETS, "_most", 0)
+    one = {"examples": examples(1)}
+    sent: list[tuple[str, dict[str, Any]]] = [
+        (path, how)
+        for path in ("/v1/datasets:validate", "/v1/datasets", BATCHES)
+        for how in ({"json": one}, {"files": {"file": ("c.zip", llava_zip())}})
+    ]
+    sent.append(("/v1/tasks/robins/lora", {"files": {"adapter": b"x", "file": b"x"}}))
+    for path, how in sent:
+        answer = http.post(path, **how)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "datasets_busy")
+        assert int(answer.headers["retry-after"]) > 0
+    assert len(list(running.gateway.uploads.glob("*"))) == kept
+    monkeypatch.undo()
+    assert http.post("/v1/datasets:validate", json=one).json()["ok"] is True
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from server.cli import dataset
 from server.cli.main import main
+from server.cli.teach import as_file
 from tests.unit.adapter_store.test_datasets_faults import lines, png, row, url, zip_of
 
 
@@ -101,3 +104,12 @@ def test_it_answers_without_torch(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", program, "dataset", "check", str(data(tmp_path, *GOOD))]
     assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_a_folder_with_files_from_1970_can_be_packed(tmp_path: Path) -> None:
+    (tmp_path / "birds").mkdir()
+    old = tmp_path / "birds/a.json"
+    old.write_text("[]")
+    os.utime(old, (0, 0))
+    with as_file(tmp_path / "birds") as packed, zipfile.ZipFile(packed) as archive:
+        assert archive.read("a.json") == b"[]"
