@@ -152,14 +152,15 @@ def raise_for_error(response: httpx.Response) -> None:
     """Raise the fitting error if an answer is one; its message is the server's own."""
     if not response.is_error:
         return
+    code = None
     try:
         error = response.json()["error"]
-        message = str(error["message"])
+        message, code = str(error["message"]), error.get("code")
         if faults := _faults(error.get("report")):
             message = f"{message.partition(': ')[0]}:{faults}"
     except (ValueError, KeyError, TypeError):
         message = f"{response.request.url} answered with status {response.status_code}"
-    if response.status_code in {401, 403}:
+    if response.status_code == 401 or code == "wrong_scope":
         message += "; give the key with --api-key or STRATA_API_KEY"
     kind = RequestRefused if response.status_code in _CALLERS_FAULT else RequestFailed
     raise kind(message)
