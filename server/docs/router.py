@@ -75,7 +75,7 @@ def _wants_gzip(accept_encoding: str) -> bool:
 
 @lru_cache(maxsize=2 * len(ASSETS))
 def _read(name: str, *, packed: bool) -> tuple[bytes, str]:
-    """Return a file, as it is or compressed, and the ETag of that; raise NotFoundError without the package."""
+    """Return a file, plain or compressed, with the ETag of that; raise NotFoundError without the package."""
     try:
         place = ("server.docs", name) if name == _OWN else ("fastapi_offline", f"static/{name}")
         content = resources.files(place[0]).joinpath(place[1]).read_bytes()

@@ -39,5 +39,5 @@ def test_an_endpoint_is_tried_with_a_key_that_is_not_kept(browser: Browser, lock
     page.wait_text(f"{MODELS} .live-responses-table tbody .response-col_status", "200")
     assert page.js(KEPT) == [0, 0, ""]
     assert page.complaints() == []
-    page.js("location.reload()")
+    page.call("Page.reload")
     page.wait("document.querySelector('.btn.authorize.unlocked')")
