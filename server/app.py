@@ -40,6 +40,7 @@ from server.middleware import BodyGuard, RequestFrame
 from server.models.router import router as models_router
 from server.ops.router import program_version
 from server.ops.router import router as ops_router
+from server.origins import OriginCheck
 from server.page.router import router as page_router
 from server.pictures import PictureLoader, parse_hosts
 from server.routing.router import router as routing_router
@@ -98,7 +99,8 @@ def create_app(settings: GatewaySettings, *, on_fatal: OnFatal | None = None) ->
     install_description(app)
     for router in _ROUTERS:
         app.include_router(router)
-    app.add_middleware(KeyCheck, keys=parse_keys(settings.api_keys.get_secret_value()))
+    keys = parse_keys(settings.api_keys.get_secret_value())
+    app.add_middleware(KeyCheck, keys=keys)
     app.add_middleware(
         BodyGuard,
         max_request_bytes=settings.max_request_bytes,
@@ -106,6 +108,7 @@ def create_app(settings: GatewaySettings, *, on_fatal: OnFatal | None = None) ->
         max_held_bytes=settings.max_held_bytes,
         pause_seconds=settings.body_timeout_seconds,
     )
+    app.add_middleware(OriginCheck, host=settings.host, has_keys=bool(keys))
     app.add_middleware(RequestFrame, metrics=metrics)
     return app
 

@@ -43,11 +43,14 @@ class Key:
 
 
 def parse_keys(text: str) -> tuple[Key, ...]:
-    """Read comma-separated keys; raise InputError for an unknown scope or a short key (never showing it)."""
+    """Read comma-separated keys; raise InputError for one that cannot be meant or sent (never showing it)."""
     keys = []
     for position, item in enumerate(filter(None, (part.strip() for part in text.split(","))), start=1):
-        secret, _, scopes = item.partition(":")
-        wanted = frozenset(filter(None, scopes.split("+"))) or SCOPES
+        secret, colon, scopes = item.partition(":")
+        wanted = frozenset(filter(None, scopes.split("+"))) if colon else SCOPES
+        if not wanted:  # a forgotten scope must not become every scope
+            text = f"key {position} ends with a colon and names no scope"
+            raise InputError(f"{text}; add ask, teach or operate, or leave the colon out", param="api_keys")
         if wanted - SCOPES:
             raise InputError(
                 f"key {position} has an unknown scope; use ask, teach or operate", param="api_keys"
@@ -55,6 +58,9 @@ def parse_keys(text: str) -> tuple[Key, ...]:
         if len(secret) < LEAST_CHARACTERS:
             text = f"key {position} is shorter than {LEAST_CHARACTERS} characters; take a longer one"
             raise InputError(text, param="api_keys")
+        if not secret.isascii() or not secret.isprintable() or secret != secret.strip():
+            text = f"key {position} holds a character that is not plain ASCII, or a space at its end"
+            raise InputError(f"{text}: no header can carry it", param="api_keys")
         keys.append(Key(_digest(secret), wanted))
     return tuple(keys)
 

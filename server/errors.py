@@ -84,12 +84,12 @@ _UNPARSED = "There was an error parsing the body"
 
 
 class AuthenticationError(StrataError):
-    """Refuse a missing or wrong key (401), or one without the needed scope (403)."""
+    """Refuse a missing or wrong key (401), or one without the needed scope (403), or a foreign page (403)."""
 
-    def __init__(self, message: str, *, status: int) -> None:
+    def __init__(self, message: str, *, status: int, code: str | None = None) -> None:
         super().__init__(message)
         self.status = status
-        self.code = _CODES[status]
+        self.code = code or _CODES[status]
 
 
 class BodyTooLarge(HTTPException):

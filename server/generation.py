@@ -15,6 +15,7 @@ from adapter_store.errors import InputError, StrataError, UnavailableError
 from adapter_store.rendering import Message
 from server.adaptation import Leased
 from server.canary.draw import Asker
+from server.canary.pace import Pace
 from server.canary.trials import Attempt, Trials
 from server.engine import Chunk, GenerationRequest, Sampling
 from server.metrics import Metrics
@@ -59,7 +60,6 @@ class Generation:
         self._attempt = attempt
         self._trials = serving.trials
         self._metrics = metrics
-        self._started = attempt.started
         self._streams = [
             serving.engine.generate(self._request(self.leased, prepared, _seeded(attempt.sampling, choice)))
             for choice in range(attempt.choices)
@@ -109,6 +109,9 @@ class Generation:
                         self._attempt.texts.append(item.text)
                     yield choice, item
             self._trials.answered(self._attempt, self.prepared)
+        except (asyncio.CancelledError, GeneratorExit):
+            self._trials.given_up(self._attempt)
+            raise
         except Exception as error:
             _note_failure(self._trials, self._attempt, error)
             raise
@@ -122,7 +125,9 @@ class Generation:
     ) -> None:
         stream = self._streams[choice]
         try:
-            async for chunk in stream:
+            async for chunk in stream:  # here, since who reads slowly makes no version slow
+                is_last = chunk.finish_reason is not None
+                self._attempt.pace.note(choice, chunk.completion_tokens, time.perf_counter(), is_last=is_last)
                 outbox.put_nowait((choice, chunk))
         except Exception as error:  # noqa: BLE001  handed to the one who reads the chunks
             outbox.put_nowait((choice, error))
@@ -139,7 +144,7 @@ class Generation:
     def _note(self, chunk: Chunk, last: float | None) -> float:
         now = time.perf_counter()
         if last is None:
-            self._metrics.first_token_seconds.observe(now - self._started)
+            self._metrics.first_token_seconds.observe(now - self._attempt.pace.started)
         else:
             self._metrics.token_gap_seconds.observe(now - last)
         if chunk.finish_reason:
@@ -183,9 +188,12 @@ async def generation(
     """
     started = time.perf_counter()
     async with serving.trials.lease(model, asker) as leased:
-        attempt = Attempt(leased, asker, messages, sampling, choices, started)
+        attempt = Attempt(leased, asker, messages, sampling, choices, Pace(started))
         try:
             prepared = await prepared_question(serving, leased, messages, images, sampling.max_tokens)
+        except asyncio.CancelledError:
+            serving.trials.given_up(attempt)
+            raise
         except Exception as error:
             _note_failure(serving.trials, attempt, error)
             raise

@@ -24,6 +24,7 @@ from adapter_store.errors import (
 )
 from adapter_store.matrix import AccuracyMatrix
 from adapter_store.names import BASE_VERSION
+from server.canary.pace import Latency
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -126,6 +127,12 @@ class Metrics:
         self.slot_requests = self._counter("slot_requests_total", "Answers of the plain name.", "slot")
         self.slot_errors = self._counter("slot_errors_total", "Those that failed.", "slot")
         self.slot_seconds = self._histogram("slot_request_seconds", "Until the end.", _LATENCY, "slot")
+        self.slot_first_token = self._histogram(
+            "slot_first_token_seconds", "From the request to the first token.", _LATENCY, "slot"
+        )
+        self.slot_token = self._histogram(
+            "slot_token_seconds", "Mean of each further token of an answer.", _GAPS, "slot"
+        )
         self.slot_thumbs = self._gauge(
             "slot_thumbs", "Thumbs for the version since it takes part.", "slot", "rating"
         )
@@ -145,12 +152,16 @@ class Metrics:
         for decision in _DECISIONS:
             self.canary_decisions.labels(decision)
 
-    def observe_slot(self, slot: str, seconds: float, *, failed: bool) -> None:
+    def observe_slot(self, slot: str, took: Latency, *, failed: bool) -> None:
         """Count one answer of stable, canary or shadow."""
         self.slot_requests.labels(slot).inc()
-        self.slot_seconds.labels(slot).observe(seconds)
+        self.slot_seconds.labels(slot).observe(took.whole)
         if failed:
             self.slot_errors.labels(slot).inc()
+            return
+        for histogram, seconds in ((self.slot_first_token, took.first_token), (self.slot_token, took.token)):
+            if seconds is not None:
+                histogram.labels(slot).observe(seconds)
 
     def show_slot(self, slot: str, *, ready: bool, up: int, down: int) -> None:
         """Publish whether a slot's version can answer, and its thumbs."""

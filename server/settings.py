@@ -77,7 +77,7 @@ class GatewaySettings(SharedSettings):
         default=1.5,
         ge=0,
         le=1000,
-        description="largest p95 latency of a canary over that of stable; more ends it; 0: not asked",
+        description="largest p95 time to a canary's first or per further token, over stable's; 0: not asked",
     )
     canary_max_thumbs_down: float = Field(
         default=0.3, ge=0, le=1, description="share of a canary's thumbs that may point down; more ends it"

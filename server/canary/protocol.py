@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from adapter_store.versions import AliasRecord
 from server.canary.rule import SLOW_SHARE, Rule
-from server.canary.tally import Tally
+from server.canary.tally import Tally, quantile
 
 EXAMPLE = {
     "canary": {"version": "v4", "weight": 0.1, "revision": 7, "answering": True, "reason": None},
@@ -23,12 +23,15 @@ EXAMPLE = {
             "error_ratio": 0.0,
             "p50_seconds": 0.21,
             "p95_seconds": 0.48,
+            "p95_first_token_seconds": 0.12,
+            "p95_token_seconds": 0.02,
             "thumbs_up": 12,
             "thumbs_down": 1,
         }
     ],
     "agreement": None,
     "rule": asdict(Rule()),
+    "rule_in_words": Rule().in_words(),
     "last_end": None,
 }
 DECIDED_EXAMPLE = {"decision": "promoted", "version": "v4", "reason": "looks good", "canary": None}
@@ -62,8 +65,10 @@ def version_body(slot: str, version: str, tally: Tally) -> dict[str, Any]:
         "requests": tally.requests,
         "errors": tally.errors,
         "error_ratio": tally.error_ratio,
-        "p50_seconds": tally.seconds_at(0.5),
-        "p95_seconds": tally.seconds_at(SLOW_SHARE),
+        "p50_seconds": quantile(tally.seconds, 0.5),
+        "p95_seconds": quantile(tally.seconds, SLOW_SHARE),
+        "p95_first_token_seconds": quantile(tally.first_token_seconds, SLOW_SHARE),
+        "p95_token_seconds": quantile(tally.token_seconds, SLOW_SHARE),
         "thumbs_up": tally.thumbs_up,
         "thumbs_down": tally.thumbs_down,
     }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from server.canary.tally import Tally
+from server.canary.tally import Tally, quantile
 
 Decision = Literal["promoted", "rolled_back", "errors", "slowdown", "thumbs_down"]
 DECISIONS_OF_THE_RULE: tuple[Decision, ...] = ("errors", "slowdown", "thumbs_down")
@@ -18,9 +19,10 @@ class Rule:
 
     Attributes:
         max_error_ratio: largest share of its requests that may fail, if it is more than of ``stable``.
-        max_slowdown: largest 95th percentile of its latency over that of ``stable``; 0: not asked.
-        max_thumbs_down: largest share of its thumbs that may point down.
-        min_requests: requests before latency is judged, of both; errors are judged as if all others up
+        max_slowdown: largest 95th percentile of its time to the first token, or per further token, over that
+            of ``stable``; 0: not asked. Whole answers are not compared: some askers want longer ones.
+        max_thumbs_down: largest share of its thumbs that may point down, if it is more than of ``stable``.
+        min_requests: measured times before they are judged, of both; errors are judged as if all others up
             to this number were answered.
         min_thumbs: thumbs before they are judged.
     """
@@ -30,6 +32,21 @@ class Rule:
     max_thumbs_down: float = 0.3
     min_requests: int = 50
     min_thumbs: int = 10
+
+    def in_words(self) -> str:
+        """Return the rule as a sentence for people."""
+        ends = [
+            f"more than {self.max_error_ratio:.1%} of its requests fail (of at least {self.min_requests})"
+        ]
+        if self.max_slowdown:
+            slower = "the 95th percentile of its time to the first token, or per further token, is over"
+            ends.append(
+                f"{slower} {self.max_slowdown:g} times stable's (from {self.min_requests} of each on)"
+            )
+        thumbs = f"more than {self.max_thumbs_down:.1%} of its thumbs point down"
+        ends.append(f"{thumbs} (of at least {self.min_thumbs})")
+        also = "a share, of requests or thumbs, ends it only if it is larger than stable's"
+        return f"A canary ends when {'; when '.join(ends)}; {also}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +59,7 @@ class Verdict:
 
 def judged(rule: Rule, canary: Tally, stable: Tally) -> Verdict | None:
     """Return why ``canary`` has to end, or None."""
-    return _errors(rule, canary, stable) or _slowdown(rule, canary, stable) or _thumbs(rule, canary)
+    return _errors(rule, canary, stable) or _slowdown(rule, canary, stable) or _thumbs(rule, canary, stable)
 
 
 def _errors(rule: Rule, canary: Tally, stable: Tally) -> Verdict | None:
@@ -55,20 +72,30 @@ def _errors(rule: Rule, canary: Tally, stable: Tally) -> Verdict | None:
 
 
 def _slowdown(rule: Rule, canary: Tally, stable: Tally) -> Verdict | None:
-    own, other = canary.seconds_at(SLOW_SHARE), stable.seconds_at(SLOW_SHARE)
-    fewest = min(len(canary.seconds), len(stable.seconds))
+    """Compare what is alike in all answers, however long they are."""
+    first = _slower(rule, canary.first_token_seconds, stable.first_token_seconds)
+    if first is not None:
+        return Verdict("slowdown", f"95 of 100 answers began within {first}")
+    token = _slower(rule, canary.token_seconds, stable.token_seconds)
+    if token is not None:
+        return Verdict("slowdown", f"95 of 100 answers took for each further token up to {token}")
+    return None
+
+
+def _slower(rule: Rule, canary: Collection[float], stable: Collection[float]) -> str | None:
+    own, other = quantile(canary, SLOW_SHARE), quantile(stable, SLOW_SHARE)
+    fewest = min(len(canary), len(stable))
     if not rule.max_slowdown or not own or not other or fewest < rule.min_requests:
         return None
     if own <= rule.max_slowdown * other:
         return None
-    text = f"95 of 100 answers took up to {own:.3f} s, and {other:.3f} s with stable"
-    return Verdict("slowdown", f"{text}: more than {rule.max_slowdown:g} times as long")
+    return f"{own:.3g} s, and {other:.3g} s with stable: more than {rule.max_slowdown:g} times as long"
 
 
-def _thumbs(rule: Rule, canary: Tally) -> Verdict | None:
+def _thumbs(rule: Rule, canary: Tally, stable: Tally) -> Verdict | None:
     given = canary.thumbs_up + canary.thumbs_down
-    ratio = canary.thumbs_down_ratio
-    if ratio is None or given < rule.min_thumbs or ratio <= rule.max_thumbs_down:
+    own, other = canary.thumbs_down_ratio, stable.thumbs_down_ratio or 0.0
+    if own is None or given < rule.min_thumbs or own <= max(rule.max_thumbs_down, other):
         return None
-    text = f"{canary.thumbs_down} of {given} thumbs point down ({ratio:.1%})"
+    text = f"{canary.thumbs_down} of {given} thumbs point down ({own:.1%}; {other:.1%} of stable's)"
     return Verdict("thumbs_down", f"{text}: more than {rule.max_thumbs_down:.1%}")

@@ -37,6 +37,7 @@ class Canary:
             "agreement": shadow
             and {"compared": compared, "same": same, "ratio": same / compared if compared else None},
             "rule": asdict(trials.rule),
+            "rule_in_words": trials.rule.in_words(),
             "last_end": next((end_body(record) for record in reversed(history) if record.ended), None),
         }
 

@@ -7,26 +7,41 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from server.canary.pace import Latency
+
 _KEPT = 2000
+
+
+def _latest() -> deque[float]:
+    return deque(maxlen=_KEPT)
 
 
 @dataclass(slots=True)
 class Tally:
-    """Count the answers of one version; ``seconds`` holds how long the latest good ones took."""
+    """Count the answers of one version, and keep how long the latest took that did not fail, in seconds.
+
+    Those that a client gave up are among them with the time they had taken by then.
+    """
 
     requests: int = 0
     errors: int = 0
     thumbs_up: int = 0
     thumbs_down: int = 0
-    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    seconds: deque[float] = field(default_factory=_latest)
+    first_token_seconds: deque[float] = field(default_factory=_latest)
+    token_seconds: deque[float] = field(default_factory=_latest)
 
-    def add(self, seconds: float, *, failed: bool) -> None:
-        """Count one answer that was given or broke off."""
+    def add(self, took: Latency, *, failed: bool) -> None:
+        """Count one answer that was given, given up, or broke off."""
         self.requests += 1
         if failed:
             self.errors += 1
-        else:
-            self.seconds.append(seconds)
+            return
+        self.seconds.append(took.whole)
+        if took.first_token is not None:
+            self.first_token_seconds.append(took.first_token)
+        if took.token is not None:
+            self.token_seconds.append(took.token)
 
     @property
     def error_ratio(self) -> float | None:
@@ -38,10 +53,6 @@ class Tally:
         """Return the share of thumbs that point down; None without thumbs."""
         given = self.thumbs_up + self.thumbs_down
         return self.thumbs_down / given if given else None
-
-    def seconds_at(self, share: float) -> float | None:
-        """Return what ``share`` of the kept latencies stay within; None without any."""
-        return quantile(self.seconds, share)
 
 
 def quantile(values: Iterable[float], share: float) -> float | None:

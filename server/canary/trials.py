@@ -21,6 +21,7 @@ from adapter_store.rendering import Message
 from adapter_store.versions import CANARY, SHADOW, STABLE, AliasRecord, AliasTable
 from server.adaptation import ACTOR, Leased, LiveVersions
 from server.canary.draw import Asker, is_drawn
+from server.canary.pace import Latency, Pace
 from server.canary.rule import Rule, Verdict, judged
 from server.canary.shadow import Copy, Finished, Shadow
 from server.canary.tally import Tally
@@ -46,7 +47,7 @@ class Attempt:
     messages: tuple[Message, ...]
     sampling: Sampling
     choices: int
-    started: float
+    pace: Pace
     texts: list[str] = field(default_factory=list)
 
     @property
@@ -138,13 +139,18 @@ class Trials:
     def failed(self, attempt: Attempt) -> None:
         """Count a request whose answer failed by a fault of this side."""
         if attempt.leased.part is not None:
-            self._count(attempt.leased.part, attempt.leased.version, self._age(attempt), failed=True)
+            self._count(attempt.leased.part, attempt.leased.version, self._took(attempt), failed=True)
+
+    def given_up(self, attempt: Attempt) -> None:
+        """Count a request whose client did not wait for the end: it took at least as long as until now."""
+        if attempt.leased.part is not None:
+            self._count(attempt.leased.part, attempt.leased.version, self._took(attempt), failed=False)
 
     def answered(self, attempt: Attempt, prepared: Prepared) -> None:
         """Count an answer, and have the shadow answer again if it is drawn."""
         if attempt.leased.part is None:
             return
-        self._count(attempt.leased.part, attempt.leased.version, self._age(attempt), failed=False)
+        self._count(attempt.leased.part, attempt.leased.version, self._took(attempt), failed=False)
         record = self._taking_part(SHADOW) if attempt.is_comparable else None
         if record is not None and is_drawn(record, attempt.asker()):
             text, sampling = "".join(attempt.texts), attempt.sampling
@@ -203,17 +209,17 @@ class Trials:
         part = self._parts.get(slot)
         return None if part is None else part[0]
 
-    def _count(self, slot: str, version: str, seconds: float, *, failed: bool) -> None:
-        self._metrics.observe_slot(slot, seconds, failed=failed)
+    def _count(self, slot: str, version: str, took: Latency, *, failed: bool) -> None:
+        self._metrics.observe_slot(slot, took, failed=failed)
         if version == self._version_of(slot):
-            self._tallies[slot].add(seconds, failed=failed)
+            self._tallies[slot].add(took, failed=failed)
 
     def _shadow_finished(self, version: str, seconds: float, error: Exception | None) -> None:
-        self._count(SHADOW, version, seconds, failed=error is not None)
+        self._count(SHADOW, version, Latency(seconds), failed=error is not None)
 
     @staticmethod
-    def _age(attempt: Attempt) -> float:
-        return time.perf_counter() - attempt.started
+    def _took(attempt: Attempt) -> Latency:
+        return attempt.pace.measured(time.perf_counter())
 
     async def _repeat(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         while True:

@@ -13,6 +13,7 @@ from adapter_store.errors import InputError, StrataError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _SHOWN_FAULTS = 30
+_AWAY = frozenset({502, 503, 504})
 _CALLERS_FAULT = frozenset({400, 404, 405, 409, 412, 413, 415, 422})
 
 
@@ -20,6 +21,12 @@ class RequestFailed(StrataError):
     """Report an answer that is an error the caller cannot cure by asking differently, or no answer at all."""
 
     code = "request_failed"
+
+
+class ServerAway(RequestFailed):
+    """Report that no answer came, or 502 to 504: the same request may be answered once the server is back."""
+
+    code = "server_away"
 
 
 class RequestRefused(InputError):
@@ -55,7 +62,8 @@ class Client:
 
         Raises:
             RequestRefused: If the server answers with a status that blames the request.
-            RequestFailed: If there is no answer or another error status.
+            ServerAway: If there is no answer, or none now.
+            RequestFailed: If there is another error status.
         """
         try:
             response = self._http.request(method, path, **options)
@@ -101,14 +109,13 @@ class Client:
 
     def _no_answer(self, error: Exception) -> RequestFailed:
         if isinstance(error, httpx.ConnectError):
-            return RequestFailed(
+            return ServerAway(
                 f"no server answers at {self.url}; start one with `strata up`, or name another with --url"
             )
         if isinstance(error, httpx.TimeoutException):
-            return RequestFailed(
-                f"{self.url} did not answer in time; look at its log and at {self.url}/ready"
-            )
-        return RequestFailed(f"the connection to {self.url} broke: {error}")
+            return ServerAway(f"{self.url} did not answer in time; look at its log and at {self.url}/ready")
+        kind = ServerAway if isinstance(error, httpx.TransportError) else RequestFailed
+        return kind(f"the connection to {self.url} broke: {error}")
 
 
 def _check_address(url: str) -> None:
@@ -168,14 +175,16 @@ def raise_for_error(response: httpx.Response) -> None:
     """Raise the fitting error if an answer is one; its message is the server's own."""
     if not response.is_error:
         return
+    code = None
     try:
         error = response.json()["error"]
-        message = str(error["message"])
+        message, code = str(error["message"]), error.get("code")
         if faults := _faults(error.get("report")):
             message = f"{message.partition(': ')[0]}:{faults}"
     except (ValueError, KeyError, TypeError):
         message = f"{response.request.url} answered with status {response.status_code}"
-    if response.status_code in {401, 403}:
+    if response.status_code == 401 or code == "wrong_scope":
         message += "; give the key with --api-key or STRATA_API_KEY"
-    kind = RequestRefused if response.status_code in _CALLERS_FAULT else RequestFailed
-    raise kind(message)
+    if response.status_code in _AWAY:
+        raise ServerAway(message)
+    raise (RequestRefused if response.status_code in _CALLERS_FAULT else RequestFailed)(message)

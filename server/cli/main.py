@@ -1,7 +1,7 @@
 """Parse the command line, run one verb, and turn every failure into a sentence and an exit status.
 
 Exit status: 0 done, 1 it failed, 2 the command or its input is wrong, 3 learned but not served,
-130 interrupted.
+4 lost sight of a job, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from adapter_store.errors import InputError, StrataError
 from server.cli import ask, base, canary, completion, correct, dataset, lora, operate, processes, teach
 from server.cli.output import print_error
 from server.cli.parsing import Parser, verb_parser
+from server.cli.watch import LostSight
 
 EXIT_FAILED = 1
 EXIT_INPUT = 2
+EXIT_LOST_SIGHT = 4
 EXIT_INTERRUPTED = 130
 
 
@@ -29,7 +31,8 @@ def build_parser() -> Parser:
         prog="strata",
         description="A LLaVA server that keeps learning: ask, teach, be answered better without a restart.",
         epilog="Settings are environment variables, STRATA_HOME and so on: see the README. "
-        "Exit status: 0 done, 1 failed, 2 wrong command or input, 3 learned but not served (--wait).",
+        "Exit status: 0 done, 1 failed, 2 wrong command or input, 3 learned but not served, "
+        "4 lost sight of a job that may go on (both with --wait).",
     )
     parser.add_argument("--version", action="version", version=f"strata {metadata.version('strata-llava')}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -58,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INPUT
     except StrataError as error:
         print_error(error.message, code=error.code, as_json=as_json)
-        return EXIT_FAILED
+        return EXIT_LOST_SIGHT if isinstance(error, LostSight) else EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:

@@ -24,7 +24,8 @@ _SHOWN_EVENTS = 20
 EXIT_NOT_SERVED = 3
 STATUSES = (
     "Exit status with --wait: 0 learned and served, 1 failed or cancelled, 2 wrong command or data, "
-    "3 learned but not served: the gate held the version back, or stable was moved meanwhile."
+    "3 learned but not served: the gate held the version back, or stable was moved meanwhile, "
+    "4 no server answered for 5 minutes: the job may go on."
 )
 
 
@@ -219,6 +220,7 @@ def _jobs(args: argparse.Namespace) -> int:
         if args.cancel:
             job = client.post(f"/v1/fine_tuning/jobs/{args.id}/cancel")
         elif args.wait:
+            client.get(f"/v1/fine_tuning/jobs/{args.id}")  # only a job that was seen is waited for
             job, _ = show_job(client, args.id, args.id, None if args.json else stderr)
         else:
             job = client.get(f"/v1/fine_tuning/jobs/{args.id}")

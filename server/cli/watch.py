@@ -13,12 +13,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from server.cli.client import Client
-from server.cli.output import clean, duration
+from adapter_store.errors import StrataError
+from server.cli.client import Client, ServerAway
+from server.cli.output import clean, duration, stderr
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 _POLL_SECONDS = 0.5
 _NOTE_SECONDS = 5.0
+_AGAIN_SECONDS = 2.0
+_PATIENCE_SECONDS = 300.0
 _WORDS = {
     "queued": "in the queue",
     "validate": "validate the data",
@@ -32,20 +35,58 @@ _WORDS = {
 }
 
 
+class LostSight(StrataError):
+    """Report a job that nobody answers for any more; it may go on all the same."""
+
+    code = "lost_sight"
+
+
 def follow(
-    client: Client, job_id: str, poll_seconds: float = _POLL_SECONDS
+    client: Client,
+    job_id: str,
+    poll_seconds: float = _POLL_SECONDS,
+    tell: Callable[[str], None] = stderr.print,
 ) -> Iterator[tuple[dict, list[dict]]]:
-    """Yield `(job, new events)` until the job has ended; the last job yielded is the final one."""
+    """Yield `(job, new events)` until the job has ended; the last job yielded is the final one.
+
+    A gateway that restarts ends no job: while it is away it is asked again, and `tell` is given a sentence.
+
+    Raises:
+        LostSight: The gateway was away for too long.
+        StrataError: As `Client.get` raises.
+    """
     after: str | None = None
     while True:
-        job = client.get(f"/v1/fine_tuning/jobs/{job_id}")
-        events = new_events(client, job_id, after)
+        job, events = _looked(client, job_id, after, tell)
         if events:
             after = events[-1]["id"]
         yield job, events
         if job["status"] in TERMINAL:
             return
         time.sleep(poll_seconds)
+
+
+def _looked(
+    client: Client, job_id: str, after: str | None, tell: Callable[[str], None]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the job and its new events, however long the gateway takes to restart; raise LostSight."""
+    away_since: float | None = None
+    while True:
+        try:
+            found = client.get(f"/v1/fine_tuning/jobs/{job_id}"), new_events(client, job_id, after)
+        except ServerAway as error:
+            if away_since is None:
+                away_since = time.monotonic()
+                patience = duration(_PATIENCE_SECONDS)
+                tell(f"{clean(error.message)}; the job may go on, asking again for {patience}")
+            elif time.monotonic() - away_since > _PATIENCE_SECONDS:
+                text = f"{error.message}; whether job {job_id} goes on is not known"
+                raise LostSight(f"{text}: look again with: strata jobs {job_id} --wait") from None
+            time.sleep(_AGAIN_SECONDS)
+        else:
+            if away_since is not None:
+                tell("the server answers again")
+            return found
 
 
 def new_events(client: Client, job_id: str, after: str | None) -> list[dict[str, Any]]:
@@ -183,6 +224,10 @@ def show_job(
 
     Returns:
         The final job record and the progress that was folded from its events.
+
+    Raises:
+        LostSight: The gateway was away for too long.
+        StrataError: As `Client.get` raises.
     """
     progress = JobProgress(title)
     if console is None:
@@ -193,7 +238,7 @@ def show_job(
         display = _Lines(progress, console)
     job: dict[str, Any] = {}
     with display:
-        for job, events in follow(client, job_id):
+        for job, events in follow(client, job_id, tell=(console or stderr).print):
             progress.update(job, events)
             display.refresh()
             if on_poll is not None:

@@ -9,29 +9,10 @@ from fastapi.responses import Response
 
 from adapter_store.errors import NotFoundError
 from server.page.files import INDEX, NAMES, PREFIX, page_file
+from server.page.headers import LOCKED, is_known, wishes
 
 router = APIRouter(include_in_schema=False)
 
-_POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "img-src 'self' data: blob:",
-        "connect-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-    )
-)
-_HEADERS = {
-    "cache-control": "no-cache",
-    "content-security-policy": _POLICY,
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-}
 _PAGE_TYPES = frozenset({"text/html", "application/xhtml+xml"})
 IfNoneMatch = Annotated[str | None, Header(alias="If-None-Match", max_length=1000)]
 
@@ -47,11 +28,10 @@ async def file(name: str, if_none_match: IfNoneMatch = None) -> Response:
 def page_response(name: str, if_none_match: str | None) -> Response:
     """Return a file of the page, or 304 without a body if ``if_none_match`` names its content."""
     found = page_file(name)
-    headers = {**_HEADERS, "etag": found.etag}
+    headers = {**LOCKED, "etag": found.etag}
     if name == INDEX:
         headers["vary"] = "accept"
-    known = {tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")}
-    if found.etag in known:
+    if is_known(found.etag, if_none_match):
         return Response(status_code=304, headers=headers)
     return Response(found.content, media_type=found.media_type, headers=headers)
 
@@ -61,16 +41,6 @@ def wants_page(accept: str) -> bool:
 
     Programs send ``*/*``, ``application/json`` or nothing; they go on getting JSON.
     """
-    wishes: dict[str, float] = {}
-    for item in accept.lower().split(","):
-        kind, *parameters = (part.strip() for part in item.split(";"))
-        wishes[kind] = next((_quality(text[2:]) for text in parameters if text.startswith("q=")), 1.0)
-    page = max((wishes.get(kind, 0.0) for kind in _PAGE_TYPES), default=0.0)
-    return page > 0 and page >= wishes.get("application/json", 0.0)
-
-
-def _quality(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
+    wanted = wishes(accept)
+    page = max((wanted.get(kind, 0.0) for kind in _PAGE_TYPES), default=0.0)
+    return page > 0 and page >= wanted.get("application/json", 0.0)

@@ -66,16 +66,25 @@ async def submit_batch(gateway: Gateway, task: str, request: Request, idempotenc
 async def read_json(request: Request, run: Run, example: str = _EXAMPLE) -> dict[str, Any]:
     """Return the body as a JSON object, parsed in a thread of ``run``.
 
+    A body of another type is none either: a browser lets any page send those to any server.
+
     Raises:
         InputError: it is none; the message has ``example``, a body that would do.
     """
     raw = await request.body()
     if not raw:
         raise InputError(f"the body is empty{_SEND_JSON}")
+    if not _is_json(request.headers.get("content-type", "")):
+        raise InputError(f"the body is not declared as JSON{_SEND_JSON}")
     body = await run(functools.partial(_parsed, raw, "the body", advice=_SEND_JSON))
     if not isinstance(body, dict):
         raise InputError(f"the body is {_KINDS[type(body)]}; send a JSON object such as {example}")
     return body
+
+
+def _is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 def _parsed(raw: bytes, what: str, *, advice: str = "", param: str | None = None) -> Any:

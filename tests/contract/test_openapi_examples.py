@@ -146,12 +146,45 @@ def test_the_page_and_all_it_loads_come_from_this_server(running: RunningGateway
         page = stranger.get("/docs")
         assert page.status_code == 200
         loaded = set(re.findall(r"""(?:src|href)=["']([^"']+)["']""", page.text)) - {"data:,"}
-        assert {"/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/openapi.json"} == loaded
+        assets = {f"/docs/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "start.js")}
+        assert loaded == {*assets, "/openapi.json"}
         for address in loaded:
             asset = stranger.get(address)
             assert asset.status_code == 200, address
             again = stranger.get(address, headers={"if-none-match": asset.headers.get("etag", "none")})
             assert again.status_code == (304 if "etag" in asset.headers else 200)
         assert "://" not in page.text
+        assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+        assert "<script>" not in page.text
         assert stranger.get("/docs/../secrets").status_code == 401
         assert stranger.get("/docs/other.js").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("accept", "encoding"),
+    [
+        ("gzip, deflate", "gzip"),
+        ("gzip;q=0.5", "gzip"),
+        ("*", "gzip"),
+        ("gzip;q=0", None),
+        ("gzip;q=0, *", None),
+        ("gzip;q=0.1, identity", None),
+        ("br", None),
+        ("", None),
+    ],
+)
+def test_files_come_in_an_encoding_that_was_asked_for(http: httpx.Client, accept: str, encoding: str | None):
+    answer = http.get("/docs/swagger-ui.css", headers={"accept-encoding": accept})
+    assert answer.headers.get("content-encoding") == encoding
+
+
+def test_a_tag_belongs_to_one_encoding(http: httpx.Client):
+    tags = {}
+    for encoding in ("gzip", "identity"):
+        asked = {"accept-encoding": encoding}
+        tags[encoding] = http.get("/docs/swagger-ui.css", headers=asked).headers["etag"]
+        again = {**asked, "if-none-match": f'"other", W/{tags[encoding]}'}
+        assert http.get("/docs/swagger-ui.css", headers=again).status_code == 304
+    assert tags["gzip"] != tags["identity"]
+    mixed = {"accept-encoding": "gzip", "if-none-match": tags["identity"]}
+    assert http.get("/docs/swagger-ui.css", headers=mixed).status_code == 200

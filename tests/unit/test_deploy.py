@@ -189,6 +189,22 @@ def test_the_compose_file_runs_the_five_services_from_files_that_exist():
             assert source in declared or (ROOT / source).exists(), volume
 
 
+def test_versions_are_pinned_in_one_place():
+    text = (DEPLOY / "Dockerfile").read_text()
+    installs = [line for line in text.splitlines() if "pip install " in line]
+    assert installs
+    for line in installs:
+        assert "-c requirements.lock" in line
+        assert "==" not in line, "the lock says which"
+
+
+def test_a_full_redis_refuses_jobs_and_drops_none():
+    command = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["redis"]["command"]
+    options = dict(zip(command[1::2], command[2::2], strict=True))
+    assert options["--maxmemory-policy"] == "noeviction"
+    assert re.fullmatch(r"[1-9]\d*mb", options["--maxmemory"])
+
+
 def test_prometheus_scrapes_the_ports_the_images_expose():
     scraped = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
     targets = {target for job in scraped for group in job["static_configs"] for target in group["targets"]}

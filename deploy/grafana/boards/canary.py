@@ -28,13 +28,17 @@ PANELS: list[Panel] = [
         from_zero=True,
     ),
     lines(
-        "Whole answers by part, p95",
-        "Time to the end of an answer, by which a canary is compared with stable.",
+        "First and further tokens by part, p95",
+        "Time to the first token of an answer, and mean of each further one: a canary is compared by these.",
         "The canary above stable by more than STRATA_CANARY_MAX_SLOWDOWN: it is rolled back by itself.",
         Query(
             f"histogram_quantile(0.95, sum by (le, slot)"
-            f" (rate(strata_slot_request_seconds_bucket[{_RATE}])))",
-            "{{slot}}",
+            f" (rate(strata_slot_first_token_seconds_bucket[{_RATE}])))",
+            "{{slot}} first",
+        ),
+        Query(
+            f"histogram_quantile(0.95, sum by (le, slot) (rate(strata_slot_token_seconds_bucket[{_RATE}])))",
+            "{{slot}} further",
         ),
         unit="s",
     ),

@@ -16,7 +16,20 @@ def test_keys_with_and_without_scopes():
     assert b"sk-all" not in everything.digest
 
 
-@pytest.mark.parametrize("text", ["short", "sk-good-key:fly", "sk-good-key,bad"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "short",
+        "sk-good-key:fly",
+        "sk-good-key,bad",
+        "sk-good-key:",
+        "sk-good-key:+",
+        "sk-good-key-é",
+        "sk-good-key\udcff",
+        "sk-good\x7fkey",
+        "sk-good-key :ask",
+    ],
+)
 def test_unusable_keys_are_refused_without_being_shown(text: str):
     with pytest.raises(InputError) as caught:
         parse_keys(text)

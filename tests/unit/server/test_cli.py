@@ -126,6 +126,17 @@ def test_the_servers_own_words_are_passed_on(answering, status: int, kind: type[
         client.get("/v1/models")
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "advised"),
+    [(401, "invalid_api_key", True), (403, "wrong_scope", True), (403, "unknown_host", False)],
+)
+def test_a_key_is_advised_only_where_one_would_help(answering, status: int, code: str, advised: bool):
+    url = answering({"/v1/models": reply(status, {"error": {"message": "not so", "code": code}})})
+    with Client(url) as client, pytest.raises(RequestFailed) as caught:
+        client.get("/v1/models")
+    assert ("--api-key" in caught.value.message) is advised
+
+
 def test_every_fault_of_a_data_set_is_shown(answering, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     faults = [
         {"file": "data.json", "line": 3, "field": "image", "reason": "a.png is not in the archive"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from server.app import _rule
+from server.canary.pace import FEWEST_FURTHER, Latency, Pace
 from server.canary.rule import DECISIONS_OF_THE_RULE, Rule, judged
 from server.canary.tally import Tally, quantile
 from server.metrics import Metrics
@@ -14,7 +15,18 @@ from server.settings import GatewaySettings
 def seen(good: int = 0, bad: int = 0, *, seconds: float = 0.1, up: int = 0, down: int = 0) -> Tally:
     tally = Tally(thumbs_up=up, thumbs_down=down)
     for number in range(good + bad):
-        tally.add(seconds, failed=number >= good)
+        tally.add(Latency(seconds, seconds), failed=number >= good)
+    return tally
+
+
+def answered(*answers: tuple[int, float, float]) -> Tally:
+    """Return what was seen of answers that have (tokens, time to the first, time of each further one)."""
+    tally = Tally()
+    for tokens, first, further in answers:
+        pace = Pace(0.0)
+        for token in range(tokens):
+            pace.note(0, token + 1, first + further * token, is_last=token == tokens - 1)
+        tally.add(pace.measured(first + further * tokens + 1.0), failed=False)
     return tally
 
 
@@ -56,16 +68,60 @@ def test_latency_is_judged_from_the_least_number_of_both_on():
 def test_a_few_slow_answers_are_not_the_95th_percentile():
     mixed = seen(95)
     for _ in range(5):
-        mixed.add(9.0, failed=False)
+        mixed.add(Latency(9.0, 9.0), failed=False)
     assert decision(mixed, seen(100)) is None
-    mixed.add(9.0, failed=False)
+    mixed.add(Latency(9.0, 9.0), failed=False)
     assert decision(mixed, seen(100)) == "slowdown"
+
+
+def test_one_asker_with_long_answers_is_no_slowdown():
+    short, long = (10, 0.1, 0.02), (200, 0.1, 0.02)
+    canary = answered(*[long if number % 10 == 0 else short for number in range(50)])
+    whole, usual = quantile(canary.seconds, 0.95), quantile(answered(short).seconds, 0.95)
+    assert (whole or 0.0) > 3 * (usual or 0.0) > 0
+    assert decision(canary, answered(*[short] * 450)) is None
+
+
+def test_a_slow_first_or_further_token_ends_it_whatever_the_length():
+    stable = answered(*[(100, 0.1, 0.02)] * 50)
+    assert decision(answered(*[(10, 0.2, 0.02)] * 50), stable) == "slowdown"
+    assert decision(answered(*[(10, 0.1, 0.04)] * 50), stable) == "slowdown"
+    assert decision(answered(*[(10, 0.14, 0.028)] * 50), stable) is None
+    assert decision(answered(*[(10, 0.1, 0.04)] * 49), stable) is None
+    verdict = judged(Rule(), answered(*[(10, 0.1, 0.04)] * 50), stable)
+    assert verdict is not None
+    assert (
+        "for each further token up to 0.04 s, and 0.02 s with stable: more than 1.5 times" in verdict.reason
+    )
+
+
+def test_gaps_of_very_short_answers_are_chance():
+    stable = answered(*[(100, 0.1, 0.02)] * 50)
+    assert decision(answered(*[(FEWEST_FURTHER, 0.1, 0.2)] * 50), stable) is None
+    assert decision(answered(*[(FEWEST_FURTHER + 1, 0.1, 0.2)] * 50), stable) == "slowdown"
 
 
 def test_thumbs_are_judged_from_ten_on():
     assert decision(seen(1, up=6, down=3), seen(1)) is None
     assert decision(seen(1, up=7, down=3), seen(1)) is None
     assert decision(seen(1, up=6, down=4), seen(1)) == "thumbs_down"
+
+
+def test_thumbs_that_stable_has_as_well_are_not_its_own():
+    assert decision(seen(1, up=6, down=4), seen(1, up=10, down=90)) is None
+    assert decision(seen(1, up=6, down=4), seen(1, up=6, down=4)) is None
+    assert decision(seen(1, up=5, down=5), seen(1, up=6, down=4)) == "thumbs_down"
+
+
+def test_the_rule_says_itself_in_words():
+    words = Rule().in_words()
+    for part in (
+        "5.0% of its requests",
+        "first token, or per further token, is over 1.5 times",
+        "30.0% of its",
+    ):
+        assert part in words
+    assert "token" not in Rule(max_slowdown=0).in_words()
 
 
 def test_reasons_are_sentences_with_the_numbers():
@@ -102,5 +158,5 @@ def test_quantiles():
 def test_only_the_latest_latencies_are_kept():
     tally = seen(2000, seconds=9.0)
     for _ in range(2000):
-        tally.add(0.1, failed=False)
-    assert (tally.requests, len(tally.seconds), tally.seconds_at(1.0)) == (4000, 2000, 0.1)
+        tally.add(Latency(0.1), failed=False)
+    assert (tally.requests, len(tally.seconds), quantile(tally.seconds, 1.0)) == (4000, 2000, 0.1)

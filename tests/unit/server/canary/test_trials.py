@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,6 +13,7 @@ from adapter_store.errors import EngineBusy, ProbeFailed, StoreError, StrataErro
 from adapter_store.versions import AliasRecord
 from server.adaptation import Leased
 from server.canary import trials as trials_module
+from server.canary.pace import Pace
 from server.canary.rule import Rule
 from server.canary.shadow import Shadow
 from server.canary.trials import Attempt, Trials
@@ -72,7 +74,9 @@ class Tried:
 
     async def attempt(self, **more: Any) -> Attempt:
         leased = await self.leased()
-        return Attempt(leased, lambda: b"anna", (), Sampling(**more), choices=1, started=0.0)
+        return Attempt(
+            leased, lambda: b"anna", (), Sampling(**more), choices=1, pace=Pace(time.perf_counter())
+        )
 
     def why_not(self, alias: str) -> str | None:
         record = self.world.store.aliases.get(alias)
@@ -115,7 +119,7 @@ async def test_who_names_an_alias_or_version_gets_it_and_is_not_counted(tried: T
     await tried.look()
     leased = await tried.leased(model)
     assert (leased.version, leased.part) == ("v1", None)
-    tried.trials.failed(Attempt(leased, bytes, (), Sampling(), choices=1, started=0.0))
+    tried.trials.failed(Attempt(leased, bytes, (), Sampling(), choices=1, pace=Pace(time.perf_counter())))
     assert tried.requests() == {"stable": 0, "canary": 0}
 
 
@@ -221,6 +225,25 @@ async def test_three_failures_of_fifty_end_it_and_stable_answers(tried: Tried):
     assert "3 of 3 requests failed" in ended.reason
     assert (await tried.version(), tried.decisions("errors")) == ("v1", 1)
     assert tried.world.stable() == ("v1", "trainer")
+
+
+async def test_a_canary_that_clients_give_up_on_is_ended(tried: Tried):
+    tried.name("canary", "v2", 0.5)
+    await tried.look()
+    for slot, seconds in (("stable", 0.1), ("canary", 30.0)):
+        version = {"stable": "v1", "canary": "v2"}[slot]
+        for _ in range(50):
+            leased = Leased(version, slot, None, slot, lambda: None)
+            pace = Pace(time.perf_counter() - seconds)
+            attempt = Attempt(leased, bytes, (), Sampling(), choices=1, pace=pace)
+            if slot == "stable":
+                tried.trials.answered(attempt, cast("Any", None))
+            else:
+                tried.trials.given_up(attempt)
+    assert tried.requests() == {"stable": 50, "canary": 50}
+    await tried.look()
+    assert "95 of 100 answers began within 30 s" in tried.last_canary().reason
+    assert tried.decisions("slowdown") == 1
 
 
 async def test_it_stops_at_once_even_if_the_store_is_away(tried: Tried, monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,138 @@
+"""A followed job outlives the restart of its gateway, and what nobody answers for has a status of its own."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from server.cli import watch
+from server.cli.client import Client
+from server.cli.main import EXIT_LOST_SIGHT, build_parser, main
+
+JOB = {"id": "job-1", "task": "digits", "status": "running"}
+DONE = {**JOB, "status": "succeeded", "result_version": "v2", "gate": {"promotion": "promoted"}}
+AWAY = {"error": {"message": "the job queue cannot be used now", "code": "queue_unavailable"}}
+
+
+class Gateway(ThreadingHTTPServer):
+    """Answer about one job from a script: a status and a body each; None hangs up without a word."""
+
+    allow_reuse_address = True
+
+    def __init__(self, port: int, script: list[tuple[int, dict] | None]) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.script = script
+        self.looks = 0
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
+        self._thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Gateway  # type: ignore[assignment]
+
+    def do_GET(self) -> None:
+        if self.path.partition("?")[0].endswith("/events"):
+            self._say(200, {"data": [], "has_more": False})
+            return
+        self.server.looks += 1
+        script = self.server.script
+        step = script.pop(0) if len(script) > 1 else script[0]
+        if step is not None:
+            self._say(*step)
+
+    def do_POST(self) -> None:
+        self._say(202, {**JOB, "status": "queued"})
+
+    def _say(self, status: int, value: object) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        return None
+
+
+@pytest.fixture
+def gateways() -> Iterator[list[Gateway]]:
+    """Collect the gateways of a test; those that still run are stopped at its end."""
+    started: list[Gateway] = []
+    yield started
+    for gateway in started:
+        if gateway.socket.fileno() != -1:
+            gateway.stop()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_AGAIN_SECONDS", 0.02)
+
+
+def wait_words(gateway: Gateway) -> list[str]:
+    return ["jobs", "job-1", "--wait", "--url", f"http://127.0.0.1:{gateway.server_port}"]
+
+
+@pytest.mark.parametrize("trouble", [(503, AWAY), (502, {}), None], ids=["503", "proxy", "hangs up"])
+def test_a_gateway_that_cannot_answer_for_a_while_ends_no_waiting(
+    gateways: list[Gateway], capsys: pytest.CaptureFixture[str], trouble: tuple[int, dict] | None
+):
+    gateways.append(Gateway(0, [(200, JOB), (200, JOB), trouble, trouble, (200, JOB), (200, DONE)]))
+    assert main([*wait_words(gateways[0]), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["status"] == "succeeded"
+    assert shown.err.count("the job may go on, asking again for 5 min") == 1
+    assert shown.err.count("the server answers again") == 1
+
+
+def test_a_gateway_that_is_started_again_is_found_again(gateways: list[Gateway]):
+    gateways.append(Gateway(0, [(200, JOB)]))
+    port = gateways[0].server_port
+    told: list[str] = []
+    with Client(f"http://127.0.0.1:{port}") as client:
+        looks = watch.follow(client, "job-1", poll_seconds=0.0, tell=told.append)
+        assert next(looks)[0]["status"] == "running"
+        gateways[0].stop()
+        again = threading.Timer(0.3, lambda: gateways.append(Gateway(port, [(200, DONE)])))
+        again.start()
+        assert next(looks)[0]["status"] == "succeeded"
+        again.join()
+    assert told[0].startswith(f"no server answers at http://127.0.0.1:{port}")
+    assert told[1:] == ["the server answers again"]
+
+
+def test_a_job_that_nobody_answers_for_any_more_is_not_called_failed(
+    gateways: list[Gateway],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(watch, "_PATIENCE_SECONDS", 0.1)
+    gateways.append(Gateway(0, [(503, AWAY)]))
+    data = tmp_path / "data.json"
+    data.write_text("[]")
+    words = ["submit", str(data), "--task", "digits", *wait_words(gateways[0])[2:]]
+    assert main(words) == EXIT_LOST_SIGHT == 4
+    assert "look again with: strata jobs job-1 --wait" in capsys.readouterr().err
+    assert main([*words, "--json"]) == EXIT_LOST_SIGHT
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "lost_sight"
+    assert "4 lost sight of a job" in " ".join(build_parser().format_help().split())
+
+
+def test_what_was_never_seen_is_not_waited_for(gateways: list[Gateway], capsys: pytest.CaptureFixture[str]):
+    gateways.append(Gateway(0, [(200, JOB)]))
+    words = wait_words(gateways[0])
+    gateways[0].stop()
+    assert main(words) == 1
+    assert "no server answers at" in capsys.readouterr().err
