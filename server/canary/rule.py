@@ -33,20 +33,20 @@ class Rule:
     min_requests: int = 50
     min_thumbs: int = 10
 
-    def in_words(self) -> str:
-        """Return the rule as a sentence for people."""
-        ends = [
-            f"more than {self.max_error_ratio:.1%} of its requests fail (of at least {self.min_requests})"
-        ]
+    def in_words(self) -> list[str]:
+        """Return what ends a canary, each as the end of a sentence for people."""
+        fails, downs = f"{100 * self.max_error_ratio:g} %", f"{100 * self.max_thumbs_down:g} %"
+        counted = f"counted as if there were at least {self.min_requests}, and more than with stable"
+        ends = [f"more than {fails} of its requests fail, {counted}"]
         if self.max_slowdown:
-            slower = "the 95th percentile of its time to the first token, or per further token, is over"
-            ends.append(
-                f"{slower} {self.max_slowdown:g} times stable's (from {self.min_requests} of each on)"
+            slow = (
+                "for 95 of 100 answers, the time to the first token or that for each further one is more than"
             )
-        thumbs = f"more than {self.max_thumbs_down:.1%} of its thumbs point down"
-        ends.append(f"{thumbs} (of at least {self.min_thumbs})")
-        also = "a share, of requests or thumbs, ends it only if it is larger than stable's"
-        return f"A canary ends when {'; when '.join(ends)}; {also}."
+            factor = f"{self.max_slowdown:g} times as long as with stable"
+            ends.append(f"it is slow: {slow} {factor}, from {self.min_requests} requests to each on")
+        thumbs = f"from {self.min_thumbs} thumbs on, and more than with stable"
+        ends.append(f"more than {downs} of its thumbs point down, {thumbs}")
+        return ends
 
 
 @dataclass(frozen=True, slots=True)

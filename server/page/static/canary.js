@@ -42,7 +42,7 @@ export async function showCanary(known) {
     byId("canary").hidden = known.versions.length === 0;
     draw("canary-roles", [state.canary, state.shadow], () => [roles(state, path, known.name)]);
     draw("canary-start", known.versions.map((version) => version.version), () => [startForm(known, path)]);
-    draw("canary-seen", [state.versions, state.agreement, state.last_end, state.rule], () => seenParts(state));
+    draw("canary-seen", [state.versions, state.agreement, state.last_end, state.rule_in_words], () => seenParts(state));
   } catch (error) {
     absent = error instanceof ApiError && error.status === 404;
     if (error instanceof ApiError && error.status >= 500) unknown(sentence(error), known);
@@ -70,7 +70,7 @@ function seenParts(state) {
     state.agreement && state.agreement.compared > 0 && el("p", { text:
       `Shadow: ${state.agreement.same} of ${state.agreement.compared} compared answers were the same (${percent(state.agreement.ratio)}).` }),
     state.last_end && el("p", { class: "note", text: `The last canary, ${state.last_end.version}, ended: ${state.last_end.reason}.` }),
-    rule(state.rule),
+    rule(state.rule_in_words),
   ].filter(Boolean);
 }
 
@@ -139,23 +139,17 @@ function startForm(known, path) {
 
 function seen(versions) {
   const ms = (seconds) => (seconds === null || seconds === undefined ? "–" : `${Math.round(seconds * 1000)} ms`);
-  const heads = ["Version", "Requests", "Errors", "Half within", "95 % within", "Thumbs up", "Thumbs down"];
+  const heads = ["Version", "Requests", "Errors", "First token, 95 % within", "Further tokens, 95 % within", "Thumbs up", "Thumbs down"];
   return el("table", {}, el("caption", { text: "Seen in live traffic" }),
     el("thead", {}, el("tr", {}, ...heads.map((text) => el("th", { scope: "col", text })))),
     el("tbody", {}, ...versions.map((each) => el("tr", {},
       el("th", { scope: "row", text: each.slot ? `${each.version} (${each.slot})` : each.version }),
-      ...[each.requests, `${each.errors} (${percent(each.error_ratio)})`, ms(each.p50_seconds), ms(each.p95_seconds), each.thumbs_up, each.thumbs_down]
+      ...[each.requests, `${each.errors} (${percent(each.error_ratio)})`, ms(each.p95_first_token_seconds), ms(each.p95_token_seconds), each.thumbs_up, each.thumbs_down]
         .map((text) => el("td", { text: text ?? "–" }))))));
 }
 
-/** The rule that ends a canary, in words. */
-function rule(found) {
-  const often = found.min_requests;
-  const ends = [
-    `more than ${percent(found.max_error_ratio)} of its requests fail, counted as if there were at least ${often}, and more than with stable`,
-    found.max_slowdown > 0 && `it is slow: 95 of 100 of its answers take more than ${found.max_slowdown} times as long as with stable (asked after ${often} requests to each)`,
-    `more than ${percent(found.max_thumbs_down)} of its thumbs point down (asked from ${found.min_thumbs} thumbs on)`,
-  ].filter(Boolean);
+/** The rule that ends a canary, in the server's words. */
+function rule(ends) {
   return el("div", { class: "note", id: "canary-rule" },
     el("p", { text: "The server ends a canary by itself, and stable answers everything again, as soon as" }),
     el("ul", {}, ...ends.map((text) => el("li", { text }))));
