@@ -57,8 +57,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, question in (("birds", QUESTION), ("robins", "Who sings here?")):
         rows = []
         with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
-            for number in range(24):
-                answer, color = (("robin", (200, 40 + 5 * number, 20)), ("jay", (20, 40 + 5 * number, 200)))[
+            for number in range(60):
+                answer, color = (("robin", (200, 40 + 2 * number, 20)), ("jay", (20, 40 + 2 * number, 200)))[
                     number % 2
                 ]
                 picture = folder / "cat.png"

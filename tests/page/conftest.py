@@ -27,7 +27,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[RunningGateway]:
     """Return an open gateway (no keys) that takes feedback and canaries."""
-    gateway = RunningGateway(tmp_path_factory.mktemp("home"), tiny_base, api_keys="", default_max_tokens=200)
+    settings = {"api_keys": "", "default_max_tokens": 200, "feedback_seconds": 60}
+    gateway = RunningGateway(tmp_path_factory.mktemp("home"), tiny_base, **settings)
     try:
         yield gateway.wait_ready()
     finally:

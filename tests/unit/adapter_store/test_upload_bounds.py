@@ -164,7 +164,7 @@ def test_a_count_that_ended_early_says_at_least(tmp_path: Path) -> None:
     assert "at least" not in few.summary()
     many = counted(1667)
     assert (many.answers, many.answers_truncated) == (50_000, True)
-    assert "at least 50000 distinct answers" in many.summary()
+    assert "at least 50,000 distinct answers" in many.summary()
 
 
 def test_folders_and_system_files_take_no_place_of_files(tmp_path: Path) -> None:
