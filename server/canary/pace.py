@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 FEWEST_FURTHER = 8
-"""Further tokens of a finished answer from which on their mean time says more than chance."""
+"""Further tokens from which on their mean time says more than chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,8 @@ class Latency:
     Attributes:
         whole: from the request to the end of its answer.
         first_token: from the request to its first token.
-        token: mean time of each further token; None where too few came.
+        token: mean time of each further token, of an answer that was given up the least that it can be; None
+            where too few came.
     """
 
     whole: float
@@ -50,7 +51,8 @@ class Pace:
         """Return how long it took by ``now``.
 
         What has not come is counted as if it came now, so a request that its client gave up says at least how
-        long it had waited: for the first token, or for the next one.
+        long it had waited: for the first token, or for the next one. Of further tokens it counts as if it had
+        ``FEWEST_FURTHER``: a short one says little about a fast version, and enough about one that hangs.
         """
         first = min((seen.began for seen in self._choices.values()), default=now)
         return Latency(now - self.started, first - self.started, self._token_seconds(now))
@@ -61,4 +63,6 @@ class Pace:
             spent += (seen.latest if seen.has_ended else now) - seen.began
             further += seen.tokens - seen.at_first + (0 if seen.has_ended else 1)
             is_awaited = is_awaited or not seen.has_ended
-        return spent / further if further >= (1 if is_awaited else FEWEST_FURTHER) else None
+        if is_awaited:
+            return spent / max(further, FEWEST_FURTHER)
+        return spent / further if further >= FEWEST_FURTHER else None

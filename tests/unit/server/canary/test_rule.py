@@ -101,6 +101,25 @@ def test_gaps_of_very_short_answers_are_chance():
     assert decision(answered(*[(FEWEST_FURTHER + 1, 0.1, 0.2)] * 50), stable) == "slowdown"
 
 
+def given_up(tokens: int, first: float, further: float, waited: float) -> Latency:
+    """Return what is known of an answer that its client left ``waited`` seconds behind its last token."""
+    pace = Pace(0.0)
+    for token in range(tokens):
+        pace.note(0, token + 1, first + further * token, is_last=False)
+    return pace.measured(first + further * (tokens - 1) + waited)
+
+
+def test_askers_who_leave_early_are_no_slowdown_and_a_hang_is():
+    stable = answered(*[(100, 0.1, 0.02)] * 50)
+    early, hung = Tally(), Tally()
+    for _ in range(50):
+        early.add(given_up(2, 0.1, 0.09, 0.03), failed=False)
+        hung.add(given_up(2, 0.1, 0.02, 30.0), failed=False)
+    assert decision(early, stable) is None
+    assert decision(hung, stable) == "slowdown"
+    assert quantile(hung.token_seconds, 0.95) == pytest.approx(30.02 / FEWEST_FURTHER)
+
+
 def test_thumbs_are_judged_from_ten_on():
     assert decision(seen(1, up=6, down=3), seen(1)) is None
     assert decision(seen(1, up=7, down=3), seen(1)) is None
