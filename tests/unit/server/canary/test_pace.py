@@ -30,4 +30,4 @@ def test_of_few_tokens_and_a_wait_the_least_is_said():
     pace = Pace(started=0.0)
     for token in range(3):
         pace.note(0, token + 1, 1.0 + token, is_last=False)
-    assert pace.measured(31.0) == Latency(whole=31.0, first_token=1.0, token=30.0 / 8)
+    assert pace.measured(31.0) == Latency(whole=31.0, first_token=1.0, token=30.0 / 8, is_least=True)
