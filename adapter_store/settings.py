@@ -39,6 +39,8 @@ SHARED_NAMES = (
     "dtype",
     "targets",
     "frozen_share",
+    "max_chance",
+    "holdout_ratio",
     "log_level",
 )
 GATEWAY_NAMES = (
@@ -87,8 +89,6 @@ WORKER_NAMES = (
     "max_forgetting",
     "max_leak",
     "min_retention",
-    "max_chance",
-    "holdout_ratio",
     "holdout_cap",
     "seed",
     "rank",
@@ -153,6 +153,10 @@ class SharedSettings(BaseSettings):
         lt=1,
         description="share of the layers, from the bottom, never adapted",
     )
+    max_chance: float = Field(
+        default=0.05, gt=0, le=1, description="gate: largest probability that a batch is learned by luck only"
+    )
+    holdout_ratio: float = Field(default=0.2, ge=0, le=0.9, description="share of pictures kept to measure")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level")
 
     @field_validator("home", "cache")

@@ -24,7 +24,6 @@ from adapter_store.errors import (
 )
 from adapter_store.matrix import AccuracyMatrix
 from adapter_store.names import BASE_VERSION
-from server.canary.pace import Latency
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -152,14 +151,16 @@ class Metrics:
         for decision in _DECISIONS:
             self.canary_decisions.labels(decision)
 
-    def observe_slot(self, slot: str, took: Latency, *, failed: bool) -> None:
-        """Count one answer of stable, canary or shadow."""
+    def observe_slot(
+        self, slot: str, whole: float, *, first_token: float | None, token: float | None, failed: bool
+    ) -> None:
+        """Count one answer of stable, canary or shadow; times are in seconds, None where not known."""
         self.slot_requests.labels(slot).inc()
-        self.slot_seconds.labels(slot).observe(took.whole)
+        self.slot_seconds.labels(slot).observe(whole)
         if failed:
             self.slot_errors.labels(slot).inc()
             return
-        for histogram, seconds in ((self.slot_first_token, took.first_token), (self.slot_token, took.token)):
+        for histogram, seconds in ((self.slot_first_token, first_token), (self.slot_token, token)):
             if seconds is not None:
                 histogram.labels(slot).observe(seconds)
 

@@ -1,8 +1,14 @@
-"""Small builders for what the OpenAPI page shows: examples and the one error shape."""
+"""What routes share: the parameters of pages, and builders of examples and of the one error shape."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+from fastapi import Query
+
+Limit = Annotated[int, Query(ge=1, le=1000)]
+After = Annotated[str | None, Query(max_length=100)]
+"""The id behind which a page begins."""
 
 PICTURE_EXAMPLE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAIAAACQkWg2AAAAFklEQVR42mM4ISdHEmIY1TCqYfhqAADkYgQQ6ZuA8QAA"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from adapter_store.datasets import Dataset, DatasetStore, Example
 from adapter_store.datasets.held_out import SPLIT_FILE
-from adapter_store.datasets.luck import HELD_OUT_RATIO, commonest_share, least_held_out
+from adapter_store.datasets.luck import HELD_OUT_RATIO, MAX_CHANCE, commonest_share, least_held_out
 from adapter_store.datasets.records import distinct_images, picture_key
 from adapter_store.durable import make_folder, write_durably
 from adapter_store.names import check_task_name
@@ -50,10 +50,13 @@ class Record:
 class HeldOut:
     """Split batches and keep the held-out part of one lineage's tasks under ``folder/<task>/``."""
 
-    def __init__(self, folder: Path, *, ratio: float = HELD_OUT_RATIO, cap: int = 200) -> None:
+    def __init__(
+        self, folder: Path, *, ratio: float = HELD_OUT_RATIO, cap: int = 200, max_chance: float = MAX_CHANCE
+    ) -> None:
         self._folder = folder
         self._ratio = ratio
         self._cap = cap
+        self._max_chance = max_chance
 
     def split(
         self, task: str, dataset: Dataset, earlier: str | None = None, *, learn_all: bool = False
@@ -130,7 +133,7 @@ class HeldOut:
         held = (keys & record.held_out) | under_bar
         if opening is not None and self._ratio > 0 and len(fresh) >= 2:
             answers_each = sum(len(example.turns) for example in opening) / len(keys)
-            least = least_held_out(len(fresh), answers_each, commonest_share(opening))
+            least = least_held_out(len(fresh), answers_each, commonest_share(opening), self._max_chance)
             held |= set([key for key in fresh if key not in held][: max(0, least - len(held))])
         if fresh and held == keys:
             held -= {fresh[-1]}

@@ -61,7 +61,12 @@ def open_workshop(settings: WorkerSettings) -> Workshop:
         versions=VersionStore(settings.versions_url, settings.model_name),
         datasets=DatasetStore(settings.home / "datasets"),
         loras=LoraStore(settings.home / "loras"),
-        held_out=HeldOut(held_out, ratio=settings.holdout_ratio, cap=settings.holdout_cap),
+        held_out=HeldOut(
+            held_out,
+            ratio=settings.holdout_ratio,
+            cap=settings.holdout_cap,
+            max_chance=settings.max_chance,
+        ),
         retention=RetentionProbe(
             generic_probe, count=settings.retention_questions, folder=held_out.parent / ".retention"
         ),

@@ -31,11 +31,7 @@ class WorkerSettings(SharedSettings):
     max_forgetting: float = Field(default=0.02, ge=0, le=1, description="gate: largest drop of a task (0.02)")
     max_leak: float = Field(default=0.05, ge=0, le=1, description="gate: largest routing leak of a task")
     min_retention: float = Field(default=0.97, ge=0, le=1, description="gate: least zero-shot retention")
-    max_chance: float = Field(
-        default=0.05, gt=0, le=1, description="gate: largest probability that a batch is learned by luck only"
-    )
     retention_questions: int = Field(default=60, ge=0, le=5000, description="general questions to ask")
-    holdout_ratio: float = Field(default=0.2, ge=0, le=0.9, description="share of pictures kept to measure")
     holdout_cap: int = Field(default=200, ge=0, description="most pictures kept per task")
     seed: int = Field(default=0, ge=0, lt=2**31, description="seed of keys, increments and batches")
     rank: int = Field(default=8, ge=1, le=256, description="rank r of every increment")

@@ -9,12 +9,28 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from adapter_store.datasets.records import Example
+if TYPE_CHECKING:
+    from adapter_store.datasets.records import Example
 
 MAX_CHANCE = 0.05
 HELD_OUT_RATIO = 0.2
 LEAST_HELD_OUT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Measuring:
+    """Say how the worker of this deployment measures a new task.
+
+    Attributes:
+        max_chance: the gate's largest probability that the task was learned by luck; 1: not asked.
+        holdout_ratio: share of the pictures that is held out, 0 to 1.
+    """
+
+    max_chance: float = MAX_CHANCE
+    holdout_ratio: float = HELD_OUT_RATIO
 
 
 def binomial_tail(least: int, trials: int, share: float) -> float:
@@ -36,7 +52,9 @@ def commonest_share(examples: Sequence[Example]) -> float:
     return max(answers.values()) / answers.total() if answers else 1.0
 
 
-def least_held_out(pictures: int, answers_each: float, commonest: float) -> int:
+def least_held_out(
+    pictures: int, answers_each: float, commonest: float, max_chance: float = MAX_CHANCE
+) -> int:
     """Return how many of a new task's pictures must be held out: never more than a third of them.
 
     That is twice as many as were enough if all answers were right, so that some may be wrong.
@@ -45,23 +63,25 @@ def least_held_out(pictures: int, answers_each: float, commonest: float) -> int:
         pictures: new pictures of the batch, at least two.
         answers_each: answers asked for of one picture.
         commonest: share of the batch's most frequent answer, 0 to 1.
+        max_chance: the gate's largest probability of luck, over 0 and up to 1.
     """
     enough = LEAST_HELD_OUT
     if 0 < commonest < 1:
-        answers = 2 * math.ceil(math.log(MAX_CHANCE) / math.log(commonest))
+        answers = 2 * math.ceil(math.log(max_chance) / math.log(commonest))
         enough = max(enough, math.ceil(answers / max(1.0, answers_each)))
     return max(1, min(enough, pictures // 3))
 
 
-def held_back_by_luck(asked: int, commonest: float, accuracy: float) -> float:
+def held_back_by_luck(asked: int, commonest: float, accuracy: float, max_chance: float = MAX_CHANCE) -> float:
     """Return the probability that a model of that accuracy answers too few of the questions right.
 
     Args:
         asked: held-out questions.
         commonest: share of the most frequent answer, 0 to 1.
         accuracy: the model's true accuracy, 0 to 1.
+        max_chance: the gate's largest probability of luck, over 0 and up to 1.
     """
     too_few = asked
-    while too_few >= 0 and binomial_tail(too_few, asked, commonest) <= MAX_CHANCE:
+    while too_few >= 0 and binomial_tail(too_few, asked, commonest) <= max_chance:
         too_few -= 1
     return 1.0 - binomial_tail(too_few + 1, asked, accuracy)

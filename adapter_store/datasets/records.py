@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal
 
+from adapter_store.datasets.luck import Measuring
 from adapter_store.texts import counted
 
 MIB = 1024 * 1024
@@ -136,13 +137,14 @@ class Context:
 
     ``question`` is asked where the data has none. ``held_out`` has, for every task, the
     keys (see ``picture_key``) of what it is measured on; ``task`` is the one that the
-    data is for, None if it is not known.
+    data is for, None if it is not known. ``measuring`` is how the worker will measure it.
     """
 
     question: str | None = None
     task: str | None = None
     held_out: Mapping[str, frozenset[str]] = field(default_factory=dict)
     count_tokens: CountTokens | None = None
+    measuring: Measuring = field(default_factory=Measuring)
     tell: Tell = _silent
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import accumulate, islice
 
 from adapter_store.datasets.luck import (
-    HELD_OUT_RATIO,
     commonest_share,
     held_back_by_luck,
     least_held_out,
@@ -32,6 +31,10 @@ _GOOD = 0.9
 """Accuracy of the model that should hardly ever be held back for want of pictures."""
 _HARDLY_EVER = 0.1
 _MANY_QUESTIONS = 500
+_NOTHING_HELD_OUT = (
+    "no picture is held out of a new task with this data: the gate holds back what it cannot measure; "
+    "give more pictures or a test part"
+)
 _TEXTS_MEASURED_AT_ONCE = 256
 
 
@@ -111,16 +114,25 @@ def warn_of_luck(
 ) -> None:
     """Warn if the gate could hold a good model of a new task back because few pictures are held out."""
     commonest = commonest_share(examples)
-    if not examples or commonest >= 1 or (context.task is not None and context.task in context.held_out):
+    measuring = context.measuring
+    is_known = context.task is not None and context.task in context.held_out
+    if not examples or commonest >= 1 or measuring.max_chance >= 1 or is_known:
         return
     pictures = len(set(keys))
     answers_each = sum(len(example.turns) for example in examples) / pictures
     held = len({key for example, key in zip(examples, keys, strict=True) if example.split == "test"})
     how = "only" if held else "only about"
-    if not held and pictures > 1:
-        held = max(round(HELD_OUT_RATIO * pictures), least_held_out(pictures, answers_each, commonest))
+    if not held and pictures > 1 and measuring.holdout_ratio:
+        least = least_held_out(pictures, answers_each, commonest, measuring.max_chance)
+        held = min(max(round(measuring.holdout_ratio * pictures), least), pictures - 1)
+    if not held:
+        warnings.add(None, "split", _NOTHING_HELD_OUT)
+        return
     asked = round(held * answers_each)
-    if asked > _MANY_QUESTIONS or (luck := held_back_by_luck(asked, commonest, _GOOD)) <= _HARDLY_EVER:
+    if asked > _MANY_QUESTIONS:
+        return
+    luck = held_back_by_luck(asked, commonest, _GOOD, measuring.max_chance)
+    if luck <= _HARDLY_EVER:
         return
     noun = "picture is" if held == 1 else "pictures are"
     reason = (

@@ -35,6 +35,7 @@ from adapter_store.datasets.archive import clean_name
 from adapter_store.datasets.formats import MARK
 from adapter_store.datasets.held_out import HeldOut
 from adapter_store.datasets.json_stream import Record
+from adapter_store.datasets.luck import Measuring
 from adapter_store.datasets.records import (
     Context,
     CountTokens,
@@ -102,6 +103,7 @@ class DatasetStore:
         *,
         held_out: Path | None = None,
         count_tokens: CountTokens | None = None,
+        measuring: Measuring | None = None,
     ) -> None:
         """Create a view of the data sets under ``root``.
 
@@ -110,11 +112,13 @@ class DatasetStore:
             limits: bounds on uploads.
             held_out: where the trainer keeps what its tasks are measured on; uploads are compared with it.
             count_tokens: counts lengths for the report; None: in characters.
+            measuring: how the worker measures new tasks; None: as it does by default.
         """
         self.root = root
         self.limits = limits or Limits()
         self._held_out = None if held_out is None else HeldOut(held_out)
         self._count_tokens = count_tokens
+        self._measuring = measuring or Measuring()
 
     def put(
         self, path: Path, *, filename: str, question: str | None = None, task: str | None = None
@@ -201,7 +205,11 @@ class DatasetStore:
     def _context(self, question: str | None = None, task: str | None = None) -> Context:
         held_out = {} if self._held_out is None else self._held_out.keys()
         return Context(
-            question=question or None, task=task, held_out=held_out, count_tokens=self._count_tokens
+            question=question or None,
+            task=task,
+            held_out=held_out,
+            count_tokens=self._count_tokens,
+            measuring=self._measuring,
         )
 
     def exists(self, dataset_id: str) -> bool:

@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from adapter_store.durable import make_folder, sync_folder, write_durably
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _DOUBTED = "doubted-"
 """Begins the file of a job whose submission was refused without knowing whether Redis took it."""
-_LOCK = ".lock"
+_LOCK, _TURN = ".lock", ".turn"
 
 
 class JobJournal:
@@ -57,7 +57,8 @@ class JobJournal:
     def handed_in(self) -> AbstractContextManager[None]:
         """Keep ``reconcile`` from submitting what is recorded inside, until it was accepted or forgotten.
 
-        Several threads and processes may be inside at once; one that dies inside holds nobody up.
+        Several threads and processes may be inside at once, but nobody enters while ``reconcile`` waits; one
+        that dies inside holds nobody up.
         """
         return self._locked(fcntl.LOCK_SH)
 
@@ -162,13 +163,11 @@ class JobJournal:
 
     @contextmanager
     def _locked(self, how: int) -> Iterator[None]:
-        handle = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(handle, how)
+        with ExitStack() as held:
+            # flock lets those who share in before one who waits to be alone: whoever waits holds the turn.
+            with _flocked(self._folder / _TURN, fcntl.LOCK_EX):
+                held.enter_context(_flocked(self._folder / _LOCK, how))
             yield
-        finally:
-            fcntl.flock(handle, fcntl.LOCK_UN)  # closing does not end it while a forked process has it open
-            os.close(handle)
 
     def _path(self, job_id: str) -> Path:
         return self._folder / f"{check_job_id(job_id)}.json"
@@ -184,6 +183,17 @@ class JobJournal:
         if job.status.terminal:
             self._ended.add(job.id)
         return job
+
+
+@contextmanager
+def _flocked(path: Path, how: int) -> Iterator[None]:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, how)
+        yield
+    finally:
+        fcntl.flock(handle, fcntl.LOCK_UN)  # closing does not end it while a forked process has it open
+        os.close(handle)
 
 
 def _has_left(job: Job) -> bool:

@@ -48,7 +48,10 @@ class Site:
             self._shops[settings.targets] = open_workshop(settings)
         shop = self._shops[settings.targets]
         held_out = HeldOut(
-            self.home / "heldout" / lineage, ratio=settings.holdout_ratio, cap=settings.holdout_cap
+            self.home / "heldout" / lineage,
+            ratio=settings.holdout_ratio,
+            cap=settings.holdout_cap,
+            max_chance=settings.max_chance,
         )
         versions = VersionStore(self.home / "versions", lineage)
         return dataclasses.replace(

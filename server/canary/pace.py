@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 FEWEST_FURTHER = 8
-"""Further tokens of a finished answer from which on their mean time says more than chance."""
+"""Further tokens from which on their mean time says more than chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +16,13 @@ class Latency:
         whole: from the request to the end of its answer.
         first_token: from the request to its first token.
         token: mean time of each further token; None where too few came.
+        is_least: too few came before the answer was given up: ``token`` is the least that it can be.
     """
 
     whole: float
     first_token: float | None = None
     token: float | None = None
+    is_least: bool = False
 
 
 @dataclass(slots=True)
@@ -50,15 +52,20 @@ class Pace:
         """Return how long it took by ``now``.
 
         What has not come is counted as if it came now, so a request that its client gave up says at least how
-        long it had waited: for the first token, or for the next one.
+        long it had waited: for the first token, or for the next one. Of further tokens it counts as if it had
+        ``FEWEST_FURTHER``: a short one says little about a fast version, and enough about one that hangs.
         """
         first = min((seen.began for seen in self._choices.values()), default=now)
-        return Latency(now - self.started, first - self.started, self._token_seconds(now))
+        spent, further, is_awaited = self._behind_the_first(now)
+        is_few = further < FEWEST_FURTHER
+        token = None if is_few and not is_awaited else spent / max(further, FEWEST_FURTHER)
+        return Latency(now - self.started, first - self.started, token, is_least=is_few and is_awaited)
 
-    def _token_seconds(self, now: float) -> float | None:
+    def _behind_the_first(self, now: float) -> tuple[float, int, bool]:
+        """Return the seconds and tokens behind the first of all choices, and whether one was given up."""
         spent, further, is_awaited = 0.0, 0, False
         for seen in self._choices.values():
             spent += (seen.latest if seen.has_ended else now) - seen.began
             further += seen.tokens - seen.at_first + (0 if seen.has_ended else 1)
             is_awaited = is_awaited or not seen.has_ended
-        return spent / further if further >= (1 if is_awaited else FEWEST_FURTHER) else None
+        return spent, further, is_awaited

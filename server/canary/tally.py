@@ -20,7 +20,8 @@ def _latest() -> deque[float]:
 class Tally:
     """Count the answers of one version, and keep how long the latest took that did not fail, in seconds.
 
-    Those that a client gave up are among them with the time they had taken by then.
+    Those that a client gave up are among them with the time they had taken by then. ``sure_token_seconds``
+    are those of ``token_seconds`` that are no least values.
     """
 
     requests: int = 0
@@ -30,6 +31,7 @@ class Tally:
     seconds: deque[float] = field(default_factory=_latest)
     first_token_seconds: deque[float] = field(default_factory=_latest)
     token_seconds: deque[float] = field(default_factory=_latest)
+    sure_token_seconds: deque[float] = field(default_factory=_latest)
 
     def add(self, took: Latency, *, failed: bool) -> None:
         """Count one answer that was given, given up, or broke off."""
@@ -42,6 +44,8 @@ class Tally:
             self.first_token_seconds.append(took.first_token)
         if took.token is not None:
             self.token_seconds.append(took.token)
+            if not took.is_least:
+                self.sure_token_seconds.append(took.token)
 
     @property
     def error_ratio(self) -> float | None:

@@ -210,7 +210,8 @@ class Trials:
         return None if part is None else part[0]
 
     def _count(self, slot: str, version: str, took: Latency, *, failed: bool) -> None:
-        self._metrics.observe_slot(slot, took, failed=failed)
+        times = {"first_token": took.first_token, "token": took.token}
+        self._metrics.observe_slot(slot, took.whole, **times, failed=failed)
         if version == self._version_of(slot):
             self._tallies[slot].add(took, failed=failed)
 

@@ -13,6 +13,8 @@ from server.cli.output import clean, moment, percent, print_json, stderr, stdout
 
 _REASON = "asked for on the command line"
 _DEFAULT_WEIGHTS = {"canary": 0.1, "shadow": 1.0}
+_PACES = {"first token, p95": "p95_first_token_seconds", "further, p95": "p95_token_seconds"}
+"""The times that the rule compares, by what stands above them."""
 _ACTIONS = {"canary": ("set", "promote", "rollback"), "shadow": ("set", "end")}
 
 
@@ -95,15 +97,14 @@ def _show(found: Any) -> None:
         share = percent(named["weight"]) if named["weight"] is not None else "no share"
         why = "" if named["answering"] else f"; not now: {clean(str(named['reason']))}"
         stdout.print(f"{part}: [bold]{clean(str(named['version']))}[/], {share} of the requests{why}")
-    columns = ("part", "version", "requests", "failed", "p50", "p95", "thumbs up", "down")
+    columns = ("part", "version", "requests", "failed", *_PACES, "thumbs up", "down")
     rows = [
         (
             seen["slot"],
             seen["version"],
             seen["requests"],
             percent(seen["error_ratio"]),
-            _seconds(seen["p50_seconds"]),
-            _seconds(seen["p95_seconds"]),
+            *(_seconds(seen[name]) for name in _PACES.values()),
             seen["thumbs_up"],
             seen["thumbs_down"],
         )
@@ -112,6 +113,8 @@ def _show(found: Any) -> None:
     stdout.print(table("", columns, rows))
     if found.get("canary"):
         stdout.print("all requests to the canary: strata canary promote; none: strata canary rollback")
+        for ending in found["rule_in_words"]:
+            stdout.print(f"A canary ends by itself when {clean(str(ending))}.")
     agreement = found.get("agreement")
     if agreement:
         stdout.print(f"the shadow said the same {agreement['same']} of {agreement['compared']} times")

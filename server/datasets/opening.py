@@ -7,18 +7,20 @@ from pathlib import Path
 from adapter_store.base.download import default_cache_dir
 from adapter_store.datasets import DatasetStore, Limits
 from adapter_store.datasets.held_out import held_out_folder
+from adapter_store.datasets.luck import Measuring
 from adapter_store.datasets.tokens import TokenCounter, find_tokenizer
 from adapter_store.settings import EMBEDDED_BASE
 from server.settings import GatewaySettings
 
 
 def open_datasets(settings: GatewaySettings, root: Path) -> DatasetStore:
-    """Return the data sets below ``root``, with limits, held-out pictures and tokenizer of the settings."""
+    """Return the data sets below ``root`` with what the settings say of bounds, measuring and tokens."""
     return DatasetStore(
         root,
         Limits.of_uploads(settings.max_upload_bytes),
         held_out=held_out_folder(settings.home, settings.model_name),
         count_tokens=_counter(settings),
+        measuring=Measuring(settings.max_chance, settings.holdout_ratio),
     )
 
 

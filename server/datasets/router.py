@@ -11,8 +11,7 @@ from adapter_store.datasets import DatasetRef
 from adapter_store.errors import InputError
 from adapter_store.names import check_task_name
 from server.gateway import GatewayDep
-from server.jobs.router import After, Limit
-from server.openapi import body_example, example, form_example, merged
+from server.openapi import After, Limit, body_example, example, form_example, merged
 from server.pools import DATASETS, FILES
 from server.tasks.service import read_json
 from server.uploads import Form, is_multipart, received_form

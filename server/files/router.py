@@ -14,7 +14,7 @@ from adapter_store.errors import InputError
 from server.files.store import StoredFile, check_purpose
 from server.gateway import GatewayDep
 from server.jobs.protocol import list_body
-from server.openapi import example, form_example
+from server.openapi import After, example, form_example
 from server.pools import FILES
 from server.uploads import received_form
 
@@ -58,7 +58,7 @@ async def upload(request: Request, gateway: GatewayDep) -> dict[str, Any]:
 async def list_files(
     gateway: GatewayDep,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
-    after: Annotated[str | None, Query(max_length=100)] = None,
+    after: After = None,
     order: Annotated[str, Query(pattern="^(asc|desc)$")] = "desc",
     purpose: Annotated[str | None, Query(max_length=40)] = None,
 ) -> dict[str, Any]:

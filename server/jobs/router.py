@@ -20,10 +20,8 @@ from server.jobs.service import (
     metadata_wanted,
     sse,
 )
-from server.openapi import example
+from server.openapi import After, Limit, example
 
-Limit = Annotated[int, Query(ge=1, le=1000)]
-After = Annotated[str | None, Query(max_length=100)]
 LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", max_length=100)]
 
 JOB_EXAMPLE = {

@@ -20,7 +20,6 @@ from server.pools import QUEUE
 _POLL_SECONDS = 0.25
 _KEEP_ALIVE_SECONDS = 15.0
 _EVENTS_AT_ONCE = 100
-_EVENTS_KEPT = 1000
 _JOBS_AT_ONCE = 200
 _METADATA_KEY = re.compile(r"metadata\[([^\[\]]+)\]")
 
@@ -129,11 +128,19 @@ async def list_checkpoints(
 async def _last_step(link: QueueLink, job_id: str) -> dict[str, Any]:
     """Return what the last training step reported; empty while Redis is away, or if it lost the events."""
     try:
-        events = await QUEUE.run(_read_events, link, job_id, None, _EVENTS_KEPT)
+        return await QUEUE.run(_find_last_step, link, job_id)
     except QueueUnavailable:
         return {}
-    steps = [event.data for event in events if event.type == "metrics" and "step" in event.data]
-    return steps[-1] if steps else {}
+
+
+def _find_last_step(link: QueueLink, job_id: str) -> dict[str, Any]:
+    after = None
+    while page := _read_events(link, job_id, after, _EVENTS_AT_ONCE, newest_first=True):
+        for event in page:
+            if event.type == "metrics" and "step" in event.data:
+                return event.data
+        after = page[-1].id
+    return {}
 
 
 def checked_event_id(value: str | None) -> str | None:

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -214,3 +215,31 @@ class TestReconcileWhileJobsAreHandedIn:
         watch.join()
         assert counts == [submitted_again]
         assert len(queued(queue)) == submitted_again
+
+    def test_it_has_its_turn_though_somebody_is_always_handing_in(
+        self, queue: JobQueue, journal: JobJournal
+    ) -> None:
+        """Each of two leaves when the other one is inside, so the lock is never free of its own accord."""
+        journal.record(job())
+        may_leave = threading.Event(), threading.Event()
+        inside, done = threading.Event(), threading.Event()
+        latest = time.monotonic() + 8
+
+        def hand_in(own: threading.Event, other: threading.Event) -> None:
+            while not done.is_set() and time.monotonic() < latest:
+                with journal.handed_in():
+                    own.clear()
+                    other.set()
+                    if own.wait(1):
+                        inside.set()
+
+        threads = [threading.Thread(target=hand_in, args=order) for order in (may_leave, may_leave[::-1])]
+        for thread in threads:
+            thread.start()
+        assert inside.wait(8)
+        assert journal.reconcile(queue) == 1
+        waited_in_vain = time.monotonic() >= latest
+        done.set()
+        for thread in threads:
+            thread.join()
+        assert not waited_in_vain

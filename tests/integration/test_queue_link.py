@@ -6,19 +6,20 @@ import asyncio
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
 from adapter_store.errors import NotFoundError
-from adapter_store.jobs import Job, JobJournal, JobStatus
+from adapter_store.jobs import Job, JobEvent, JobJournal, JobQueue, JobStatus
 from adapter_store.redis_server import RedisServer
 from server.jobs import link as link_module
 from server.jobs.link import QueueLink, RedisPlace
-from server.jobs.service import get_job, list_events, list_jobs
+from server.jobs.service import get_job, list_checkpoints, list_events, list_jobs
 from server.metrics import Metrics
 from server.pools import WATCH
-from tests.integration.queueing import job, lapse
+from tests.integration.queueing import job, lapse, taken
 
 
 def ended() -> Job:
@@ -66,6 +67,42 @@ async def test_ended_jobs_outlive_a_redis_that_restarts_empty_between_two_looks(
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
         server.stop()
+
+
+@pytest.mark.parametrize(("steps", "messages", "wanted", "pages"), [(150, 120, 150, 2), (0, 120, 1, 3)])
+async def test_the_last_step_of_a_job_is_looked_for_from_the_end(
+    redis_url: str,
+    redis_client: redis.Redis,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: int,
+    messages: int,
+    wanted: int,
+    pages: int,
+) -> None:
+    link = QueueLink(RedisPlace(redis_url, tmp_path), "strata", JobJournal(tmp_path / "jobs"))
+    queue = link.queue()
+    asked = queue.submit(job())
+    claim = taken(queue)
+    for number in range(1, steps + 1):
+        claim.event("step", type="metrics", data={"step": number, "loss": 1 / number})
+    claim.event("measured", type="metrics", data={"accuracy": 1.0})
+    for number in range(messages):
+        claim.event(str(number))
+    claim.finish("succeeded", result_version="v1")
+    read: list[int] = []
+
+    def counting(*args: Any, **more: Any) -> list[JobEvent]:
+        found = JobQueue.events(queue, *args, **more)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(queue, "events", counting)
+    (found,) = (await list_checkpoints(link, asked.id, "strata", None))["data"]
+    assert found["step_number"] == wanted
+    assert found["metrics"] == ({"step": steps, "train_loss": 1 / steps} if steps else {})
+    assert len(read) == pages
+    assert max(read) <= 100
 
 
 async def test_a_record_that_cannot_be_read_ends_no_list(

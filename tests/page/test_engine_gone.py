@@ -41,8 +41,11 @@ def test_a_canary_of_a_dead_engine_is_idle(browser: Browser, running: RunningGat
     page.wait_text("#canary-roles", "takes none now: the engine has stopped")
     assert "canary, idle" in page.text("#canary-roles")
     page.wait_text("#state", "the engine has stopped")
+    assert "Seen in live traffic" in page.text("#canary-seen")
     running.gateway.serving = None
-    page.wait_text("#canary-roles", "Nothing is on trial now: the server is not ready")
+    page.wait_text("#canary-roles", "What is on trial is not known now: the server is not ready")
+    assert page.text("#canary-seen") == ""
     running.gateway.serving = serving
+    page.wait_text("#canary-seen", "Seen in live traffic")
     page.forgiven.append("status of 503 (Service Unavailable)")
     assert page.complaints() == []

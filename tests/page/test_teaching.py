@@ -119,6 +119,23 @@ def test_repeats_and_pictures_that_others_are_measured_on_are_told(
     teach.wait_text("#report", "none with what other tasks are measured on")
 
 
+def test_what_is_not_counted_to_the_end_is_told_as_the_least(teach: Page, tmp_path: Path):
+    few, many = tmp_path / "few.jsonl", tmp_path / "many.jsonl"
+    for file, examples_of_30_answers in ((few, 1), (many, 1667)):
+        rows = [
+            {"texts": [{"user": "q", "assistant": f"{row}-{turn}"} for turn in range(30)]}
+            for row in range(examples_of_30_answers)
+        ]
+        file.write_text("\n".join(map(json.dumps, rows)))
+    teach.choose("#data-file", few)
+    teach.wait_text(".facts", "30 distinct answers")
+    assert "at least" not in teach.text("#report")
+    assert "up to a third of a small new task" in teach.text(".facts")
+    teach.choose("#data-file", many)
+    teach.wait_text(".facts", "at least 50,000 distinct answers", 60)
+    assert "and at least 49988 more" in teach.text('[aria-label="Answers"]')
+
+
 def test_all_formats_of_the_documentation_are_named(teach: Page):
     teach.click("#formats summary")
     named = teach.text("#formats")

@@ -53,7 +53,8 @@ export async function showCanary(known) {
 function unknown(why, known) {
   byId("canary").hidden = known.versions.length === 0;
   draw("canary-start", known.versions.map((version) => version.version), () => [startForm(known, `/v1/adapters/${known.name}`)]);
-  draw("canary-roles", why, () => [el("p", { class: "fault", text: `Nothing is on trial now: ${why}` })]);
+  draw("canary-roles", why, () => [el("p", { class: "fault", text: `What is on trial is not known now: ${why}` })]);
+  draw("canary-seen", null, () => []);
 }
 
 function draw(id, data, parts) {

@@ -22,12 +22,12 @@ export function findings(found, name) {
 
 function figures(found) {
   const { split, overlap } = found;
-  const held = split.given ? `${counted(split.test_images, "picture")}, as the data says` : "about a fifth of the pictures, chosen when it is learned";
+  const held = split.given ? `${counted(split.test_images, "picture")}, as the data says` : "about a fifth of the pictures, up to a third of a small new task, chosen when it is learned";
   const longest = `question ${found.question_lengths.longest}, answer ${found.answer_lengths.longest} ${found.length_unit}`;
   const rows = [
     ["Examples", `${counted(found.examples, "example")} · ${found.format}`],
     ["Pictures", counted(found.images, "picture")],
-    ["Answers", counted(found.answers, "distinct answer")],
+    ["Answers", `${atLeast(found)}${counted(found.answers, "distinct answer")}`],
     ["Repeated", found.duplicates ? counted(found.duplicates, "duplicate") : "none"],
     ["Longest", longest],
     ["To measure", held],
@@ -38,10 +38,15 @@ function figures(found) {
   return el("dl", { class: "facts" }, ...rows.flatMap(([title, text]) => [el("dt", { text: title }), el("dd", { text })]));
 }
 
+/** Beyond many thousands the server does not count on. */
+function atLeast(found) {
+  return found.answers_truncated ? "at least " : "";
+}
+
 function answers(found) {
   return el("ul", { class: "answer-list plain", "aria-label": "Answers" },
     ...found.answer_histogram.slice(0, ANSWERS).map((each) => el("li", { class: "chip", text: `${each.answer} × ${each.count}` })),
-    found.answers > ANSWERS && el("li", { class: "note", text: `and ${found.answers - ANSWERS} more` }));
+    found.answers > ANSWERS && el("li", { class: "note", text: `and ${atLeast(found)}${found.answers - ANSWERS} more` }));
 }
 
 function places(title, what, faults, more) {

@@ -12,7 +12,7 @@ from PIL import Image
 
 from adapter_store.datasets import DatasetStore, Report
 from adapter_store.datasets.decoding import check_all
-from adapter_store.datasets.luck import binomial_tail, held_back_by_luck
+from adapter_store.datasets.luck import Measuring, binomial_tail, held_back_by_luck
 from adapter_store.datasets.records import Context, Limits
 from adapter_store.datasets.sources import ImageSource
 from adapter_store.datasets.upload import read_upload
@@ -107,6 +107,33 @@ def test_too_few_pictures_to_tell_from_luck_are_a_warning(
     report = checked(tmp_path, of_two_answers(pictures, tested))
     found = [warning.reason for warning in report.warnings if "by luck" in warning.reason]
     assert [bool(told) and told in reason for reason in found] == ([] if told is None else [True])
+
+
+@pytest.mark.parametrize(
+    ("measuring", "told"),
+    [
+        (Measuring(), "only about 12 pictures are held out"),
+        (Measuring(max_chance=1), None),
+        (Measuring(max_chance=0.2), None),
+        (Measuring(max_chance=0.001), "only about 20 pictures are held out"),
+        (Measuring(holdout_ratio=0.5), None),
+        (Measuring(holdout_ratio=0), "no picture is held out of a new task"),
+    ],
+)
+def test_the_warning_of_luck_goes_by_the_gate_and_the_split_that_are_set(
+    tmp_path: Path, measuring: Measuring, told: str | None
+) -> None:
+    report = checked(tmp_path, of_two_answers(60), store={"measuring": measuring})
+    found = [warning.reason for warning in report.warnings if "held out" in warning.reason]
+    assert [bool(told) and told in reason for reason in found] == ([] if told is None else [True])
+
+
+def test_a_single_picture_cannot_be_measured(tmp_path: Path) -> None:
+    picture = url(png())
+    rows = [row(picture, "Which color?", answer="red"), row(picture, "How many?", answer="one")]
+    (warning,) = checked(tmp_path, lines(rows)).warnings
+    assert "no picture is held out" in warning.reason
+    assert "give more pictures" in warning.reason
 
 
 def test_the_chance_of_being_held_back_by_luck_is_the_gates(tmp_path: Path) -> None:

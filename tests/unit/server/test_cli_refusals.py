@@ -15,6 +15,8 @@ import pytest
 from rich.console import Console
 
 from adapter_store.settings import GATEWAY_NAMES, SHARED_NAMES, WORKER_NAMES
+from server.canary.protocol import EXAMPLE as CANARY
+from server.canary.rule import Rule
 from server.cli.main import main
 from server.launch.ports import free_port
 from tests.unit.server.test_cli import answering, reply
@@ -179,17 +181,34 @@ def test_the_plain_base_has_nothing_to_explain(answering: Serve, capsys: pytest.
 
 
 def test_a_canary_is_shown_with_what_ends_it(answering: Serve, capsys: pytest.CaptureFixture[str]):
-    canary = {"version": "v2", "weight": 0.1, "answering": True, "reason": None}
     url = answering(
         {
-            "/v1/adapters/strata/canary": reply(200, {"canary": canary, "versions": []}),
-            "/v1/adapters/bare/canary": reply(200, {"canary": None, "versions": []}),
+            "/v1/adapters/strata/canary": reply(200, CANARY),
+            "/v1/adapters/bare/canary": reply(200, {**CANARY, "canary": None, "versions": []}),
         }
     )
     assert main(["canary", "--url", url]) == 0
-    assert "strata canary promote; none: strata canary rollback" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "strata canary promote; none: strata canary rollback" in shown
+    for ending in Rule().in_words():
+        assert f"A canary ends by itself when {ending}." in shown
     assert main(["canary", "--url", url, "--name", "bare"]) == 0
-    assert "promote" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "promote" not in shown
+    assert "ends by itself" not in shown
+
+
+def test_a_canary_is_shown_with_the_times_that_the_rule_compares(
+    answering: Serve, capsys: pytest.CaptureFixture[str]
+):
+    (seen,) = CANARY["versions"]
+    versions = [seen, {**seen, "slot": "canary", "version": "v4", "p95_token_seconds": None}]
+    url = answering({"/v1/adapters/strata/canary": reply(200, {**CANARY, "versions": versions})})
+    assert main(["canary", "--url", url]) == 0
+    head, stable, canary = capsys.readouterr().out.splitlines()[2:5]
+    assert head.split("  ")[-4:] == ["first token, p95", "further, p95", "thumbs up", "down"]
+    assert stable.split()[5:9] == ["0.120", "s", "0.020", "s"]
+    assert canary.split()[5:8] == ["0.120", "s", "-"]
 
 
 def test_a_short_key_names_the_least_length(tmp_path: Path):

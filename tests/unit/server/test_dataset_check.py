@@ -46,6 +46,22 @@ def test_good_data_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     assert not home.exists()
 
 
+def test_the_warning_of_luck_goes_by_the_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row(url(png(f"#{n:02x}0000")), answer=("yes", "no")[n % 2]) for n in range(9)]
+    path = str(data(tmp_path, *rows))
+    assert main(["dataset", "check", path]) == 0
+    assert "hold it back by luck" in capsys.readouterr().out
+    monkeypatch.setenv("STRATA_MAX_CHANCE", "1")
+    assert main(["dataset", "check", path]) == 0
+    assert "by luck" not in capsys.readouterr().out
+    monkeypatch.delenv("STRATA_MAX_CHANCE")
+    monkeypatch.setenv("STRATA_HOLDOUT_RATIO", "0")
+    assert main(["dataset", "check", path]) == 0
+    assert "no picture is held out of a new task" in capsys.readouterr().out
+
+
 def test_faults_in_words_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = data(tmp_path, row(answer=""), row("\x1b[31m.png"), *([row(question="")] * 300))
     assert main(["dataset", "check", str(path)]) == 2

@@ -115,13 +115,23 @@ def test_tiny_batches_keep_something_to_learn_from(tmp_path: Path, pictures: int
 
 
 @pytest.mark.parametrize(
-    ("answers", "pictures", "questions", "least"),
-    [(2, 30, 1, 10), (2, 24, 1, 8), (2, 30, 5, 4), (4, 30, 1, 6), (30, 30, 1, 4)],
+    ("answers", "pictures", "questions", "least", "max_chance"),
+    [
+        (2, 30, 1, 10, 0.05),
+        (2, 24, 1, 8, 0.05),
+        (2, 30, 5, 4, 0.05),
+        (4, 30, 1, 6, 0.05),
+        (30, 30, 1, 4, 0.05),
+        (2, 60, 1, 10, 0.05),
+        (2, 60, 1, 20, 0.001),
+        (2, 60, 1, 4, 1.0),
+    ],
 )
 def test_a_new_task_holds_out_enough_to_be_told_from_luck(
-    tmp_path: Path, answers: int, pictures: int, questions: int, least: int
+    tmp_path: Path, answers: int, pictures: int, questions: int, least: int, max_chance: float
 ):
-    store, held_out = DatasetStore(tmp_path / "data"), HeldOut(tmp_path / "held", ratio=0.01)
+    store = DatasetStore(tmp_path / "data")
+    held_out = HeldOut(tmp_path / "held", ratio=0.01, max_chance=max_chance)
     examples = [
         Example(f"{n}-{q}", f"{n}.png", (Turn(f"question {q}?", str(n % answers)),))
         for n in range(pictures)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from adapter_store.datasets.luck import Measuring
 from adapter_store.errors import InputError
 from adapter_store.jobs.hyperparameters import Hyperparameters
 from adapter_store.settings import WORKER_NAMES, SettingsError, SharedSettings, read_settings
@@ -43,6 +44,11 @@ def test_the_modes_of_the_ema_are_listed_once():
 def test_every_worker_setting_is_known_to_all_programs():
     own = set(WorkerSettings.model_fields) - set(SharedSettings.model_fields)
     assert own == set(WORKER_NAMES)
+
+
+def test_the_defaults_of_measuring_are_those_of_checks():
+    settings = SharedSettings()
+    assert Measuring(settings.max_chance, settings.holdout_ratio) == Measuring()
 
 
 def test_flags_are_read_and_faults_end_the_program_with_status_two(

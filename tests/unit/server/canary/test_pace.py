@@ -22,4 +22,12 @@ def test_the_token_that_was_waited_for_counts_as_if_it_came_now():
     pace = Pace(started=0.0)
     for token in range(3):
         pace.note(0, token + 1, 1.0 + token, is_last=False)
-    assert pace.measured(31.0) == Latency(whole=31.0, first_token=1.0, token=10.0)
+    pace.note(0, 11, 11.0, is_last=False)
+    assert pace.measured(34.0) == Latency(whole=34.0, first_token=1.0, token=33.0 / 11)
+
+
+def test_of_few_tokens_and_a_wait_the_least_is_said():
+    pace = Pace(started=0.0)
+    for token in range(3):
+        pace.note(0, token + 1, 1.0 + token, is_last=False)
+    assert pace.measured(31.0) == Latency(whole=31.0, first_token=1.0, token=30.0 / 8, is_least=True)

@@ -22,12 +22,16 @@ def seen(good: int = 0, bad: int = 0, *, seconds: float = 0.1, up: int = 0, down
 def answered(*answers: tuple[int, float, float]) -> Tally:
     """Return what was seen of answers that have (tokens, time to the first, time of each further one)."""
     tally = Tally()
-    for tokens, first, further in answers:
-        pace = Pace(0.0)
-        for token in range(tokens):
-            pace.note(0, token + 1, first + further * token, is_last=token == tokens - 1)
-        tally.add(pace.measured(first + further * tokens + 1.0), failed=False)
+    for answer in answers:
+        tally.add(answered_once(*answer), failed=False)
     return tally
+
+
+def answered_once(tokens: int, first: float, further: float) -> Latency:
+    pace = Pace(0.0)
+    for token in range(tokens):
+        pace.note(0, token + 1, first + further * token, is_last=token == tokens - 1)
+    return pace.measured(first + further * tokens + 1.0)
 
 
 def decision(canary: Tally, stable: Tally, rule: Rule | None = None) -> str | None:
@@ -99,6 +103,43 @@ def test_gaps_of_very_short_answers_are_chance():
     stable = answered(*[(100, 0.1, 0.02)] * 50)
     assert decision(answered(*[(FEWEST_FURTHER, 0.1, 0.2)] * 50), stable) is None
     assert decision(answered(*[(FEWEST_FURTHER + 1, 0.1, 0.2)] * 50), stable) == "slowdown"
+
+
+def given_up(tokens: int, first: float, further: float, waited: float) -> Latency:
+    """Return what is known of an answer that its client left ``waited`` seconds behind its last token."""
+    pace = Pace(0.0)
+    for token in range(tokens):
+        pace.note(0, token + 1, first + further * token, is_last=False)
+    return pace.measured(first + further * (tokens - 1) + waited)
+
+
+def test_askers_who_leave_early_are_no_slowdown_and_a_hang_is():
+    stable = answered(*[(100, 0.1, 0.02)] * 50)
+    early, hung = Tally(), Tally()
+    for _ in range(50):
+        early.add(given_up(2, 0.1, 0.09, 0.03), failed=False)
+        hung.add(given_up(2, 0.1, 0.02, 30.0), failed=False)
+    assert decision(early, stable) is None
+    assert decision(hung, stable) == "slowdown"
+    assert quantile(hung.token_seconds, 0.95) == pytest.approx(30.02 / FEWEST_FURTHER)
+
+
+def test_a_canary_that_answers_to_the_end_is_no_slower_than_one_that_is_left():
+    canary = answered(*[(100, 0.1, 0.02)] * 50)
+    stable = answered(*[(100, 0.1, 0.02)] * 49)
+    for _ in range(2000 - 49):
+        stable.add(given_up(2, 0.1, 0.02, 0.01), failed=False)
+    assert decision(canary, stable) is None, "too few of stable's to compare with"
+    stable.add(answered_once(100, 0.1, 0.02), failed=False)
+    assert (quantile(stable.token_seconds, 0.95) or 1.0) < 0.01
+    assert decision(canary, stable) is None
+    assert decision(answered(*[(100, 0.1, 0.04)] * 50), stable) == "slowdown"
+    for _ in range(200):
+        stable.add(given_up(2, 0.1, 0.02, 30.0), failed=False)
+    hung = Tally()
+    for _ in range(50):
+        hung.add(given_up(2, 0.1, 0.02, 30.0), failed=False)
+    assert decision(hung, stable) is None, "what hangs stable as well is not its own"
 
 
 def test_thumbs_are_judged_from_ten_on():
