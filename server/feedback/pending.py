@@ -267,12 +267,19 @@ class PendingStore:
                     found.add(check_task_name(path.name))
         return found
 
+    def _is_idle(self, task: str) -> bool:
+        """Tell whether all of a task was sent; one that cannot be read now may hold what was not."""
+        try:
+            return self._reread(task).is_idle
+        except OSError:
+            return False
+
     def _make_room(self) -> None:
         """Make place for one more task: folders of idle ones go for it, with the list of what was sent."""
         names = self._names()
         if len(names) < MOST_TASKS:
             return
-        for task in sorted(name for name in names if self._reread(name).is_idle):
+        for task in sorted(name for name in names if self._is_idle(name)):
             if self._of(task).remove():
                 names.discard(task)
             self._reread(task)
