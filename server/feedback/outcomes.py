@@ -10,6 +10,7 @@ from adapter_store.jobs import Job, JobStatus
 from adapter_store.names import check_task_name
 from server.gateway import Gateway
 from server.jobs.service import get_job
+from server.pools import FILES
 
 _FORGOTTEN = "the job is no longer known; GET /v1/adapters/<name>/versions lists what was learned"
 
@@ -37,16 +38,19 @@ def outcome_of(job: Job) -> dict[str, Any]:
 async def correction(gateway: Gateway, task: str, identity: str) -> dict[str, Any]:
     """Return what became of one correction; raise NotFoundError if it is not known (any more)."""
     desk = gateway.feedback
-    waits = desk.store.is_waiting(check_task_name(task), identity)
-    job = None if waits else desk.store.sent_in(task, identity)
-    if job is None and not waits:
+    found = desk.store.found(check_task_name(task), identity)
+    if found is None:  # another gateway of the home may have taken it in
+        await FILES.run(desk.store.refresh, task)
+        found = desk.store.found(task, identity)
+    if found is None:
         text = (
-            f"no correction {identity[:40]!r} of {task!r} waits or was sent lately; thumbs are only counted"
+            f"no correction {identity[:40]!r} of {task!r} waits or was sent lately: a later answer to the "
+            "same question replaced it, or it cannot be learned and was set aside, or it is a thumb alone"
         )
         raise NotFoundError(text, param="correction")
     waiting: dict[str, Any] = {"job": None, "status": "pending", "version": None, "reasons": []}
-    found = waiting if job is None else await _outcome(gateway, job)
-    return {"id": identity, "object": "feedback", "task": task, **found, "pending": desk.pending(task)}
+    outcome = waiting if found.job is None else await _outcome(gateway, found.job)
+    return {"id": identity, "object": "feedback", "task": task, **outcome, "pending": desk.pending(task)}
 
 
 async def listed(gateway: Gateway) -> list[dict[str, Any]]:

@@ -325,7 +325,9 @@ def test_two_gateways_on_one_home_share_what_waits(tmp_path: Path, tiny_base: Pa
     gateways = [RunningGateway(tmp_path / "home", tiny_base, **settings) for _ in range(2)]
     try:
         one, other = (gateway.wait_ready().http for gateway in gateways)
-        assert given(one, size=20)["status"] == "pending"
+        first = given(one, size=20)
+        assert first["status"] == "pending"
+        assert other.get(f"{FEEDBACK}/animals/{first['id']}").json()["status"] == "pending"
         second = given(other, size=21)
         assert (second["status"], second["pending"]["count"]) == ("queued", 0)
         again = given(one, size=20)
