@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from server.cli.main import main
+from server.feedback.desk import SendingPolicy
 from tests.contract.conftest import KEY, RunningGateway, wait_for
 from tests.contract.correcting import FEEDBACK, given, standing
 from tests.contract.pictures import png
@@ -99,7 +100,10 @@ def test_what_becomes_of_a_correction_is_told(
 
 def test_a_thumb_alone_has_no_fate(http: httpx.Client):
     thumb = given(http, correction=None)
-    assert http.get(f"{FEEDBACK}/animals/{thumb['id']}").status_code == 404
+    nowhere = http.get(f"{FEEDBACK}/animals/{thumb['id']}")
+    assert nowhere.status_code == 404
+    for reason in ("a later answer", "set aside", "a thumb alone"):
+        assert reason in nowhere.json()["error"]["message"]
     assert http.get(f"{FEEDBACK}/BAD NAME/{thumb['id']}").status_code == 400
 
 
@@ -111,7 +115,7 @@ def test_the_command_corrects(running: RunningGateway, tmp_path: Path, capsys: p
     assert main(words) == 0
     kept = "kept: 1 correction waits for spoken; queued once there are 3, or with --now"
     assert kept in capsys.readouterr().out
-    assert main([*words, "--wait"]) == 1
+    assert main([*words, "--wait"]) == 4
     assert "queued once 3 of spoken wait and never by age; add --now" in capsys.readouterr().err
     assert main([*words, "--json", "--now"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -119,6 +123,34 @@ def test_the_command_corrects(running: RunningGateway, tmp_path: Path, capsys: p
     assert running.gateway.link.queue().get(told["job"]).task == "spoken"
     assert main([*words[:4], "", *words[5:]]) == 2
     assert "correction: it is empty" in capsys.readouterr().err
+
+
+def test_the_command_does_not_take_the_end_of_another_correction_for_its_own(
+    running: RunningGateway,
+    http: httpx.Client,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(running.gateway.feedback, "policy", SendingPolicy(COUNT, 600))
+    picture = tmp_path / "red.png"
+    picture.write_bytes(png("red", 28))
+
+    def replace_and_send() -> None:
+        wait_for(lambda: running.gateway.feedback.store.standing("contested").count == 1, 30)
+        given(http, task="contested", correction="a tiger")
+        http.post(f"{FEEDBACK}/contested/send")
+
+    other = threading.Thread(target=replace_and_send)
+    other.start()
+    words = ["correct", "--image", str(picture), "What is shown?", "a cat", "--task", "contested", "--wait"]
+    try:
+        assert main([*words, "--url", running.url, "--api-key", KEY]) == 1
+    finally:
+        other.join()
+    assert standing(http, "contested")["last_job"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "a later answer to the same question replaced it" in said
 
 
 GATE = {"passed": True, "reasons": [], "promotion": "promoted"}
