@@ -6,9 +6,10 @@ import asyncio
 from typing import Any
 
 from adapter_store.errors import NotFoundError, QueueUnavailable
-from adapter_store.jobs import Job, JobStatus
+from adapter_store.jobs import Job
 from adapter_store.names import check_task_name
 from server.gateway import Gateway
+from server.jobs.protocol import job_outcome
 from server.jobs.service import get_job
 from server.pools import FILES
 
@@ -16,22 +17,13 @@ _FORGOTTEN = "the job is no longer known; GET /v1/adapters/<name>/versions lists
 
 
 def outcome_of(job: Job) -> dict[str, Any]:
-    """Return how a job stands or ended, the version that it made, and why that is not served.
-
-    ``learned``: served since. ``held_back``: the gate kept it, with its reasons. ``not_served``: the gate let
-    it pass, but ``stable`` was moved meanwhile.
-    """
-    gate = job.gate or {}
-    reasons: list[str] = []
-    if job.status is not JobStatus.SUCCEEDED:
-        status: str = job.status.value
-        reasons = [job.error.message] if job.error else []
-    elif gate.get("promotion") in ("promoted", "superseded"):
-        status = "learned"
-    elif gate.get("passed", True):
-        status, reasons = "not_served", ["stable was moved while it was learned"]
-    else:
-        status, reasons = "held_back", [str(reason) for reason in gate.get("reasons", ())]
+    """Return what came of a job (``job_outcome``), the version that it made, and why that is not served."""
+    status = job_outcome(job)
+    reasons = [job.error.message] if job.error else []
+    if status == "held_back":
+        reasons = [str(reason) for reason in (job.gate or {}).get("reasons", ())]
+    elif status == "not_served":
+        reasons = ["stable was moved while it was learned"]
     return {"job": job.id, "status": status, "version": job.result_version, "reasons": reasons}
 
 

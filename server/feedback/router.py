@@ -119,7 +119,7 @@ async def show(task: str, correction: str, gateway: GatewayDep) -> dict[str, Any
     "/{task}/send",
     status_code=202,
     summary="Queue a task's corrections now",
-    responses=example({**JOB_EXAMPLE, "status": "queued"}, status=202),
+    responses=example({**JOB_EXAMPLE, "status": "queued", "outcome": "queued"}, status=202),
 )
 async def send_now(task: str, gateway: GatewayDep) -> dict[str, Any]:
     """Answer 202 with the job; 404 if no correction of the task waits, 409 if none of them can be learned."""

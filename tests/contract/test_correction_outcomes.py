@@ -63,14 +63,19 @@ def outcome(http: httpx.Client, correction: dict[str, Any]) -> dict[str, Any]:
             {"passed": True, "reasons": [], "promotion": "conflict"},
             ("not_served", "v4", ["stable was moved while it was learned"]),
         ),
+        (
+            "succeeded",
+            {"passed": True, "reasons": [], "promotion": "superseded"},
+            ("learned", "v4", []),
+        ),
         ("failed", None, ("failed", None, ["no room"])),
     ],
-    ids=["learned", "held back", "stable moved", "failed"],
+    ids=["learned", "held back", "stable moved", "moved since", "failed"],
 )
 def test_what_becomes_of_a_correction_is_told(
     running: RunningGateway, http: httpx.Client, status: str, gate: Any, expected: tuple[Any, ...]
 ):
-    task = f"fate-{expected[0].replace('_', '-')}-{len(expected[2])}"
+    task = f"fate-{(gate or {'promotion': status})['promotion'].replace('_', '-')}"
     first = given(http, task=task)
     waits = outcome(http, first)
     assert (waits["task"], waits["status"], waits["job"], waits["pending"]["count"]) == (
@@ -92,6 +97,7 @@ def test_what_becomes_of_a_correction_is_told(
     version = "v4" if gate else None
     claim.finish(status, decision="expand", result_version=version, gate=gate, error=error)
     ended = outcome(http, first)
+    assert http.get(f"/v1/fine_tuning/jobs/{job}").json()["outcome"] == ended["status"]
     assert (ended["status"], ended["version"], ended["reasons"]) == expected
     assert standing(http, task)["last_outcome"] == {
         key: ended[key] for key in ("job", "status", "version", "reasons")
@@ -160,7 +166,7 @@ HELD = {"passed": False, "reasons": ["colors fell from 1.000 to 0.500"], "promot
 @pytest.mark.parametrize(
     ("outcome", "status", "said"),
     [
-        ({"status": "succeeded", "result_version": "v1", "gate": GATE}, 0, "taught: v1 is served now"),
+        ({"status": "succeeded", "result_version": "v1", "gate": GATE}, 0, "taught: v1 was served"),
         ({"status": "succeeded", "result_version": "v1", "gate": HELD}, 3, "because colors fell from 1.000"),
         ({"status": "failed", "error": {"message": "no room", "code": "x"}}, 1, "failed: no room"),
     ],

@@ -14,7 +14,7 @@ const ENDED = ["learned", "held_back", "not_served", "failed", "cancelled", "unk
 export function outcomeSentence({ status, version, reasons }, task) {
   const why = reasons.length ? `: ${reasons.join("; ")}` : "";
   switch (status) {
-    case "learned": return `Learned: ${version} is served.`;
+    case "learned": return `Learned: ${version} was served.`;
     case "held_back": return `Learned as ${version}, but held back${why}. It can be promoted under Memory.`;
     case "not_served": return `Learned as ${version}, but not served${why}. It can be promoted under Memory.`;
     case "failed": return `Not learned${why}`;

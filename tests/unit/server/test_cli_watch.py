@@ -16,7 +16,7 @@ from server.cli.main import EXIT_LOST_SIGHT, build_parser, main
 from tests.contract.pictures import png
 
 JOB = {"id": "job-1", "task": "digits", "status": "running"}
-DONE = {**JOB, "status": "succeeded", "result_version": "v2", "gate": {"promotion": "promoted"}}
+DONE = {**JOB, "status": "succeeded", "outcome": "learned", "result_version": "v2"}
 KEPT = {
     "id": "fb-1",
     "task": "digits",
