@@ -4,6 +4,7 @@ import { call, get, sentence } from "./api.js";
 import { duration, el } from "./dom.js";
 
 const LOOK_MS = 2000;
+const GONE = "It waits no more: a later answer to the same question replaced it, or it cannot be learned and was set aside.";
 const ENDED = ["learned", "held_back", "not_served", "failed", "cancelled", "unknown"];
 
 /**
@@ -53,7 +54,12 @@ export async function followed(note, given, signal) {
     try {
       found = await get(`/v1/feedback/${encodeURIComponent(given.task)}/${encodeURIComponent(given.id)}`, { quiet: true });
     } catch (error) {
-      if (error.status >= 400 && error.status < 500 && error.status !== 429) return;
+      if (error.status >= 400 && error.status < 500 && error.status !== 429) {
+        note.replaceChildren(error.status === 404 ? GONE : sentence(error));
+        note.className = "note fault";
+        document.dispatchEvent(new CustomEvent("strata:feedback"));
+        return;
+      }
     }
     if (signal.aborted) return;
   }
