@@ -63,10 +63,10 @@ async def create(request: Request, gateway: GatewayDep) -> dict[str, Any]:
 
     The rating is about the answer that was given, the correction is what is to be learned: each counts for
     itself, so an ``up`` with a correction (right, but better said so) is a thumb up and a correction. One
-    answer has one thumb, the last: ``request_id`` (the answer's ``x-request-id``) says which answer; without
-    it a caller has one thumb for each version.
+    answer has one thumb of a caller (a key), the last: ``request_id`` (the answer's ``x-request-id``) says
+    which answer; without it a caller has one thumb for each version.
     """
-    return await give(gateway, parsed(await read_json(request, FILES.run, _EXPECTED)))
+    return await give(gateway, parsed(await read_json(request, FILES.run, _EXPECTED, takes_files=False)))
 
 
 @router.get(
