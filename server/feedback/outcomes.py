@@ -11,7 +11,7 @@ from adapter_store.names import check_task_name
 from server.gateway import Gateway
 from server.jobs.protocol import job_outcome
 from server.jobs.service import get_job
-from server.pools import FILES
+from server.pools import CORRECTIONS
 
 _FORGOTTEN = "the job is no longer known; GET /v1/adapters/<name>/versions lists what was learned"
 
@@ -32,7 +32,7 @@ async def correction(gateway: Gateway, task: str, identity: str) -> dict[str, An
     desk = gateway.feedback
     found = desk.store.found(check_task_name(task), identity)
     if found is None:  # another gateway of the home may have taken it in
-        await FILES.run(desk.store.refresh, task)
+        await CORRECTIONS.run(desk.store.refresh, task)
         found = desk.store.found(task, identity)
     if found is None:
         text = (
