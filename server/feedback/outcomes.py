@@ -13,6 +13,7 @@ from server.jobs.protocol import job_outcome
 from server.jobs.service import get_job
 from server.pools import CORRECTIONS
 
+_AWAY = "the job queue cannot be asked now; ask again later"
 _FORGOTTEN = "the job is no longer known; GET /v1/adapters/<name>/versions lists what was learned"
 
 
@@ -58,5 +59,6 @@ async def listed(gateway: Gateway) -> list[dict[str, Any]]:
 async def _outcome(gateway: Gateway, job: str) -> dict[str, Any]:
     try:
         return outcome_of(await get_job(gateway.link, job))
-    except (NotFoundError, QueueUnavailable):
-        return {"job": job, "status": "unknown", "version": None, "reasons": [_FORGOTTEN]}
+    except (NotFoundError, QueueUnavailable) as error:
+        reason = _AWAY if isinstance(error, QueueUnavailable) else _FORGOTTEN
+        return {"job": job, "status": "unknown", "version": None, "reasons": [reason]}

@@ -324,7 +324,14 @@ def test_without_redis_they_wait_and_are_queued_once_it_is_back(tmp_path: Path, 
         tmp_path / "home", tiny_base, redis_url=redis.url, feedback_count=2, feedback_seconds=2
     ).wait_ready()
     try:
+        sent = given(running.http, task="sent")
+        job = running.http.post(f"{FEEDBACK}/sent/send").json()["id"]
         redis.stop()
+        for record in (running.home / "jobs").rglob(f"*{job}*"):
+            record.unlink()
+        untold = running.http.get(f"{FEEDBACK}/sent/{sent['id']}").json()
+        assert (untold["status"], untold["job"]) == ("unknown", job)
+        assert untold["reasons"] == ["the job queue cannot be asked now; ask again later"]
         assert given(running.http, size=20)["status"] == "pending"
         second = given(running.http, size=21)
         assert (second["status"], second["pending"]["count"]) == ("pending", 2)
@@ -337,7 +344,7 @@ def test_without_redis_they_wait_and_are_queued_once_it_is_back(tmp_path: Path, 
         redis = RedisServer.start(tmp_path / "elsewhere")
         wait_for(lambda: standing(running.http, "animals")["count"] == 0, 60)
         jobs = running.http.get("/v1/fine_tuning/jobs").json()["data"]
-        assert sum(job["dataset"]["examples"] for job in jobs) == 3
+        assert sum(each["dataset"]["examples"] for each in jobs if each["task"] == "animals") == 3
     finally:
         running.stop()
         redis.stop()
