@@ -110,7 +110,7 @@ async def show(task: str, correction: str, gateway: GatewayDep) -> dict[str, Any
     ``learned`` (``version`` was served), ``held_back`` (the gate kept ``version``; ``reasons`` say why),
     ``not_served`` (it passed, but ``stable`` was moved meanwhile), ``failed``, ``cancelled``, or ``unknown``
     where the queue cannot tell. ``correction`` is the ``id`` that ``POST /v1/feedback`` gave; 404 for a thumb
-    alone, for what was set aside and for what was sent long ago.
+    alone, for what a later answer replaced, for what was set aside and for what was sent long ago.
     """
     return await outcomes.correction(gateway, task, correction)
 
