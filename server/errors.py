@@ -78,7 +78,7 @@ _CODES = {
 }
 _MAX_FAULTS_SHOWN = 20
 _RETRY_AFTER_SECONDS = 5
-_SEND_JSON = "send a JSON object as the body, with Content-Type: application/json"
+SEND_JSON = "send a JSON object as the body, with Content-Type: application/json"
 _UNPARSED = "There was an error parsing the body"
 """What FastAPI says of a body that its parser gave up on, such as one that is nested too deeply."""
 
@@ -215,7 +215,7 @@ def _fault(item: Mapping[str, Any], body: Any) -> tuple[str | None, str]:
         broken = json.JSONDecodeError(item["ctx"]["error"], body, place[-1])
         return None, f"the body {not_json(broken)}"
     if tuple(place) == ("body",):
-        return None, _SEND_JSON
+        return None, SEND_JSON
     places = [str(part) for part in item.get("loc", ()) if part not in ("body", "query", "path", "header")]
     places = [part for part in places if not part.startswith("as-")]
     path = ".".join(places)[:120]
@@ -228,7 +228,7 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     status = 400 if error.status_code == 422 else error.status_code
     message = str(error.detail)
     if status == 400 and message == _UNPARSED:
-        message = f"the body is JSON that is nested too deeply, or none; {_SEND_JSON}"
+        message = f"the body is JSON that is nested too deeply, or none; {SEND_JSON}"
     if status == 404 and message == "Not Found":
         message = (
             f"there is no {request.method} {request.url.path[:120]!r}; the list of endpoints is at /docs"

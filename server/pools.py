@@ -65,6 +65,8 @@ FILES = Pool("files", 4)
 """What is written and read while teaching material comes in: uploads, their records, JSON bodies."""
 DATASETS = Pool("datasets", 4, most_waiting=32)
 """What may take minutes: validating and keeping data sets, each of which lies on disk while it waits."""
+CORRECTIONS = Pool("corrections", 2)
+"""Corrections that wait on disk: a lock that another gateway holds stalls nobody who sends something else."""
 QUEUE = Pool("queue", 4)
 """Calls to Redis and the journal on behalf of requests."""
 WATCH = Pool("watch-queue", 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,20 @@ from adapter_store.errors import StrataError
 from adapter_store.names import check_task_name
 from server.cli.arguments import add_verb, client_of
 from server.cli.ask import image_part
-from server.cli.client import Client
+from server.cli.client import Client, RequestRefused
 from server.cli.output import clean, duration, print_json, stderr, stdout
 from server.cli.teach import STATUSES, report_job
+from server.cli.watch import LostSight, patiently
 
 _POLL_SECONDS = 0.5
 _PATIENCE_SECONDS = 30.0
 """How much longer than promised a correction may wait for its place in the queue."""
+
+
+class NotQueued(LostSight):
+    """Report a correction that is kept, but that no job has yet."""
+
+    code = "not_queued"
 
 
 def add_verbs(verbs: Any) -> None:
@@ -31,7 +39,7 @@ def add_verbs(verbs: Any) -> None:
     parser.add_argument(
         "--wait", action="store_true", help="until it is learned, with others; --now makes it the next job"
     )
-    parser.epilog = STATUSES
+    parser.epilog = f"{STATUSES} Also 4: the correction is kept, but no job has it yet."
 
 
 def _correct(args: argparse.Namespace) -> int:
@@ -44,14 +52,12 @@ def _correct(args: argparse.Namespace) -> int:
     if args.task is not None:
         body["task"] = check_task_name(args.task)
     with client_of(args) as client:
-        before = _last_jobs(client) if args.wait else {}
         given = client.post("/v1/feedback", json=body)
         if args.now and given["status"] == "pending":
-            job = client.post(f"/v1/feedback/{given['task']}/send")
-            given = {**given, "status": "queued", "job": job["id"]}
+            given = _sent_now(client, given, is_patient=args.wait)
         if args.wait:
-            job_id = given["job"] or _until_queued(client, given, before, quiet=args.json)
-            return report_job(args, client, client.get(f"/v1/fine_tuning/jobs/{job_id}"))
+            job = given["job"] or _until_queued(client, given, quiet=args.json)
+            return report_job(args, client, {"id": job, "task": given["task"]})
     if args.json:
         print_json(given)
         return 0
@@ -66,48 +72,79 @@ def _correct(args: argparse.Namespace) -> int:
 
 
 def _kept(task: str, pending: dict[str, Any]) -> str:
-    left = max(0.0, pending["sent_after_seconds"] - pending["oldest_seconds"])
-    age = f" or in {duration(left)}" if pending["sent_after_seconds"] else ""
+    age = f" or in {duration(_seconds_left(pending))}" if pending["sent_after_seconds"] else ""
     noun = "correction waits" if pending["count"] == 1 else "corrections wait"
     count = f"{pending['count']} {noun} for {clean(task)}"
     return f"kept: {count}; queued once there are {pending['sent_at_count']}{age}, or with --now"
 
 
-def _last_jobs(client: Client) -> dict[str, str | None]:
-    return {found["task"]: found["last_job"] for found in client.get("/v1/feedback")["data"]}
+def _sent_now(client: Client, given: dict[str, Any], *, is_patient: bool) -> dict[str, Any]:
+    """Queue what waits of the task; return the correction with its job, which others may have sent."""
+
+    def send() -> dict[str, Any]:
+        try:
+            client.post(f"/v1/feedback/{given['task']}/send")
+        except RequestRefused:
+            found = _looked(client, given)
+            if found["job"] is None:
+                raise
+            return found
+        return _looked(client, given)
+
+    job = (_patiently(send) if is_patient else send())["job"]
+    return given if job is None else {**given, "status": "queued", "job": job}
 
 
-def _until_queued(
-    client: Client, given: dict[str, Any], before: dict[str, str | None], *, quiet: bool
-) -> str:
+def _looked(client: Client, given: dict[str, Any]) -> dict[str, Any]:
+    """Return how it stands with the correction; raise StrataError if it waits no more and is in no job."""
+    try:
+        return client.get(f"/v1/feedback/{given['task']}/{given['id']}")
+    except RequestRefused:
+        raise StrataError(
+            f"the correction waits no more and is in no job of {given['task']}: a later answer to the same "
+            "question replaced it, or it cannot be learned and was set aside; the server's log says which"
+        ) from None
+
+
+def _patiently(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    return patiently(
+        call,
+        stderr.print,
+        meanwhile="the correction is kept",
+        lost="the correction is kept, and whether a job has it is not known: look with: strata jobs",
+    )
+
+
+def _until_queued(client: Client, given: dict[str, Any], *, quiet: bool) -> str:
     """Return the job that learns a correction which waits for others; show how long that may take.
 
     Raises:
-        StrataError: it is not queued by its age here, or not in time.
+        NotQueued: it is not queued by its age here, or not in time.
+        LostSight: the gateway was away for too long.
+        StrataError: it was replaced or set aside.
     """
-    task, pending, began = given["task"], given["pending"], time.monotonic()
+    task, pending = given["task"], given["pending"]
     if not pending["sent_after_seconds"]:
         text = f"queued once {pending['sent_at_count']} of {task} wait and never by age; add --now"
-        raise StrataError(f"the correction is kept, and {text}")
-    longest = pending["sent_after_seconds"] - pending["oldest_seconds"] + _PATIENCE_SECONDS
+        raise NotQueued(f"the correction is kept, and {text}")
+    longest = _seconds_left(pending) + _PATIENCE_SECONDS
+    deadline = time.monotonic() + longest
     if not quiet:
         stderr.print(_kept(task, pending))
     with stderr.status("") as shown:
-        while (waited := time.monotonic() - began) < longest:
-            for found in client.get("/v1/feedback")["data"]:
-                left = found["sent_after_seconds"] - found["oldest_seconds"]
-                if found["task"] != task:
-                    continue
-                if found["last_job"] != before.get(task) and _is_gone(found, waited):
-                    return str(found["last_job"])
-                shown.update(f"waits for others, {duration(max(0.0, left))} left" if not quiet else "")
+        while (asked := time.monotonic()) < deadline:
+            found = _patiently(lambda: _looked(client, given))
+            if found["job"] is not None:
+                return str(found["job"])
+            left = duration(_seconds_left(found["pending"]))
+            shown.update("" if quiet else f"waits for others, {left} left")
+            deadline += time.monotonic() - asked  # a gateway that is away cannot send it
             time.sleep(_POLL_SECONDS)
-    raise StrataError(
+    raise NotQueued(
         f"the correction is kept, but was not queued within {duration(longest)}; look at {client.url}/ready, "
         "and at what became of it with: strata jobs"
     )
 
 
-def _is_gone(found: dict[str, Any], waited_seconds: float) -> bool:
-    """Tell whether all that still waits of a task is younger than the correction."""
-    return not found["count"] or found["oldest_seconds"] < waited_seconds
+def _seconds_left(pending: dict[str, Any]) -> float:
+    return max(0.0, pending["sent_after_seconds"] - pending["oldest_seconds"])

@@ -1,7 +1,7 @@
 """Parse the command line, run one verb, and turn every failure into a sentence and an exit status.
 
 Exit status: 0 done, 1 it failed, 2 the command or its input is wrong, 3 learned but not served,
-4 lost sight of a job, 130 interrupted.
+4 lost sight of a job or it has not begun, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def build_parser() -> Parser:
         description="A LLaVA server that keeps learning: ask, teach, be answered better without a restart.",
         epilog="Settings are environment variables, STRATA_HOME and so on: see the README. "
         "Exit status: 0 done, 1 failed, 2 wrong command or input, 3 learned but not served, "
-        "4 lost sight of a job that may go on (both with --wait).",
+        "4 lost sight of a job that may go on, or the correction is in none yet (both with --wait).",
     )
     parser.add_argument("--version", action="version", version=f"strata {metadata.version('strata-llava')}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")

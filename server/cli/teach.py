@@ -177,7 +177,7 @@ def _status(job: dict[str, Any]) -> int:
 
 
 def _is_served(job: dict[str, Any]) -> bool:
-    return (job.get("gate") or {}).get("promotion") == "promoted"
+    return job.get("outcome") == "learned"
 
 
 def _show_end(job: dict[str, Any]) -> None:
@@ -186,9 +186,9 @@ def _show_end(job: dict[str, Any]) -> None:
     gate = job.get("gate") or {}
     version = job.get("result_version") or job.get("fine_tuned_model")
     if _is_served(job):
-        stdout.print(f"[green]taught[/]: {clean(str(version))} is served now")
+        stdout.print(f"[green]taught[/]: {clean(str(version))} was served")
         return
-    if gate.get("passed"):
+    if job.get("outcome") == "not_served":
         stdout.print(
             f"[yellow]taught, not served[/]: {clean(str(version))} passed the gate, but stable was moved"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -17,6 +17,7 @@ from adapter_store.errors import StrataError
 from server.cli.client import Client, ServerAway
 from server.cli.output import clean, duration, stderr
 
+T = TypeVar("T")
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 _POLL_SECONDS = 0.5
 _NOTE_SECONDS = 5.0
@@ -36,7 +37,7 @@ _WORDS = {
 
 
 class LostSight(StrataError):
-    """Report a job that nobody answers for any more; it may go on all the same."""
+    """Report a job whose end nobody can tell of now; it may go on all the same."""
 
     code = "lost_sight"
 
@@ -66,27 +67,46 @@ def follow(
         time.sleep(poll_seconds)
 
 
-def _looked(
-    client: Client, job_id: str, after: str | None, tell: Callable[[str], None]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the job and its new events, however long the gateway takes to restart; raise LostSight."""
+def patiently(call: Callable[[], T], tell: Callable[[str], None], *, meanwhile: str, lost: str) -> T:
+    """Return what `call` returns, however long the gateway takes to restart.
+
+    Args:
+        call: What asks the gateway; it is called again while that is away.
+        tell: Given a sentence when the gateway goes, and when it is back.
+        meanwhile: What is true while nobody answers.
+        lost: What to say when the gateway was away for too long.
+
+    Raises:
+        LostSight: The gateway was away for too long.
+        StrataError: As `call` raises.
+    """
     away_since: float | None = None
     while True:
         try:
-            found = client.get(f"/v1/fine_tuning/jobs/{job_id}"), new_events(client, job_id, after)
+            found = call()
         except ServerAway as error:
             if away_since is None:
                 away_since = time.monotonic()
-                patience = duration(_PATIENCE_SECONDS)
-                tell(f"{clean(error.message)}; the job may go on, asking again for {patience}")
+                tell(f"{clean(error.message)}; {meanwhile}, asking again for {duration(_PATIENCE_SECONDS)}")
             elif time.monotonic() - away_since > _PATIENCE_SECONDS:
-                text = f"{error.message}; whether job {job_id} goes on is not known"
-                raise LostSight(f"{text}: look again with: strata jobs {job_id} --wait") from None
+                raise LostSight(f"{error.message}; {lost}") from None
             time.sleep(_AGAIN_SECONDS)
         else:
             if away_since is not None:
                 tell("the server answers again")
             return found
+
+
+def _looked(
+    client: Client, job_id: str, after: str | None, tell: Callable[[str], None]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the job and its new events, however long the gateway takes to restart."""
+    return patiently(
+        lambda: (client.get(f"/v1/fine_tuning/jobs/{job_id}"), new_events(client, job_id, after)),
+        tell,
+        meanwhile="the job may go on",
+        lost=f"whether job {job_id} goes on is not known: look again with: strata jobs {job_id} --wait",
+    )
 
 
 def new_events(client: Client, job_id: str, after: str | None) -> list[dict[str, Any]]:

@@ -87,7 +87,7 @@ def _version_of(job: dict[str, Any]) -> str:
     if not gate.get("passed", False):
         reasons = "; ".join(map(str, gate.get("reasons", []))) or "no reason was recorded"
         raise TeachingFailed(f"the gate held {job.get('result_version')} back: {reasons}")
-    if gate.get("promotion") == "conflict":
+    if job.get("outcome") == "not_served":
         raise TeachingFailed(f"{job['result_version']} passed the gate, but stable had moved meanwhile")
     return str(job["result_version"])
 

@@ -17,7 +17,7 @@ from server.feedback.pending import Batch, PendingStore, Standing
 from server.jobs.submission import Submissions, scoped_key
 from server.logs import log
 from server.metrics import Metrics
-from server.pools import FILES, QUEUE
+from server.pools import CORRECTIONS, FILES, QUEUE
 
 _LOOK_SECONDS = 0.5
 _RETRY_SECONDS = 2.0
@@ -71,7 +71,7 @@ class FeedbackDesk:
             False if the same correction waits already.
         """
         count = self.policy.count
-        is_new = await FILES.run(self.store.keep, task, correction, picture, close_at=count)
+        is_new = await CORRECTIONS.run(self.store.keep, task, correction, picture, close_at=count)
         found = self.store.standing(task)
         if found.count > found.open:
             await self._try_to_send(task)
@@ -89,12 +89,12 @@ class FeedbackDesk:
             CorrectionsRefused: nothing of what waited can be a job.
             UnavailableError: the queue cannot be used now; what waits is kept and tried again.
         """
-        await FILES.run(self.store.refresh, task)
+        await CORRECTIONS.run(self.store.refresh, task)
         if self.store.standing(task).count:
             async with self.store.sending(task, _LOCK_SECONDS):
-                await FILES.run(self.store.refresh, task)
+                await CORRECTIONS.run(self.store.refresh, task)
                 if unripe or self._is_ripe(self.store.standing(task)):
-                    await FILES.run(self.store.close, task)
+                    await CORRECTIONS.run(self.store.close, task)
                 job = await self._hand_in_all(task)
                 if job is not None:
                     return job
@@ -124,7 +124,7 @@ class FeedbackDesk:
         """Send what is due and try again what could not be sent, until cancelled."""
         while True:
             try:
-                await FILES.run(self.store.refresh)
+                await CORRECTIONS.run(self.store.refresh)
                 self._said.pop("", None)
             except (StrataError, OSError) as error:
                 self._say("", "waiting corrections cannot be read now", error)
@@ -221,10 +221,10 @@ class FeedbackDesk:
                 )
         except (InputError, ConflictError) as error:  # the same again would be refused again
             log("a batch of corrections is set aside", logging.ERROR, batch=batch.name, reason=error.message)
-            await FILES.run(self.store.set_aside, task, batch)
+            await CORRECTIONS.run(self.store.set_aside, task, batch)
             text = f"{len(batch.corrections)} corrections of {task} cannot be learned and are set aside"
             raise CorrectionsRefused(f"{text}: {error.message}", param="task") from None
-        await FILES.run(self.store.delivered, task, batch, job.id)
+        await CORRECTIONS.run(self.store.delivered, task, batch, job.id)
         self._not_in_journal.discard(batch.name)
         log("corrections are queued", task=task, job=job.id, corrections=len(batch.corrections))
         return job

@@ -185,26 +185,31 @@ class TaskFolder:
         return found, len(read) - len(found)
 
     def _read_or_set_aside(self, path: Path) -> Correction | None:
+        """Return a correction; None if its file holds none and was set aside.
+
+        Raises:
+            OSError: the file cannot be read now; nothing is moved, for the next look may find it whole.
+        """
+        content = path.read_bytes()
         try:
-            one = Correction.of(json.loads(path.read_bytes()))
+            one = Correction.of(json.loads(content))
             if one.key != path.stem:
                 raise ValueError("its name is not that of its question and picture")
-        except (ValueError, TypeError, RecursionError, OSError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             reason = str(error)[:200]
             log("a correction cannot be read and is set aside", logging.ERROR, file=path.name, reason=reason)
-            self._save_unreadable(path)
+            self._save_unreadable(path, content)
             return None
         return one
 
-    def _save_unreadable(self, path: Path) -> None:
-        """Move a file where no delivery removes it, with a copy of the picture that it names."""
+    def _save_unreadable(self, path: Path, content: bytes) -> None:
+        """Move a file where no delivery removes it, after a copy of the picture that it names."""
         aside = self.path / _UNREADABLE
         make_folder(aside)
-        with suppress(OSError):
-            for name in set(_SHA256.findall(path.read_bytes())):
-                picture = path.parent / f"{name.decode()}.picture"
-                if picture.exists():
-                    shutil.copy2(picture, aside / picture.name)
+        for name in set(_SHA256.findall(content)):
+            picture = path.parent / f"{name.decode()}.picture"
+            if picture.exists():
+                shutil.copy2(picture, aside / picture.name)
         os.replace(path, aside / path.name)
         sync_folder(aside)
 

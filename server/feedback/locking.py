@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from adapter_store.errors import UnavailableError
-from server.pools import FILES
+from server.pools import CORRECTIONS
 
 _SHORT_SECONDS, _LONG_SECONDS = 0.005, 0.05
 
@@ -78,7 +78,7 @@ async def locked_aside(path: Path, seconds: float) -> AsyncIterator[None]:
     """Hold the lock of a file while the event loop goes on; raises as ``locked``."""
     lock, deadline = _FileLock(path), time.monotonic() + seconds
     try:
-        while not await FILES.run(lock.take):
+        while not await CORRECTIONS.run(lock.take):
             _give_up_after(deadline)
             await asyncio.sleep(_LONG_SECONDS)
         yield

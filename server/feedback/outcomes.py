@@ -6,47 +6,44 @@ import asyncio
 from typing import Any
 
 from adapter_store.errors import NotFoundError, QueueUnavailable
-from adapter_store.jobs import Job, JobStatus
+from adapter_store.jobs import Job
 from adapter_store.names import check_task_name
 from server.gateway import Gateway
+from server.jobs.protocol import job_outcome
 from server.jobs.service import get_job
+from server.pools import CORRECTIONS
 
+_AWAY = "the job queue cannot be asked now; ask again later"
 _FORGOTTEN = "the job is no longer known; GET /v1/adapters/<name>/versions lists what was learned"
 
 
 def outcome_of(job: Job) -> dict[str, Any]:
-    """Return how a job stands or ended, the version that it made, and why that is not served.
-
-    ``learned``: served since. ``held_back``: the gate kept it, with its reasons. ``not_served``: the gate let
-    it pass, but ``stable`` was moved meanwhile.
-    """
-    gate = job.gate or {}
-    reasons: list[str] = []
-    if job.status is not JobStatus.SUCCEEDED:
-        status: str = job.status.value
-        reasons = [job.error.message] if job.error else []
-    elif gate.get("promotion") in ("promoted", "superseded"):
-        status = "learned"
-    elif gate.get("passed", True):
-        status, reasons = "not_served", ["stable was moved while it was learned"]
-    else:
-        status, reasons = "held_back", [str(reason) for reason in gate.get("reasons", ())]
+    """Return what came of a job (``job_outcome``), the version that it made, and why that is not served."""
+    status = job_outcome(job)
+    reasons = [job.error.message] if job.error else []
+    if status == "held_back":
+        reasons = [str(reason) for reason in (job.gate or {}).get("reasons", ())]
+    elif status == "not_served":
+        reasons = ["stable was moved while it was learned"]
     return {"job": job.id, "status": status, "version": job.result_version, "reasons": reasons}
 
 
 async def correction(gateway: Gateway, task: str, identity: str) -> dict[str, Any]:
     """Return what became of one correction; raise NotFoundError if it is not known (any more)."""
     desk = gateway.feedback
-    waits = desk.store.is_waiting(check_task_name(task), identity)
-    job = None if waits else desk.store.sent_in(task, identity)
-    if job is None and not waits:
+    found = desk.store.found(check_task_name(task), identity)
+    if found is None:  # another gateway of the home may have taken it in
+        await CORRECTIONS.run(desk.store.refresh, task)
+        found = desk.store.found(task, identity)
+    if found is None:
         text = (
-            f"no correction {identity[:40]!r} of {task!r} waits or was sent lately; thumbs are only counted"
+            f"no correction {identity[:40]!r} of {task!r} waits or was sent lately: a later answer to the "
+            "same question replaced it, or it cannot be learned and was set aside, or it is a thumb alone"
         )
         raise NotFoundError(text, param="correction")
     waiting: dict[str, Any] = {"job": None, "status": "pending", "version": None, "reasons": []}
-    found = waiting if job is None else await _outcome(gateway, job)
-    return {"id": identity, "object": "feedback", "task": task, **found, "pending": desk.pending(task)}
+    outcome = waiting if found.job is None else await _outcome(gateway, found.job)
+    return {"id": identity, "object": "feedback", "task": task, **outcome, "pending": desk.pending(task)}
 
 
 async def listed(gateway: Gateway) -> list[dict[str, Any]]:
@@ -62,5 +59,6 @@ async def listed(gateway: Gateway) -> list[dict[str, Any]]:
 async def _outcome(gateway: Gateway, job: str) -> dict[str, Any]:
     try:
         return outcome_of(await get_job(gateway.link, job))
-    except (NotFoundError, QueueUnavailable):
-        return {"job": job, "status": "unknown", "version": None, "reasons": [_FORGOTTEN]}
+    except (NotFoundError, QueueUnavailable) as error:
+        reason = _AWAY if isinstance(error, QueueUnavailable) else _FORGOTTEN
+        return {"job": job, "status": "unknown", "version": None, "reasons": [reason]}

@@ -66,11 +66,18 @@ class Standing:
     refused: int
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Where a correction is: in a job, or None while it waits to be sent."""
+
+    job: str | None
+
+
 class PendingStore:
     """Keep the corrections of one home.
 
-    Whatever tells how it stands (``tasks`` to ``sent_in``) reads memory and never waits for a disk, so the
-    event loop may call it; all others block and belong into a thread.
+    Whatever tells how it stands (``tasks`` to ``take_set_aside``) reads memory and never waits for a disk,
+    so the event loop may call it; all others block and belong into a thread.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -115,13 +122,13 @@ class PendingStore:
         """
         return self._known(task).job_of(identity)
 
-    def is_waiting(self, task: str, identity: str) -> bool:
-        """Tell whether a correction waits to be sent."""
-        return self._known(task).holds(identity)
-
-    def sent_in(self, task: str, identity: str) -> str | None:
-        """Return the last job that a correction was sent with, whatever was said later."""
-        return self._known(task).sent_in(identity)
+    def found(self, task: str, identity: str) -> Found | None:
+        """Return where a correction is, also if a later answer to its question was sent; None: nowhere."""
+        waiting = self._known(task)
+        if waiting.holds(identity):
+            return Found(job=None)
+        job = waiting.sent_in(identity)
+        return None if job is None else Found(job)
 
     def take_set_aside(self) -> int:
         """Return how many batches and files were set aside since the last call."""
@@ -267,12 +274,19 @@ class PendingStore:
                     found.add(check_task_name(path.name))
         return found
 
+    def _is_idle(self, task: str) -> bool:
+        """Tell whether all of a task was sent; one that cannot be read now may hold what was not."""
+        try:
+            return self._reread(task).is_idle
+        except OSError:
+            return False
+
     def _make_room(self) -> None:
         """Make place for one more task: folders of idle ones go for it, with the list of what was sent."""
         names = self._names()
         if len(names) < MOST_TASKS:
             return
-        for task in sorted(name for name in names if self._reread(name).is_idle):
+        for task in sorted(name for name in names if self._is_idle(name)):
             if self._of(task).remove():
                 names.discard(task)
             self._reread(task)

@@ -63,10 +63,10 @@ async def create(request: Request, gateway: GatewayDep) -> dict[str, Any]:
 
     The rating is about the answer that was given, the correction is what is to be learned: each counts for
     itself, so an ``up`` with a correction (right, but better said so) is a thumb up and a correction. One
-    answer has one thumb, the last: ``request_id`` (the answer's ``x-request-id``) says which answer; without
-    it a caller has one thumb for each version.
+    answer has one thumb of a caller (a key), the last: ``request_id`` (the answer's ``x-request-id``) says
+    which answer; without it a caller has one thumb for each version.
     """
-    return await give(gateway, parsed(await read_json(request, FILES.run, _EXPECTED)))
+    return await give(gateway, parsed(await read_json(request, FILES.run, _EXPECTED, takes_files=False)))
 
 
 @router.get(
@@ -110,7 +110,7 @@ async def show(task: str, correction: str, gateway: GatewayDep) -> dict[str, Any
     ``learned`` (``version`` was served), ``held_back`` (the gate kept ``version``; ``reasons`` say why),
     ``not_served`` (it passed, but ``stable`` was moved meanwhile), ``failed``, ``cancelled``, or ``unknown``
     where the queue cannot tell. ``correction`` is the ``id`` that ``POST /v1/feedback`` gave; 404 for a thumb
-    alone, for what was set aside and for what was sent long ago.
+    alone, for what a later answer replaced, for what was set aside and for what was sent long ago.
     """
     return await outcomes.correction(gateway, task, correction)
 
@@ -119,7 +119,7 @@ async def show(task: str, correction: str, gateway: GatewayDep) -> dict[str, Any
     "/{task}/send",
     status_code=202,
     summary="Queue a task's corrections now",
-    responses=example({**JOB_EXAMPLE, "status": "queued"}, status=202),
+    responses=example({**JOB_EXAMPLE, "status": "queued", "outcome": "queued"}, status=202),
 )
 async def send_now(task: str, gateway: GatewayDep) -> dict[str, Any]:
     """Answer 202 with the job; 404 if no correction of the task waits, 409 if none of them can be learned."""

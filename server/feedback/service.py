@@ -20,7 +20,7 @@ from server.feedback.protocol import Feedback, feedback_body
 from server.gateway import Gateway
 from server.generation import prepared_question
 from server.jobs.service import get_job
-from server.pools import FILES
+from server.pools import CORRECTIONS, FILES
 
 DEFAULT_TASK = "corrections"
 """The task of corrections of what the plain base answered."""
@@ -44,7 +44,7 @@ async def give(gateway: Gateway, given: Feedback) -> dict[str, Any]:
     correction, picture = await FILES.run(_correction, gateway, given)
     task = given.task or await _answered_by(gateway, given, picture) or DEFAULT_TASK
     desk = gateway.feedback
-    await FILES.run(desk.store.refresh, task)
+    await CORRECTIONS.run(desk.store.refresh, task)
     job = desk.store.job_of(task, correction.id)
     if job is not None and not await _has_ended(gateway, job):
         return feedback_body(correction.id, given, task, desk.pending(task), job)
@@ -60,10 +60,13 @@ async def send(gateway: Gateway, task: str) -> Job:
 
 
 def _count(gateway: Gateway, given: Feedback, alias: str) -> None:
-    """Count a thumb, once for each answer; who names no answer has one thumb for each version."""
+    """Count a thumb, once for each caller and answer; who names no answer has one for each version.
+
+    Anybody can make up a ``request_id``: with the caller in the key it changes nobody else's thumb.
+    """
     if given.version is not None:
-        caller = f"{CALLER.get().hex()} {given.version}"
-        answer = caller if given.request_id is None else f"request {given.request_id}"
+        about = f"version {given.version}" if given.request_id is None else f"request {given.request_id}"
+        answer = f"{CALLER.get().hex()} {about}"
         if not gateway.thumbs.count(given.version, given.rating, answer=answer):
             return
     gateway.metrics.feedback.labels(given.rating, alias).inc()

@@ -30,6 +30,7 @@ def job_body(job: Job, model_name: str) -> dict[str, Any]:
         "finished_at": _whole(job.finished_at),
         "estimated_finish": _whole(job.estimated_finish),
         "status": job.status.value,
+        "outcome": job_outcome(job),
         "error": job.error.model_dump() if job.error else None,
         "model": model_name,
         "fine_tuned_model": served,
@@ -58,6 +59,20 @@ def job_body(job: Job, model_name: str) -> dict[str, Any]:
         "seconds": job.seconds,
         "attempts": job.attempts,
     }
+
+
+def job_outcome(job: Job) -> str:
+    """Return what came of a job: its status, and for one that succeeded what became of its version.
+
+    ``learned``: the version was served, also if ``stable`` was moved since. ``held_back``: the gate kept it.
+    ``not_served``: the gate let it pass, but ``stable`` was moved while it was learned.
+    """
+    gate = job.gate or {}
+    if job.status is not JobStatus.SUCCEEDED:
+        return job.status.value
+    if gate.get("promotion") in ("promoted", "superseded"):
+        return "learned"
+    return "not_served" if gate.get("passed", True) else "held_back"
 
 
 def metadata_of(job: Job) -> dict[str, str]:

@@ -28,6 +28,7 @@ JOB_EXAMPLE = {
     "id": "job-0193f2a4c0de1f2e3d4c5b6a7980",
     "object": "fine_tuning.job",
     "status": "running",
+    "outcome": "running",
     "task": "digits",
     "phase": "train",
     "decision": "expand",
@@ -93,12 +94,17 @@ def job_routes(prefix: str, tag: str, *, newest_event_first: bool = False) -> AP
 
     @router.get("/{job_id}", summary="Show a job", responses=example(JOB_EXAMPLE))
     async def show(job_id: str, gateway: GatewayDep) -> dict[str, Any]:
+        """Answer with the job; ``outcome`` is its status until it succeeded, then what became of its version.
+
+        ``learned``: it was served. ``held_back``: the gate kept it, ``gate.reasons`` say why. ``not_served``:
+        it passed, but ``stable`` was moved while it was learned.
+        """
         return job_body(await get_job(gateway.link, job_id), gateway.model_name)
 
     @router.post(
         "/{job_id}/cancel",
         summary="Cancel a job: at once if it waits, at the next step if it runs",
-        responses=example({**JOB_EXAMPLE, "status": "cancelled"}),
+        responses=example({**JOB_EXAMPLE, "status": "cancelled", "outcome": "cancelled"}),
     )
     async def cancel(job_id: str, gateway: GatewayDep) -> dict[str, Any]:
         return job_body(await cancel_job(gateway.link, job_id), gateway.model_name)

@@ -25,7 +25,7 @@ _BODY = {
     "/{task}/batches",
     status_code=202,
     summary="Teach a task: examples as JSON, or a data set file as a form",
-    responses=example({**JOB_EXAMPLE, "status": "queued"}, status=202),
+    responses=example({**JOB_EXAMPLE, "status": "queued", "outcome": "queued"}, status=202),
     openapi_extra=merged(
         body_example(_BODY), form_example(file="binary", question="What is shown?", n_epochs="4")
     ),
@@ -48,7 +48,9 @@ async def create(
     "/{task}/lora",
     status_code=202,
     summary="Import a PEFT LoRA as a new task, measured on a data set",
-    responses=example({**JOB_EXAMPLE, "status": "queued", "adapter": "lora-9f86d081..."}, status=202),
+    responses=example(
+        {**JOB_EXAMPLE, "status": "queued", "outcome": "queued", "adapter": "lora-9f86d081..."}, status=202
+    ),
     openapi_extra=form_example(adapter="binary", file="binary"),
 )
 async def import_lora(

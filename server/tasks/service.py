@@ -14,7 +14,7 @@ from adapter_store.errors import InputError
 from adapter_store.jobs import Job
 from adapter_store.jobs.record import Setting
 from adapter_store.names import check_task_name
-from server.errors import not_json
+from server.errors import SEND_JSON, not_json
 from server.gateway import Gateway
 from server.jobs.hyperparameters import checked_hyperparameters, from_text
 from server.jobs.submission import checked_metadata
@@ -22,7 +22,7 @@ from server.pools import DATASETS, FILES, QUEUE, Run
 from server.uploads import Form, is_multipart, received_form
 
 _KNOWN = frozenset({"examples", "dataset", "hyperparameters", "metadata"})
-_SEND_JSON = "; send JSON with Content-Type: application/json, or a file as multipart/form-data"
+_OR_A_FILE = ", or a form with a file as multipart/form-data"
 _EXAMPLE = '{"examples": [{"question": "Which digit is it?", "answer": "seven"}]}'
 _KINDS: dict[type, str] = {
     list: "a list",
@@ -63,20 +63,24 @@ async def submit_batch(gateway: Gateway, task: str, request: Request, idempotenc
     )
 
 
-async def read_json(request: Request, run: Run, example: str = _EXAMPLE) -> dict[str, Any]:
+async def read_json(
+    request: Request, run: Run, example: str = _EXAMPLE, *, takes_files: bool = True
+) -> dict[str, Any]:
     """Return the body as a JSON object, parsed in a thread of ``run``.
 
-    A body of another type is none either: a browser lets any page send those to any server.
+    A body of another type is none either: a browser lets any page send those to any server. With
+    ``takes_files`` the message tells that a form would do, too.
 
     Raises:
         InputError: it is none; the message has ``example``, a body that would do.
     """
+    advice = f"; {SEND_JSON}{_OR_A_FILE if takes_files else ''}"
     raw = await request.body()
     if not raw:
-        raise InputError(f"the body is empty{_SEND_JSON}")
+        raise InputError(f"the body is empty{advice}")
     if not _is_json(request.headers.get("content-type", "")):
-        raise InputError(f"the body is not declared as JSON{_SEND_JSON}")
-    body = await run(functools.partial(_parsed, raw, "the body", advice=_SEND_JSON))
+        raise InputError(f"the body is not declared as JSON{advice}")
+    body = await run(functools.partial(_parsed, raw, "the body", advice=advice))
     if not isinstance(body, dict):
         raise InputError(f"the body is {_KINDS[type(body)]}; send a JSON object such as {example}")
     return body

@@ -97,6 +97,17 @@ def test_what_is_no_object_is_told_what_one_would_be(
     assert error["message"].startswith(f'the body is {kind}; send a JSON object such as {{"{named}": ')
 
 
+@pytest.mark.parametrize(
+    ("path", "is_a_form_taken"),
+    [("/v1/feedback", False), ("/v1/vqa", True), ("/v1/tasks/digits/batches", True)],
+)
+def test_a_body_of_another_type_is_told_what_is_taken(http: httpx.Client, path: str, is_a_form_taken: bool):
+    for content, kind in ((b"", "application/json"), (b"{}", "text/plain")):
+        message = refused(http.post(path, content=content, headers={"content-type": kind}))["message"]
+        assert "send a JSON object as the body, with Content-Type: application/json" in message
+        assert ("multipart/form-data" in message) == is_a_form_taken
+
+
 def test_an_unknown_model_is_told_the_newest_and_where_the_others_are(
     http: httpx.Client, publisher: Publisher
 ):

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from server.cli.main import main
+from server.feedback.desk import SendingPolicy
 from tests.contract.conftest import KEY, RunningGateway, wait_for
 from tests.contract.correcting import FEEDBACK, given, standing
 from tests.contract.pictures import png
@@ -62,14 +63,19 @@ def outcome(http: httpx.Client, correction: dict[str, Any]) -> dict[str, Any]:
             {"passed": True, "reasons": [], "promotion": "conflict"},
             ("not_served", "v4", ["stable was moved while it was learned"]),
         ),
+        (
+            "succeeded",
+            {"passed": True, "reasons": [], "promotion": "superseded"},
+            ("learned", "v4", []),
+        ),
         ("failed", None, ("failed", None, ["no room"])),
     ],
-    ids=["learned", "held back", "stable moved", "failed"],
+    ids=["learned", "held back", "stable moved", "moved since", "failed"],
 )
 def test_what_becomes_of_a_correction_is_told(
     running: RunningGateway, http: httpx.Client, status: str, gate: Any, expected: tuple[Any, ...]
 ):
-    task = f"fate-{expected[0].replace('_', '-')}-{len(expected[2])}"
+    task = f"fate-{(gate or {'promotion': status})['promotion'].replace('_', '-')}"
     first = given(http, task=task)
     waits = outcome(http, first)
     assert (waits["task"], waits["status"], waits["job"], waits["pending"]["count"]) == (
@@ -91,6 +97,7 @@ def test_what_becomes_of_a_correction_is_told(
     version = "v4" if gate else None
     claim.finish(status, decision="expand", result_version=version, gate=gate, error=error)
     ended = outcome(http, first)
+    assert http.get(f"/v1/fine_tuning/jobs/{job}").json()["outcome"] == ended["status"]
     assert (ended["status"], ended["version"], ended["reasons"]) == expected
     assert standing(http, task)["last_outcome"] == {
         key: ended[key] for key in ("job", "status", "version", "reasons")
@@ -99,7 +106,10 @@ def test_what_becomes_of_a_correction_is_told(
 
 def test_a_thumb_alone_has_no_fate(http: httpx.Client):
     thumb = given(http, correction=None)
-    assert http.get(f"{FEEDBACK}/animals/{thumb['id']}").status_code == 404
+    nowhere = http.get(f"{FEEDBACK}/animals/{thumb['id']}")
+    assert nowhere.status_code == 404
+    for reason in ("a later answer", "set aside", "a thumb alone"):
+        assert reason in nowhere.json()["error"]["message"]
     assert http.get(f"{FEEDBACK}/BAD NAME/{thumb['id']}").status_code == 400
 
 
@@ -111,7 +121,7 @@ def test_the_command_corrects(running: RunningGateway, tmp_path: Path, capsys: p
     assert main(words) == 0
     kept = "kept: 1 correction waits for spoken; queued once there are 3, or with --now"
     assert kept in capsys.readouterr().out
-    assert main([*words, "--wait"]) == 1
+    assert main([*words, "--wait"]) == 4
     assert "queued once 3 of spoken wait and never by age; add --now" in capsys.readouterr().err
     assert main([*words, "--json", "--now"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -121,6 +131,34 @@ def test_the_command_corrects(running: RunningGateway, tmp_path: Path, capsys: p
     assert "correction: it is empty" in capsys.readouterr().err
 
 
+def test_the_command_does_not_take_the_end_of_another_correction_for_its_own(
+    running: RunningGateway,
+    http: httpx.Client,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(running.gateway.feedback, "policy", SendingPolicy(COUNT, 600))
+    picture = tmp_path / "red.png"
+    picture.write_bytes(png("red", 28))
+
+    def replace_and_send() -> None:
+        wait_for(lambda: running.gateway.feedback.store.standing("contested").count == 1, 30)
+        given(http, task="contested", correction="a tiger")
+        http.post(f"{FEEDBACK}/contested/send")
+
+    other = threading.Thread(target=replace_and_send)
+    other.start()
+    words = ["correct", "--image", str(picture), "What is shown?", "a cat", "--task", "contested", "--wait"]
+    try:
+        assert main([*words, "--url", running.url, "--api-key", KEY]) == 1
+    finally:
+        other.join()
+    assert standing(http, "contested")["last_job"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "a later answer to the same question replaced it" in said
+
+
 GATE = {"passed": True, "reasons": [], "promotion": "promoted"}
 HELD = {"passed": False, "reasons": ["colors fell from 1.000 to 0.500"], "promotion": "held"}
 
@@ -128,7 +166,7 @@ HELD = {"passed": False, "reasons": ["colors fell from 1.000 to 0.500"], "promot
 @pytest.mark.parametrize(
     ("outcome", "status", "said"),
     [
-        ({"status": "succeeded", "result_version": "v1", "gate": GATE}, 0, "taught: v1 is served now"),
+        ({"status": "succeeded", "result_version": "v1", "gate": GATE}, 0, "taught: v1 was served"),
         ({"status": "succeeded", "result_version": "v1", "gate": HELD}, 3, "because colors fell from 1.000"),
         ({"status": "failed", "error": {"message": "no room", "code": "x"}}, 1, "failed: no room"),
     ],

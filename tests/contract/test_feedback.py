@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +12,23 @@ import httpx
 import pytest
 
 from adapter_store.redis_server import RedisServer
+from server.feedback.locking import locked
 from server.pools import DATASETS
-from tests.contract.conftest import ASK_KEY, RunningGateway, chat_body, wait_for
+from tests.contract.conftest import ASK_KEY, KEY, RunningGateway, chat_body, wait_for
 from tests.contract.correcting import FEEDBACK, body, given, standing
 from tests.contract.pictures import data_url, png
 from tests.contract.publishing import QUESTION, Publisher
 
 COUNT = 3
+OTHER_KEY = "sk-test-somebody-else"
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path):
     """Return a gateway that sends at three corrections of a task, and never by age."""
     home = tmp_path_factory.mktemp("home")
-    gateway = RunningGateway(home, tiny_base, feedback_count=COUNT, feedback_seconds=0)
+    keys = f"{KEY},{ASK_KEY}:ask,{OTHER_KEY}:teach"
+    gateway = RunningGateway(home, tiny_base, feedback_count=COUNT, feedback_seconds=0, api_keys=keys)
     try:
         yield gateway.wait_ready()
     finally:
@@ -64,6 +69,15 @@ def test_one_answer_has_one_thumb(running: RunningGateway, http: httpx.Client):
         thumb("down")
     assert counted() == nameless
     assert running.metric("strata_feedback_total", rating="down", alias="stable") == seen
+
+
+def test_a_made_up_request_changes_nobody_elses_thumb(running: RunningGateway, http: httpx.Client):
+    thumb = body(correction=None, image=None, task=None, version="base", request_id="req-contested")
+    up, down = running.gateway.thumbs.read().get("base", (0, 0))
+    assert http.post(FEEDBACK, json={**thumb, "rating": "up"}).status_code == 200
+    other = {"authorization": f"Bearer {OTHER_KEY}"}
+    assert http.post(FEEDBACK, json={**thumb, "rating": "down"}, headers=other).status_code == 200
+    assert running.gateway.thumbs.read()["base"] == (up + 1, down + 1)
 
 
 def test_corrections_wait_and_become_one_job_at_the_count(running: RunningGateway, http: httpx.Client):
@@ -169,6 +183,16 @@ def test_a_correction_does_not_wait_for_validations(running: RunningGateway, htt
         assert not any(one.done() for one in stuck)
     finally:
         end.set()
+
+
+def test_a_lock_that_is_held_keeps_no_other_body_waiting(running: RunningGateway, http: httpx.Client):
+    given(http, task="locked")
+    examples = {"examples": [{"question": "Which?", "answer": "seven"}]}
+    with ThreadPoolExecutor(8) as threads, locked(running.home / "feedback" / ".lock", 60):
+        waiting = [threads.submit(http.post, FEEDBACK, json=body(20 + n, task="locked")) for n in range(8)]
+        time.sleep(1)
+        assert http.post("/v1/datasets:validate", json=examples).status_code == 200
+        assert not any(one.done() for one in waiting)
 
 
 def test_without_a_name_the_task_that_answers_learns_it(
@@ -300,7 +324,14 @@ def test_without_redis_they_wait_and_are_queued_once_it_is_back(tmp_path: Path, 
         tmp_path / "home", tiny_base, redis_url=redis.url, feedback_count=2, feedback_seconds=2
     ).wait_ready()
     try:
+        sent = given(running.http, task="sent")
+        job = running.http.post(f"{FEEDBACK}/sent/send").json()["id"]
         redis.stop()
+        for record in (running.home / "jobs").rglob(f"*{job}*"):
+            record.unlink()
+        untold = running.http.get(f"{FEEDBACK}/sent/{sent['id']}").json()
+        assert (untold["status"], untold["job"]) == ("unknown", job)
+        assert untold["reasons"] == ["the job queue cannot be asked now; ask again later"]
         assert given(running.http, size=20)["status"] == "pending"
         second = given(running.http, size=21)
         assert (second["status"], second["pending"]["count"]) == ("pending", 2)
@@ -313,7 +344,7 @@ def test_without_redis_they_wait_and_are_queued_once_it_is_back(tmp_path: Path, 
         redis = RedisServer.start(tmp_path / "elsewhere")
         wait_for(lambda: standing(running.http, "animals")["count"] == 0, 60)
         jobs = running.http.get("/v1/fine_tuning/jobs").json()["data"]
-        assert sum(job["dataset"]["examples"] for job in jobs) == 3
+        assert sum(each["dataset"]["examples"] for each in jobs if each["task"] == "animals") == 3
     finally:
         running.stop()
         redis.stop()
@@ -325,7 +356,9 @@ def test_two_gateways_on_one_home_share_what_waits(tmp_path: Path, tiny_base: Pa
     gateways = [RunningGateway(tmp_path / "home", tiny_base, **settings) for _ in range(2)]
     try:
         one, other = (gateway.wait_ready().http for gateway in gateways)
-        assert given(one, size=20)["status"] == "pending"
+        first = given(one, size=20)
+        assert first["status"] == "pending"
+        assert other.get(f"{FEEDBACK}/animals/{first['id']}").json()["status"] == "pending"
         second = given(other, size=21)
         assert (second["status"], second["pending"]["count"]) == ("queued", 0)
         again = given(one, size=20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -205,7 +206,7 @@ def test_what_becomes_of_a_correction_is_told_beside_the_answer(
     page.js("document.activeElement.select()")
     page.type("eights")
     page.press("Enter")
-    page.wait_text(".answer-foot", "they are learned once there are 8 or 60 s after the first")
+    page.wait_text(".answer-foot", "they are learned once there are 8 or 20 s after the first")
     page.click(".answer-foot .note button")
     page.wait_text(".answer-foot", "in the queue to be learned as part of “eights”")
     queue = running.gateway.link.queue()
@@ -222,6 +223,27 @@ def test_what_becomes_of_a_correction_is_told_beside_the_answer(
     assert page.js("document.querySelectorAll('#pending li button').length") == page.js(
         "[...document.querySelectorAll('#pending li')].filter((li) => li.innerText.includes(' of 8 ')).length"
     )
+
+
+def test_a_correction_that_is_replaced_elsewhere_is_said_to_be(
+    page: Page, version: str, red: Path, running: RunningGateway
+):
+    page.choose("#picture-file", red)
+    page.wait("!document.querySelector('#composer-picture').hidden")
+    ask(page, "Which one is replaced?")
+    page.click(".thumb.down")
+    page.wait("document.activeElement.closest('.correction')")
+    page.type("eight")
+    page.press("Tab")
+    page.js("document.activeElement.select()")
+    page.type("replaced")
+    page.press("Enter")
+    page.wait_text(".answer-foot", "Kept for “replaced”")
+    store = running.gateway.feedback.store
+    (kept,) = store._known("replaced").all()
+    assert store.keep("replaced", replace(kept, right="nine"), red.read_bytes())
+    page.wait_text(".answer-foot", "a later answer to the same question replaced it")
+    page.forgiven.append("status of 404 (Not Found)")
 
 
 def test_a_wrong_answer_without_a_picture_is_only_rated(page: Page, version: str):

@@ -58,9 +58,9 @@ export class JobView {
 
   #draw() {
     const { job } = this;
-    const held = job.gate && !job.gate.passed;
+    const held = job.outcome === "held_back";
     this.node.querySelector("h3").textContent = job.task ?? "task to be found";
-    const moved = job.gate?.promotion === "conflict";
+    const moved = job.outcome === "not_served";
     const end = held ? "held back" : moved ? "not served" : "learned";
     this.chip.textContent = job.status === "succeeded" && job.result_version ? `${job.result_version} ${end}` : job.status;
     this.chip.classList.toggle("strong", job.status === "running");
@@ -84,7 +84,7 @@ export class JobView {
     if (job.error) return job.error.message;
     if (job.status === "succeeded") {
       const took = job.finished_at && job.started_at ? `Took ${duration(job.finished_at - job.started_at)}.` : "";
-      const moved = job.gate?.promotion === "conflict";
+      const moved = job.outcome === "not_served";
       const decision = { expand: "A new layer.", retrain: "A known task, trained again." }[job.decision] ?? "";
       return [decision, took, held && `The gate held it back: ${job.gate.reasons.join("; ")}`, moved && "It passed the gate, but “stable” was moved meanwhile. Promote it under Memory."].filter(Boolean).join(" ");
     }

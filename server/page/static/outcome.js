@@ -4,6 +4,7 @@ import { call, get, sentence } from "./api.js";
 import { duration, el } from "./dom.js";
 
 const LOOK_MS = 2000;
+const GONE = "It waits no more: a later answer to the same question replaced it, or it cannot be learned and was set aside.";
 const ENDED = ["learned", "held_back", "not_served", "failed", "cancelled", "unknown"];
 
 /**
@@ -14,7 +15,7 @@ const ENDED = ["learned", "held_back", "not_served", "failed", "cancelled", "unk
 export function outcomeSentence({ status, version, reasons }, task) {
   const why = reasons.length ? `: ${reasons.join("; ")}` : "";
   switch (status) {
-    case "learned": return `Learned: ${version} is served.`;
+    case "learned": return `Learned: ${version} was served.`;
     case "held_back": return `Learned as ${version}, but held back${why}. It can be promoted under Memory.`;
     case "not_served": return `Learned as ${version}, but not served${why}. It can be promoted under Memory.`;
     case "failed": return `Not learned${why}`;
@@ -53,7 +54,12 @@ export async function followed(note, given, signal) {
     try {
       found = await get(`/v1/feedback/${encodeURIComponent(given.task)}/${encodeURIComponent(given.id)}`, { quiet: true });
     } catch (error) {
-      if (error.status >= 400 && error.status < 500 && error.status !== 429) return;
+      if (error.status >= 400 && error.status < 500 && error.status !== 429) {
+        note.replaceChildren(error.status === 404 ? GONE : sentence(error));
+        note.className = "note fault";
+        document.dispatchEvent(new CustomEvent("strata:feedback"));
+        return;
+      }
     }
     if (signal.aborted) return;
   }

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from adapter_store.datasets import DatasetRef
 from adapter_store.errors import InputError
+from adapter_store.jobs import Job, JobStatus
 from server.cli import output, teach
 from server.cli.client import Client, RequestFailed, RequestRefused
 from server.cli.main import build_parser, main
 from server.cli.reporter import readable
 from server.cli.watch import JobProgress
+from server.jobs.protocol import job_body
 from server.launch.flags import variables_of_flags
 
 VERBS = (
@@ -161,16 +164,24 @@ GATE_PASSED = {"passed": True, "reasons": []}
 @pytest.mark.parametrize(
     ("gate", "said"),
     [
-        ({**GATE_PASSED, "promotion": "promoted"}, "taught: v2 is served now"),
+        ({**GATE_PASSED, "promotion": "promoted"}, "taught: v2 was served"),
         ({**GATE_PASSED, "promotion": "conflict"}, "taught, not served: v2 passed the gate"),
-        ({**GATE_PASSED, "promotion": "superseded"}, "taught, not served: v2 passed the gate"),
+        ({**GATE_PASSED, "promotion": "superseded"}, "taught: v2 was served"),
         ({"passed": False, "reasons": ["it forgot"], "promotion": "held_back"}, "v2, because it forgot"),
     ],
 )
 def test_submit_says_whether_the_version_is_served(
     answering, tmp_path: Path, capsys: pytest.CaptureFixture[str], gate: dict[str, object], said: str
 ):
-    job = {"id": "job-1", "status": "succeeded", "task": "digits", "result_version": "v2", "gate": gate}
+    ended = Job(
+        lineage="strata",
+        task="digits",
+        dataset=DatasetRef("ds-1", examples=1, images=0, digest="0" * 64),
+        status=JobStatus.SUCCEEDED,
+        result_version="v2",
+        gate=gate,
+    )
+    job = {**job_body(ended, "strata"), "id": "job-1"}
     url = answering(
         {
             "/v1/tasks/digits/batches": reply(202, {**job, "status": "queued"}),
@@ -180,14 +191,14 @@ def test_submit_says_whether_the_version_is_served(
     )
     file = tmp_path / "data.json"
     file.write_text("[]")
-    served = gate["promotion"] == "promoted"
+    served = gate["promotion"] in ("promoted", "superseded")
     for words in (["submit", str(file), "--task", "digits", "--wait"], ["jobs", "job-1", "--wait"]):
         assert main([*words, "--url", url, "--json"]) == (0 if served else 3)
     capsys.readouterr()
     assert main(["submit", str(file), "--task", "digits", "--wait", "--url", url]) == (0 if served else 3)
     shown = capsys.readouterr().out
     assert said in shown
-    assert ("strata promote v2" in shown) == (gate["promotion"] != "promoted")
+    assert ("strata promote v2" in shown) == (not served)
 
 
 def test_a_followed_job_that_failed_ends_with_status_1_and_shows_its_last_events(

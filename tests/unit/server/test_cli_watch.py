@@ -10,12 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from server.cli import watch
+from server.cli import correct, watch
 from server.cli.client import Client
 from server.cli.main import EXIT_LOST_SIGHT, build_parser, main
+from tests.contract.pictures import png
 
 JOB = {"id": "job-1", "task": "digits", "status": "running"}
-DONE = {**JOB, "status": "succeeded", "result_version": "v2", "gate": {"promotion": "promoted"}}
+DONE = {**JOB, "status": "succeeded", "outcome": "learned", "result_version": "v2"}
+KEPT = {
+    "id": "fb-1",
+    "task": "digits",
+    "status": "pending",
+    "job": None,
+    "pending": {"count": 1, "oldest_seconds": 0.0, "sent_at_count": 8, "sent_after_seconds": 20.0},
+}
+SENT = {**KEPT, "status": "running", "job": "job-1"}
+GONE = {"error": {"message": "no correction", "code": "not_found"}}
 AWAY = {"error": {"message": "the job queue cannot be used now", "code": "queue_unavailable"}}
 
 
@@ -27,7 +37,7 @@ class Gateway(ThreadingHTTPServer):
     def __init__(self, port: int, script: list[tuple[int, dict] | None]) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.script = script
-        self.looks = 0
+        self.paths: list[str] = []
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
 
@@ -44,14 +54,18 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.partition("?")[0].endswith("/events"):
             self._say(200, {"data": [], "has_more": False})
             return
-        self.server.looks += 1
+        self.server.paths.append(self.path)
         script = self.server.script
         step = script.pop(0) if len(script) > 1 else script[0]
         if step is not None:
             self._say(*step)
 
     def do_POST(self) -> None:
-        self._say(202, {**JOB, "status": "queued"})
+        self.rfile.read(int(self.headers["Content-Length"] or 0))
+        if self.path == "/v1/feedback":
+            self._say(200, KEPT)
+        else:
+            self._say(202, {**JOB, "status": "queued"})
 
     def _say(self, status: int, value: object) -> None:
         body = json.dumps(value).encode()
@@ -78,6 +92,7 @@ def gateways() -> Iterator[list[Gateway]]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "_AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr(correct, "_POLL_SECONDS", 0.02)
 
 
 def wait_words(gateway: Gateway) -> list[str]:
@@ -136,3 +151,63 @@ def test_what_was_never_seen_is_not_waited_for(gateways: list[Gateway], capsys: 
     gateways[0].stop()
     assert main(words) == 1
     assert "no server answers at" in capsys.readouterr().err
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """Return a command that corrects and waits, but for the address."""
+    picture = tmp_path / "cat.png"
+    picture.write_bytes(png("blue"))
+    return ["correct", "--image", str(picture), "What is shown?", "a cat", "--wait"]
+
+
+def address(gateway: Gateway) -> list[str]:
+    return ["--url", f"http://127.0.0.1:{gateway.server_port}"]
+
+
+@pytest.mark.parametrize("now", [[], ["--now"]], ids=["by age", "now"])
+def test_a_correction_that_waits_outlives_a_restart(
+    gateways: list[Gateway], words: list[str], capsys: pytest.CaptureFixture[str], now: list[str]
+):
+    script = [(200, KEPT), (503, AWAY), None, (200, SENT), (503, AWAY), (200, JOB), (200, DONE)]
+    gateways.append(Gateway(0, script[1:] if now else script))
+    assert main([*words, *now, *address(gateways[0]), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["id"] == "job-1"
+    assert shown.err.count("the correction is kept, asking again for 5 min") == 1
+    assert shown.err.count("the job may go on, asking again for 5 min") == 1
+    assert set(gateways[0].paths) == {"/v1/feedback/digits/fb-1", "/v1/fine_tuning/jobs/job-1"}
+
+
+def test_a_correction_that_nobody_answers_for_is_not_called_failed(
+    gateways: list[Gateway],
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(watch, "_PATIENCE_SECONDS", 0.1)
+    gateways.append(Gateway(0, [(200, KEPT), (503, AWAY)]))
+    assert main([*words, *address(gateways[0])]) == EXIT_LOST_SIGHT
+    assert "whether a job has it is not known" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_correction_that_is_kept_and_not_queued_is_not_called_failed(
+    gateways: list[Gateway],
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(correct, "_PATIENCE_SECONDS", -19.8)
+    gateways.append(Gateway(0, [(200, KEPT)]))
+    assert main([*words, *address(gateways[0]), "--json"]) == EXIT_LOST_SIGHT
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "not_queued"
+    assert error["message"].startswith("the correction is kept, but was not queued within")
+
+
+def test_a_correction_that_is_gone_is_said_to_be(
+    gateways: list[Gateway], words: list[str], capsys: pytest.CaptureFixture[str]
+):
+    gateways.append(Gateway(0, [(200, KEPT), (404, GONE)]))
+    assert main([*words, *address(gateways[0]), "--json"]) == 1
+    assert "replaced it, or it cannot be learned" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import subprocess
@@ -261,6 +262,44 @@ def test_a_closed_batch_without_anything_to_read_is_set_aside(tmp_path: Path):
     assert (tmp_path / "animals" / f"refused-{batch.name}" / f"{'ab' * 32}.picture").exists()
     assert (tmp_path / "animals" / "refused-unreadable" / lost.name).exists()
     assert again.tasks() == ["animals"]
+
+
+@pytest.mark.parametrize("is_closed", [False, True], ids=["open", "in a batch"])
+def test_a_disk_that_fails_once_costs_no_correction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_closed: bool
+):
+    writer = PendingStore(tmp_path)
+    writer.keep("animals", correction(), PICTURE)
+    writer.keep("animals", correction(picture="cd" * 32), PICTURE, close_at=2 if is_closed else 9)
+    read, failures = Path.read_bytes, [errno.EIO]
+
+    def flaky(path: Path) -> bytes:
+        if failures and path.suffix == ".json" and path.name != "deliveries.json":
+            raise OSError(failures.pop(), "Input/output error", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", flaky)
+    store = PendingStore(tmp_path)
+    assert failures == []
+    assert store.tasks() == []
+    store.refresh()
+    assert (store.standing("animals").count, store.standing("animals").refused) == (2, 0)
+    store.close("animals")
+    (batch,) = store.batches("animals")
+    assert [store.picture("animals", batch, one) for one in batch.corrections.values()] == [PICTURE] * 2
+    assert store.take_set_aside() == 0
+
+
+def test_a_task_that_cannot_be_read_does_not_refuse_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pending, "MOST_TASKS", 2)
+    store = PendingStore(tmp_path)
+    for task in ("animals", "birds"):
+        store.keep(task, correction(), PICTURE)
+    store.close("birds")
+    store.delivered("birds", store.batches("birds")[0], "job-1")
+    (tmp_path / "animals" / "deliveries.json").mkdir()
+    assert store.keep("cows", correction(), PICTURE)
+    assert (tmp_path / "animals" / "open").is_dir()
 
 
 @pytest.mark.parametrize("content", [[], 5, None, "x", {}, {"question": 1}])
