@@ -206,7 +206,7 @@ def test_what_becomes_of_a_correction_is_told_beside_the_answer(
     page.js("document.activeElement.select()")
     page.type("eights")
     page.press("Enter")
-    page.wait_text(".answer-foot", "they are learned once there are 8 or 20 s after the first")
+    page.wait_text(".answer-foot", "they are learned once there are 8 or 60 s after the first")
     page.click(".answer-foot .note button")
     page.wait_text(".answer-foot", "in the queue to be learned as part of “eights”")
     queue = running.gateway.link.queue()
