@@ -54,8 +54,9 @@ def test_an_example_passes_the_check_beside_it(
         status = main([*command[1:], "--json"])
         report = json.loads(capsys.readouterr().out)
         assert (status, report["ok"]) == (0, True), report["summary"]
-        few = "the gate can hold it back by luck"  # an example has three pictures
-        assert all(few in warning["reason"] for warning in report["warnings"]), report["warnings"]
+        few = re.compile("the gate (can hold it back by luck|holds back what it cannot measure)")
+        reasons = [warning["reason"] for warning in report["warnings"]]  # an example has three pictures
+        assert all(map(few.search, reasons)), reasons
         assert report["examples"] == report["images"] > 0
         assert report["split"]["given"] == (title == "Pictures that are for measuring only")
 
