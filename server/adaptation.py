@@ -188,8 +188,8 @@ class LiveVersions:
     async def refresh(self) -> None:
         """Read the aliases once and, if ``stable`` moved, load, probe and serve its version.
 
-        A version that fails is not served: instead what serves now, or at the start the newest earlier
-        version that works. Only if it is damaged or fails its probe, ``stable`` is put back by
+        A version that fails is not served: instead what serves now, or at the start its nearest ancestor
+        that works. Only if it is damaged or fails its probe, ``stable`` is put back by
         compare-and-set; else the fault may be of this gateway, and the alias belongs to all.
 
         Raises:
@@ -211,7 +211,7 @@ class LiveVersions:
                 cause = error.cause if isinstance(error, VersionRefused) else error
                 if self._served is None and isinstance(cause, BaseMismatch | TargetMismatch):
                     raise await self._wrong_base(wanted, cause) from error
-                back = self._served or await self._earlier_than(tried)
+                back = self._served or await self._instead_of(wanted, tried)
                 if isinstance(cause, ProbeFailed | VersionCorrupt):
                     record = await self._put_back(record, back, f"{wanted} was refused: {cause.message}")
                 else:
@@ -277,6 +277,18 @@ class LiveVersions:
         self._stuck_revisions.add(record.revision)
         log("stable put back", logging.ERROR, version=version, reason=reason)
         return moved
+
+    async def _instead_of(self, version: str, tried: set[str]) -> str:
+        """Return the nearest ancestor that can be served: it knows most of what ``version`` knows.
+
+        Where there is none, what ``stable`` named last.
+        """
+        known = {each.version: each for each in await asyncio.to_thread(self._store.list)}
+        while version in known:
+            version = known[version].parent
+            if version in known and version not in tried and version not in self.refused:
+                return version
+        return await self._earlier_than(tried)
 
     async def _earlier_than(self, tried: set[str]) -> str:
         """Return the version that ``stable`` named last and that was not tried yet; the base at the end."""

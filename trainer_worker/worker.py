@@ -16,7 +16,6 @@ from adapter_store.errors import (
     StoreError,
     StrataError,
     UnavailableError,
-    VersionCorrupt,
 )
 from adapter_store.jobs.queue import JobQueue
 from adapter_store.jobs.record import JobError, JobStatus
@@ -89,8 +88,6 @@ class Worker:
         except UnavailableError:
             # The process stops while Redis is away: the lease runs out and the job is delivered again.
             raise
-        except VersionCorrupt as error:
-            self._fail(hold, JobError(code=error.code, message=error.message, param=error.param))
         except (OSError, StoreError) as error:
             self._put_off(hold, error)
         except StrataError as error:

@@ -130,7 +130,7 @@ async def move(
 ) -> JSONResponse:
     """Move the alias; 409 if it moved since the ETag was read. ``If-None-Match: *`` only creates.
 
-    ``warning`` is there if the gate held the version back, and says why.
+    ``warning`` is there if the gate held the version back, or if it does not know what ``stable`` knew.
     """
     expected = expected_revision(if_match, if_none_match)
     adapters = Adapters(gateway, name)

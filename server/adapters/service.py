@@ -123,17 +123,32 @@ class Adapters:
             raise ConflictError(f"version {version} is not served: {refused[version]}", param="version")
 
     async def _moved(self, record: AliasRecord) -> dict[str, Any]:
-        """Return the alias, with a ``warning`` if the gate held back what it names now."""
+        """Return the alias, with a ``warning`` of what the version that it names now lacks."""
         if record.alias == STABLE:
             await asyncio.to_thread(self._store.aliases.remember_previous)
         self._look_now()
         body = self._alias_body(record)
-        if record.version != BASE_VERSION:
-            gate = (await asyncio.to_thread(self._store.manifest, record.version)).gate
-            if gate is not None and not gate.passed:
-                why = "; ".join(gate.reasons) or "no reason was recorded"
-                body["warning"] = f"the gate held {record.version} back: {why}"
-        return body
+        warnings = await asyncio.to_thread(self._warnings, record)
+        return body | ({"warning": "; ".join(warnings)} if warnings else {})
+
+    def _warnings(self, record: AliasRecord) -> list[str]:
+        """Say why the gate held a version back, and which tasks ``stable`` knew until now."""
+        now = self._manifest(record.version)
+        warnings: list[str] = []
+        if now is not None and now.gate is not None and not now.gate.passed:
+            why = "; ".join(now.gate.reasons) or "no reason was recorded"
+            warnings.append(f"the gate held {record.version} back: {why}")
+        if record.alias == STABLE and record.revision > 1:
+            left = self._store.aliases.history(STABLE)[record.revision - 2].version
+            before = self._manifest(left)
+            known = set(now.tasks) if now else set()
+            lost = [task for task in (before.tasks if before else ()) if task not in known]
+            if lost:
+                warnings.append(f"{record.version} does not know {', '.join(lost)}, which {left} does")
+        return warnings
+
+    def _manifest(self, version: str) -> Manifest | None:
+        return None if version == BASE_VERSION else self._store.manifest(version)
 
     def _look_now(self) -> None:
         if self._gateway.serving is not None:

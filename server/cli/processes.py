@@ -69,12 +69,15 @@ class _HelpWithSettings(argparse.Action):
         self._modules = modules
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        parser.print_help()
-        for module in self._modules:
-            command = [sys.executable, "-m", module, "--help"]
-            sys.stdout.write(
-                "\n" + subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            )
+        commands = [[sys.executable, "-m", module, "--help"] for module in self._modules]
+        parts = [
+            subprocess.run(each, check=True, stdout=subprocess.PIPE, text=True).stdout for each in commands
+        ]
+        try:
+            sys.stdout.write("\n".join([parser.format_help(), *parts]))
+            sys.stdout.flush()
+        except BrokenPipeError:  # somebody read the first lines only
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         parser.exit()
 
 

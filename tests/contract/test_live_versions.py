@@ -322,6 +322,16 @@ def test_moving_to_a_version_that_the_gate_held_back_says_so(running: RunningGat
     assert (back["version"], "digits fell" in back["warning"]) == (held.version, True)
 
 
+def test_moving_stable_to_a_version_that_knows_less_says_so(running: RunningGateway, publisher: Publisher):
+    more = publisher.publish(publisher.state(7).expand("birds", rows=4))
+    less = publisher.publish(publisher.state(8))
+    move(running, more.version)
+    path = "/v1/adapters/strata/aliases/stable"
+    moved = running.http.put(path, json={"version": less.version}).json()
+    assert moved["warning"] == f"{less.version} does not know birds, which {more.version} does"
+    assert "warning" not in running.http.put(path, json={"version": more.version}).json()
+
+
 def test_versions_and_matrix_are_shown(running: RunningGateway, first: Manifest):
     listed = running.http.get("/v1/adapters/strata/versions").json()
     assert first.version in [item["version"] for item in listed["data"]]

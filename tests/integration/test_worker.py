@@ -149,6 +149,24 @@ def test_a_store_that_is_away_uses_up_no_attempt(site: Site, monkeypatch: pytest
     assert (ended.status, ended.attempts) == (JobStatus.SUCCEEDED, 1)
 
 
+def test_a_damaged_parent_is_no_fault_of_the_job(site: Site, monkeypatch: pytest.MonkeyPatch):
+    """The gateway may put ``stable`` back, or somebody the file: until then the job waits."""
+    monkeypatch.setattr("trainer_worker.worker.OUTAGE_SECONDS", (0.05,))
+    assert site.finish(site.submit("colors")).status is JobStatus.SUCCEEDED
+    (file,) = site.home.glob("versions/strata/v1/state.safetensors")
+    good = file.read_bytes()
+    file.chmod(0o644)
+    file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    job = site.submit("shades", "Which shade is it?", epochs=1)
+    worker = site.worker()
+    for _ in range(4):
+        worker.run_one(0.2)
+    assert not site.queue.get(job.id).status.terminal
+    file.write_bytes(good)
+    ended = site.finish(job)
+    assert (ended.status, ended.attempts) == (JobStatus.SUCCEEDED, 1)
+
+
 def test_more_pictures_than_fit_into_memory_are_refused_in_words(site: Site, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("trainer_worker.pipeline.available_bytes", lambda: 10_000)
     job = site.finish(site.submit("colors"))

@@ -37,7 +37,7 @@ function versionItem(version, stable, known, onLook) {
         el("span", { class: "push" },
           el("button", { type: "button", class: "quiet", text: "Matrix", "aria-label": `Matrix of ${version.version}`, on: { click: () => onLook(version.version) } }),
           !isStable && hasCanary() && el("button", { type: "button", class: "quiet", text: "Try", "aria-label": `Try ${version.version} on a share of the requests`, on: { click: () => tryOut(version.version) } }),
-          !isStable && el("button", { type: "button", text: "Promote", "aria-label": `Promote ${version.version}`, on: { click: () => promote(known.name, version.version, stable, held ? version.gate.reasons : []) } }))),
+          !isStable && el("button", { type: "button", text: "Promote", "aria-label": `Promote ${version.version}`, on: { click: () => promote(known.name, version.version, stable, [...(held ? [`The gate held it back: ${version.gate.reasons.join("; ")}.`] : []), ...unknowns(version, stable, known)]) } }))),
       el("ul", { class: "changes plain", "aria-label": `What ${version.version} changed` }, ...changes(version.accuracy).map(change)),
       held && gateNote(version),
       el("p", { class: "note", text: [
@@ -87,11 +87,17 @@ function aliasChip(alias, weight) {
   return el("span", { class: alias === "stable" ? "chip strong" : "chip", text: `${alias}${share}` });
 }
 
-async function promote(name, version, stable, reasons) {
-  const warning = reasons.length ? ` The gate held it back: ${reasons.join("; ")}.` : "";
+/** What a version does not know that stable does, as a sentence. */
+function unknowns(version, stable, known) {
+  const tasks = known.versions.find((each) => each.version === stable?.version)?.tasks ?? [];
+  const lost = tasks.filter((task) => !version.tasks.includes(task));
+  return lost.length ? [`It does not know ${lost.join(", ")}, which ${stable.version} does.`] : [];
+}
+
+async function promote(name, version, stable, warnings) {
   const yes = await confirmed({
     title: `Serve ${version}?`,
-    text: `Requests that begin from now on are answered by ${version} instead of ${stable?.version ?? "base"}.${warning}`,
+    text: `Requests that begin from now on are answered by ${version} instead of ${stable?.version ?? "base"}. ${warnings.join(" ")}`.trim(),
     action: `Promote ${version}`,
   });
   if (yes) {

@@ -66,11 +66,11 @@ class World:
             name="strata", store=self.store, residents=self.residents, metrics=Metrics(), poll_seconds=0.01
         )
 
-    def _publish(self, folder: Path, number: int) -> None:
+    def _publish(self, folder: Path, number: int, parent: str = "base") -> None:
         folder.mkdir()
         (folder / "state.json").write_text(str(number))
         draft = ManifestDraft(
-            parent="base",
+            parent=parent,
             base_id="other-base",
             base_digest="0" * 64,
             job_id=f"job-{number}",
@@ -322,3 +322,15 @@ async def test_a_version_that_the_engine_lost_is_brought_in_again(world: World):
     assert again.slot == before.slot
     assert sorted(world.banks.loaded()) == ["base", "v1", "v2"]
     assert world.residents.inflight() == {"base": 0, "bank0": 2, "bank1": 0}
+
+
+async def test_the_start_falls_back_to_an_ancestor_rather_than_to_what_stable_named_last(
+    world: World, tmp_path: Path
+):
+    world._publish(tmp_path / "draft3", 3, parent="v1")
+    world._publish(tmp_path / "draft4", 4, parent="v4")
+    world.move("v1", "v4", "v3", "v5")
+    world.on_load = fails(VersionCorrupt("x"), "v5", "v4")
+    await asyncio.wait_for(world.live.start(), 10)
+    assert (world.live.served, world.stable()) == ("v1", ("v1", "gateway"))
+    await world.live.stop()
