@@ -128,6 +128,10 @@ async def _dataset_of(gateway: Gateway, body: Mapping[str, Any], task: str) -> D
 
 
 async def _submit_form(gateway: Gateway, task: str, form: Form, idempotency_key: str | None) -> Job:
+    for name in ("file", "dataset_file", "image"):
+        if name in form.fields:
+            text = f"{name} came as text, not as an upload: with curl, write -F {name}=@FILE with the @"
+            raise InputError(text, param=name)
     settings = checked_hyperparameters(_form_settings(form))
     has_file = "file" in form.files or "dataset_file" in form.files
     if "answer" in form.fields or ("question" in form.fields and not has_file):

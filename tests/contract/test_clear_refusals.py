@@ -124,3 +124,10 @@ def test_an_unknown_model_is_told_the_newest_and_where_the_others_are(
         assert names.startswith("strata, strata@")
         assert f"strata@{known[-1]}, strata@{known[-2]}" in names
         assert names.endswith(" and 2 more (GET /v1/models lists them)")
+
+
+def test_a_form_whose_file_came_as_text_is_told_how_to_send_it(http: httpx.Client):
+    answer = http.post("/v1/tasks/birds/batches", files={"file": (None, "birds.zip")})
+    assert answer.status_code == 400
+    assert "write -F file=@FILE" in answer.json()["error"]["message"]
+    assert answer.json()["error"]["param"] == "file"
