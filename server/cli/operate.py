@@ -93,12 +93,12 @@ def _show_version(version: dict[str, Any]) -> None:
 
 
 def _gate(version: dict[str, Any]) -> str | None:
-    """Return what the gate said of a version, and whether somebody promoted it all the same."""
+    """Return what the gate said of a version, and whether that is what became of it."""
     gate = version.get("gate")
     if gate is None:
         return None
     if gate.get("passed"):
-        return "passed"
+        return "passed" if version.get("promoted", True) else "passed, never promoted"
     return f"{_HELD_BACK}, promoted" if version.get("promoted") else _HELD_BACK
 
 

@@ -265,6 +265,7 @@ def test_versions_are_one_line_each_and_what_was_promoted_is_no_candidate(
         {"version": "v1", "task": "digits", "gate": {"passed": True, "reasons": []}, "promoted": True},
         {"version": "v2", "task": "birds", "gate": gate, "promoted": True},
         {"version": "v3", "task": "birds", "gate": gate, "promoted": False},
+        {"version": "v4", "task": "birds", "gate": {"passed": True, "reasons": []}, "promoted": False},
     ]
     aliases = [{"alias": "stable", "version": "v2"}]
     url = answering({"/v1/adapters/strata/versions": reply(200, {"data": data, "aliases": aliases})})
@@ -274,6 +275,9 @@ def test_versions_are_one_line_each_and_what_was_promoted_is_no_candidate(
     assert "held back, promoted" in gates["v2"]
     assert "held back" in gates["v3"]
     assert "promoted" not in gates["v3"]
+    assert "passed, never promoted" in gates["v4"]
+    assert "passed" in gates["v1"]
+    assert "never" not in gates["v1"]
     assert "candidate" not in shown
     assert "digits fell" not in shown
     assert "strata versions VERSION" in shown
