@@ -77,6 +77,9 @@ def test_the_matrix_of_another_version_can_be_looked_at(memory: Page, versions: 
 
 
 def test_promote_and_roll_back(memory: Page, versions: list[str], http: httpx.Client):
+    memory.click(f'[data-version="{versions[0]}"] button:not(.quiet)')
+    memory.wait_text("#confirm-dialog", f"It does not know animals, which {versions[1]} does.")
+    memory.press("Escape")
     promote = f'[data-version="{versions[2]}"] button:not(.quiet)'
     memory.click(promote)
     memory.wait_text("#confirm-dialog", "The gate held it back: forgot digits")
