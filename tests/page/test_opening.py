@@ -27,9 +27,9 @@ def test_a_reload_brings_nothing_twice(browser: Browser, running: RunningGateway
     page = browser.page().open(f"{running.url}/")
     before = len(page.told("Network.responseReceived"))
     page.open(f"{running.url}/#memory")
-    page.js("location.reload()")
-    page.wait("document.querySelector('#model option')")
-    page.wait("!document.querySelector('#memory').hidden")
+    page.js("window.before = true; location.reload()")
+    page.wait("!window.before && document.querySelector('#model option')")
+    page.wait("document.querySelector('#memory')?.hidden === false")
     answers = page.told("Network.responseReceived")[before:]
     again = [each["response"] for each in answers if "/page/" in each["response"]["url"]]
     assert again
