@@ -193,19 +193,24 @@ def test_thumbs_and_a_correction_reach_the_server(
     page.wait_text("#pending", "1 of 8 corrections")
 
 
+def correct(page: Page, picture: Path, question: str, right: str, *, task: str) -> None:
+    """Ask about a picture and say by the keyboard what the right answer is, and of which task."""
+    page.choose("#picture-file", picture)
+    page.wait("!document.querySelector('#composer-picture').hidden")
+    ask(page, question)
+    page.click(".thumb.down")
+    page.wait("document.activeElement.closest('.correction')")
+    page.type(right)
+    page.press("Tab")
+    page.js("document.activeElement.select()")
+    page.type(task)
+    page.press("Enter")
+
+
 def test_what_becomes_of_a_correction_is_told_beside_the_answer(
     page: Page, version: str, red: Path, running: RunningGateway
 ):
-    page.choose("#picture-file", red)
-    page.wait("!document.querySelector('#composer-picture').hidden")
-    ask(page, "Which one is it?")
-    page.click(".thumb.down")
-    page.wait("document.activeElement.closest('.correction')")
-    page.type("eight")
-    page.press("Tab")
-    page.js("document.activeElement.select()")
-    page.type("eights")
-    page.press("Enter")
+    correct(page, red, "Which one is it?", "eight", task="eights")
     page.wait_text(".answer-foot", "they are learned once there are 8 or 60 s after the first")
     page.click(".answer-foot .note button")
     page.wait_text(".answer-foot", "in the queue to be learned as part of “eights”")
@@ -228,16 +233,7 @@ def test_what_becomes_of_a_correction_is_told_beside_the_answer(
 def test_a_correction_that_is_replaced_elsewhere_is_said_to_be(
     page: Page, version: str, red: Path, running: RunningGateway
 ):
-    page.choose("#picture-file", red)
-    page.wait("!document.querySelector('#composer-picture').hidden")
-    ask(page, "Which one is replaced?")
-    page.click(".thumb.down")
-    page.wait("document.activeElement.closest('.correction')")
-    page.type("eight")
-    page.press("Tab")
-    page.js("document.activeElement.select()")
-    page.type("replaced")
-    page.press("Enter")
+    correct(page, red, "Which one is replaced?", "eight", task="replaced")
     page.wait_text(".answer-foot", "Kept for “replaced”")
     store = running.gateway.feedback.store
     (kept,) = store._known("replaced").all()
