@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from adapter_store.base.allocator import tune_allocator
 
@@ -31,7 +30,7 @@ from adapter_store.errors import StrataError  # noqa: E402
 from adapter_store.settings import FROZEN_SHARE  # noqa: E402
 from adapter_store.versions import STABLE  # noqa: E402
 from benchmarks.gateway.client import ClientProcess  # noqa: E402
-from benchmarks.gateway.hosting import HostedGateway  # noqa: E402
+from benchmarks.gateway.hosting import HostedGateway, settings_of  # noqa: E402
 from benchmarks.live.arguments import live_parser  # noqa: E402
 from benchmarks.live.figures import Spread, ratios  # noqa: E402
 from benchmarks.live.questions import Asked, mixed  # noqa: E402
@@ -79,23 +78,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(arguments: argparse.Namespace, folder: Path) -> None:
-    settings: dict[str, Any] = {
-        "engine": arguments.engine,
-        "base": arguments.base,
-        "device": arguments.device,
-        "threads": arguments.threads,
-        "max_batch": arguments.concurrent,
-        "max_waiting": 4 * arguments.concurrent,
-        "canary_max_slowdown": 0,
-        "feedback_count": 32,
-        "feedback_seconds": 0,
-    }
+    kept = {"canary_max_slowdown": 0, "feedback_count": 32, "feedback_seconds": 0}
     with told(len(KINDS) * (arguments.repeats + 1) + 2) as teller:
         teller.at("making two versions")
         _publish(arguments, folder)
         teller.step()
         teller.at("starting the gateway")
-        with HostedGateway(folder / "home", settings) as hosted, ClientProcess() as client:
+        with (
+            HostedGateway(folder / "home", {**settings_of(arguments), **kept}) as hosted,
+            ClientProcess() as client,
+        ):
             teller.step()
             watch = OtherLoad(lambda: (os.getpid(), client.pid))
             loads = _loads(arguments, hosted, client, teller)

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from adapter_store.base.allocator import tune_allocator
 
@@ -29,7 +28,7 @@ from adapter_store.errors import StrataError  # noqa: E402
 from adapter_store.settings import FROZEN_SHARE  # noqa: E402
 from adapter_store.versions import STABLE  # noqa: E402
 from benchmarks.gateway.client import ClientProcess  # noqa: E402
-from benchmarks.gateway.hosting import HostedGateway, LoadResult  # noqa: E402
+from benchmarks.gateway.hosting import HostedGateway, LoadResult, settings_of  # noqa: E402
 from benchmarks.gateway.routing import RoutingParts, routing_parts  # noqa: E402
 from benchmarks.live.arguments import live_parser  # noqa: E402
 from benchmarks.live.figures import Spread, ratios  # noqa: E402
@@ -79,16 +78,8 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> None:
         teller.at("making a version")
         parts = _publish(arguments, folder)
         teller.step()
-        settings: dict[str, Any] = {
-            "engine": arguments.engine,
-            "base": arguments.base,
-            "device": arguments.device,
-            "threads": arguments.threads,
-            "max_batch": arguments.concurrent,
-            "max_waiting": 4 * arguments.concurrent,
-        }
         teller.at("starting the gateway")
-        with HostedGateway(folder / "home", settings) as hosted, ClientProcess() as client:
+        with HostedGateway(folder / "home", settings_of(arguments)) as hosted, ClientProcess() as client:
             watch = OtherLoad(lambda: (os.getpid(), client.pid))
             http, direct = _loads(arguments, hosted, client, teller)
             others = watch.cores()

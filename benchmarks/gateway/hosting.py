@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import threading
 import time
@@ -47,6 +48,12 @@ class LoadResult:
     def tokens_per_second(self) -> float:
         """Return the rate over all streams."""
         return self.tokens / self.seconds
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings, by name, of a gateway that runs ``--concurrent`` streams as the flags say."""
+    named = {name: getattr(arguments, name) for name in ("engine", "base", "device", "threads")}
+    return {**named, "max_batch": arguments.concurrent, "max_waiting": 4 * arguments.concurrent}
 
 
 class HostedGateway:
