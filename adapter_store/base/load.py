@@ -11,6 +11,7 @@ import torch
 
 from adapter_store.base.assemble import MANIFEST, ensure_embedded_base
 from adapter_store.base.digest import weights_digest
+from adapter_store.base.pretrained import load_pretrained
 from adapter_store.base.sentences import ENCODER_FOLDER, ensure_sentence_encoder
 from adapter_store.calibration import CALIBRATION_FILE, ImageCalibration
 from adapter_store.errors import BaseModelError, NotALlava
@@ -72,7 +73,7 @@ def load_base(
     _check_is_llava(folder)
     try:
         kind = dtype_for(device) if dtype == "auto" else dtype
-        model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=kind)
+        model: Any = load_pretrained(LlavaForConditionalGeneration, folder, dtype=kind)
         model.to(device)
         processor = AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError) as error:

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
+from server.serving import open_serving
 from tests.contract.conftest import KEY, RunningGateway, chat_body, wait_for
 from tests.contract.pictures import examples
 
@@ -31,11 +33,26 @@ def narrow(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterato
         gateway.stop()
 
 
-def test_a_request_to_a_server_that_still_starts_waits_and_is_answered(tmp_path: Path, tiny_base: Path):
+def test_a_request_to_a_server_that_still_starts_waits_and_is_answered(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+):
     """503 with Retry-After until the base is loaded: nobody has to poll /ready."""
+    refused = threading.Event()
+
+    async def open_once_refused(*given: Any, **named: Any) -> Any:
+        await asyncio.to_thread(refused.wait, 60)
+        return await open_serving(*given, **named)
+
+    def note(answer: httpx.Response) -> None:
+        if answer.status_code == 503:
+            refused.set()
+
+    monkeypatch.setattr("server.app.open_serving", open_once_refused)
     running = RunningGateway(tmp_path / "home", tiny_base)
     try:
-        with client_of(running, 30) as client:
+        http = httpx.Client(event_hooks={"response": [note]}, trust_env=False, timeout=60)
+        base_url = f"{running.url}/v1"
+        with openai.OpenAI(base_url=base_url, api_key=KEY, max_retries=30, http_client=http) as client:
             raw = client.chat.completions.with_raw_response.create(**chat_body())
             assert raw.parse().choices[0].message.content is not None
             assert raw.retries_taken >= 1

@@ -8,6 +8,7 @@ A run that is started again with the same `--out` goes on where its last checkpo
 from __future__ import annotations
 
 from adapter_store.base.allocator import tune_allocator
+from adapter_store.base.pretrained import load_pretrained
 
 tune_allocator()
 
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     untrained = options.out / "untrained"
     if not (untrained / "base.json").is_file():
         assemble(untrained, TrainedPart({}, {}, None, "untrained"), fetch_all(BASE_PACKAGES, cache))
-    model = LlavaForConditionalGeneration.from_pretrained(untrained, dtype=torch.float32).eval()
+    model = load_pretrained(LlavaForConditionalGeneration, untrained, dtype=torch.float32).eval()
     model.requires_grad_(requires_grad=False)
     tokenizer = AutoTokenizer.from_pretrained(untrained)
     easy = EasyVqa(fetch(EASY_VQA, cache), "train")
