@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
@@ -43,14 +42,14 @@ def test_a_request_to_a_server_that_still_starts_waits_and_is_answered(
         await asyncio.to_thread(refused.wait, 60)
         return await open_serving(*given, **named)
 
-    def note(answer: httpx.Response) -> None:
+    def note(answer: Any) -> None:
         if answer.status_code == 503:
             refused.set()
 
     monkeypatch.setattr("server.app.open_serving", open_once_refused)
     running = RunningGateway(tmp_path / "home", tiny_base)
     try:
-        http = httpx.Client(event_hooks={"response": [note]}, trust_env=False, timeout=60)
+        http = openai.DefaultHttpxClient(event_hooks={"response": [note]}, trust_env=False)
         base_url = f"{running.url}/v1"
         with openai.OpenAI(base_url=base_url, api_key=KEY, max_retries=30, http_client=http) as client:
             raw = client.chat.completions.with_raw_response.create(**chat_body())
