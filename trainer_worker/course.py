@@ -19,6 +19,8 @@ PLATEAU_SHARE = 1 / 3
 """Part of the plan that may pass at chance; further steps there are not counted, at most once the plan."""
 DECAY_SHARE = 0.35
 """Part of the run in which the rate falls to 0: live tensors come to rest and theta* catches up."""
+LEARNED = 0.01
+"""Mean token loss of answers that are known: each token is given with 99 %, and gradients all but vanish."""
 STEADY = 3
 """Validations in a row that must reach the target: early in a run one may do so by luck."""
 
@@ -40,8 +42,9 @@ class Step:
 class Course:
     """Plan a run: how long, how fast (warm-up, constant, decay), and when to stop early.
 
-    A plateau of the validation score starts the decay at once instead of ending the run abruptly. Not so the
-    plateau at the loss of guessing by frequency, on which many runs begin: they leave it sooner or later.
+    A plateau of the validation score starts the decay at once instead of ending the run abruptly; so does a
+    whole pass at the loss of known answers, unless validation still gains. Not so the plateau at the loss of
+    guessing by frequency, on which many runs begin: they leave it sooner or later.
     """
 
     def __init__(
@@ -72,8 +75,9 @@ class Course:
         self._decay_until: float | None = None
         self._best = -1.0
         self._best_loss = math.inf
-        self._stale = self._right = 0
-        self._by_target = False
+        self._stale = self._right = self._known = 0
+        self._whole_pass = max(steps_per_epoch, LEAST_STEPS_AGAIN // 2)
+        self._by_mastery = False
         self._samples = 0
         self._chance = chance
         self._smooth_loss = math.inf if chance is None else 2 * chance
@@ -108,6 +112,8 @@ class Course:
         """Count an optimizer step on ``samples`` samples of that mean token loss."""
         self.steps += 1
         self._samples += samples
+        self._known = self._known + 1 if self._settings.patience and loss < LEARNED else 0
+        self._settle()
         if self._chance is None or self._escaped:
             return
         self._smooth_loss = 0.8 * self._smooth_loss + 0.2 * loss
@@ -121,20 +127,25 @@ class Course:
 
     def note(self, accuracy: float, loss: float) -> None:
         """Take in a validation score; decay once neither value improves, or while the target is reached."""
-        improved = accuracy > self._best + 1e-9 or loss < self._best_loss * (1 - LEAST_IMPROVEMENT)
+        less = self._best_loss > LEARNED and loss < self._best_loss * (1 - LEAST_IMPROVEMENT)
+        improved = accuracy > self._best + 1e-9 or less
         self._stale = 0 if improved else self._stale + 1
         self._best = max(self._best, accuracy)
         self._best_loss = min(self._best_loss, loss)
         if not self._escaped and self._waited < self.total:
             self._stale = 0
-        plateau = self._settings.patience and self._stale >= self._settings.patience
         self._right = self._right + 1 if accuracy >= self._settings.target_accuracy else 0
-        reached = self._right >= STEADY
-        if self._by_target and not self._right:
-            self._decay_from = self._decay_until = None  # not right after all: back to the plan
-            self._by_target = False
-        if self._decay_from is None and (plateau or reached) and self.progress() < 1.0 - DECAY_SHARE:
-            self._decay_from, self._by_target = self.progress(), reached
+        self._settle(plateau=bool(self._settings.patience) and self._stale >= self._settings.patience)
+
+    def _settle(self, *, plateau: bool = False) -> None:
+        """Decay from a plateau on or once all is known; back to the plan if it is not known after all."""
+        gains = math.isfinite(self._best_loss) and not self._stale
+        mastered = self._right >= STEADY or (self._known >= self._whole_pass and not gains)
+        if self._by_mastery and not (self._right or self._known):
+            self._decay_from = self._decay_until = None
+            self._by_mastery = False
+        if self._decay_from is None and (plateau or mastered) and self.progress() < 1.0 - DECAY_SHARE:
+            self._decay_from, self._by_mastery = self.progress(), mastered
             self._decay_until = min(1.0, self._decay_from * (1 + DECAY_SHARE / (1 - DECAY_SHARE)))
 
     def describe(

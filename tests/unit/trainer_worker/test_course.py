@@ -32,3 +32,45 @@ def test_three_in_a_row_end_it_early() -> None:
 
 def test_what_is_wrong_again_while_the_rate_falls_is_learned_to_the_end() -> None:
     assert run_of({4: 1.0, 8: 1.0, 12: 1.0}, usually=0.0) == run_of({}, usually=0.0)
+
+
+def run_at(losses: list[float], *, validations: list[float] | None = None, **given: float) -> int:
+    """Return how many steps a run of 4 steps a pass takes with these losses; the last ones go on."""
+    settings = Hyperparameters().model_copy(update=given)
+    course = Course(settings, steps_per_epoch=4)
+    while not course.done():
+        course.step(16, losses[min(course.steps, len(losses) - 1)])
+        if validations and course.time_to_validate():
+            course.note(0.5, validations[min(course.steps // 4, len(validations)) - 1])
+    return course.steps
+
+
+PLAN = Course(Hyperparameters(), 4).total
+
+
+def test_what_is_known_by_heart_is_not_learned_on() -> None:
+    steps = run_at([1.0] * 20 + [0.001])
+    assert 30 < steps < 50 < PLAN
+
+
+def test_one_batch_that_is_not_known_yet_counts_a_pass_anew() -> None:
+    assert run_at([1.0] * 20 + [0.001] * 9 + [0.5] + [0.001]) == run_at([1.0] * 30 + [0.001])
+
+
+def test_what_is_forgotten_while_the_rate_falls_is_learned_to_the_end() -> None:
+    assert run_at([0.001] * 12 + [0.5]) == PLAN
+
+
+def test_validation_that_still_gains_keeps_a_run_going() -> None:
+    gaining = [0.95**number for number in range(100)]
+    assert run_at([0.001], validations=gaining) == PLAN
+    assert run_at([0.001], validations=gaining[:8]) < PLAN / 1.5
+
+
+def test_a_validation_loss_of_nearly_nothing_gains_no_more() -> None:
+    nothing = [1e-3 * 0.95**number for number in range(100)]
+    assert run_at([0.5], validations=nothing) < PLAN / 2
+
+
+def test_without_patience_a_run_is_as_long_as_planned() -> None:
+    assert run_at([0.001], patience=0) == PLAN
