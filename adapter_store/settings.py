@@ -46,6 +46,7 @@ SHARED_NAMES = (
 GATEWAY_NAMES = (
     "host",
     "port",
+    "allowed_hosts",
     "api_keys",
     "engine",
     "max_batch",

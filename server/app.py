@@ -108,7 +108,9 @@ def create_app(settings: GatewaySettings, *, on_fatal: OnFatal | None = None) ->
         max_held_bytes=settings.max_held_bytes,
         pause_seconds=settings.body_timeout_seconds,
     )
-    app.add_middleware(OriginCheck, host=settings.host, has_keys=bool(keys))
+    app.add_middleware(
+        OriginCheck, host=settings.host, allowed_hosts=settings.allowed_hosts, has_keys=bool(keys)
+    )
     app.add_middleware(RequestFrame, metrics=metrics)
     return app
 

@@ -21,12 +21,13 @@ _PORTS = {"http": ":80", "https": ":443"}
 
 
 class OriginCheck:
-    """Refuse what pages of other sites send, and on a loopback address without keys every foreign name."""
+    """Refuse what pages of other sites send, and without keys every name that a stranger can own."""
 
-    def __init__(self, app: ASGIApp, *, host: str, has_keys: bool) -> None:
+    def __init__(self, app: ASGIApp, *, host: str, allowed_hosts: str, has_keys: bool) -> None:
         self._app = app
-        self._host = _unbracketed(host.lower())
-        self._only_loopback = not has_keys and resolves_to_loopback(host)
+        self._named = {_unbracketed(name.strip().lower()) for name in f"{host},{allowed_hosts}".split(",")}
+        self._asks_for_names = not has_keys
+        self._only_loopback = resolves_to_loopback(host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on unless a page of another site may have sent it."""
@@ -40,10 +41,13 @@ class OriginCheck:
 
     def _check(self, scope: Scope) -> None:
         hosts = _values(scope, b"host")
-        if self._only_loopback and not all(self._is_ours(host) for host in hosts):
-            text = "without keys a server on a loopback address answers only to localhost and 127.0.0.1"
+        if self._asks_for_names and not all(self._is_ours(host) for host in hosts):
+            ours = "localhost and 127.0.0.1" if self._only_loopback else "addresses and names without a dot"
+            text = f"without keys this server answers only to {ours}; ask it by such a name"
             raise AuthenticationError(
-                f"{text}; ask it by such a name, or set STRATA_API_KEYS", status=403, code="unknown_host"
+                f"{text}, put its name into STRATA_ALLOWED_HOSTS, or set STRATA_API_KEYS",
+                status=403,
+                code="unknown_host",
             )
         if scope["method"] not in _SAFE and _is_foreign(scope, hosts):
             text = "a web page of another site sent this; only pages of this server may change anything here"
@@ -52,8 +56,13 @@ class OriginCheck:
             )
 
     def _is_ours(self, host: str) -> bool:
+        """Tell whether a Host is one that no stranger's domain can turn to this server."""
         name = _name(host)
-        return name is not None and (name == self._host or _is_loopback(name))
+        if name is None:
+            return False
+        if name in self._named or _is_loopback(name):
+            return True
+        return not self._only_loopback and (_is_address(name) or "." not in name)
 
 
 def resolves_to_loopback(host: str) -> bool:

@@ -26,6 +26,9 @@ class GatewaySettings(SharedSettings):
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0: any free one")
+    allowed_hosts: str = Field(
+        default="", description="names that a server without keys answers to as well, comma-separated"
+    )
     api_keys: SecretStr = Field(
         default=SecretStr(""),
         description="comma-separated keys, each key or key:ask+teach+operate; empty: open",

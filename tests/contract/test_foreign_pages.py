@@ -35,7 +35,8 @@ def keyless(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterat
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[RunningGateway]:
     """Return a gateway whose settings say that it listens on all addresses, as in a container."""
-    yield from opened(tmp_path_factory.mktemp("home"), tiny_base, api_keys="", host="0.0.0.0")
+    names: dict[str, Any] = {"host": "0.0.0.0", "allowed_hosts": "strata.example, Other.example"}
+    yield from opened(tmp_path_factory.mktemp("home"), tiny_base, api_keys="", **names)
 
 
 @pytest.fixture
@@ -100,6 +101,22 @@ def test_without_keys_no_other_name_is_answered(keyless: RunningGateway, host: s
     for method, path in (("GET", "/"), ("GET", ALIASES), ("GET", "/metrics"), ("POST", "/v1/feedback")):
         message = refused(keyless.http.request(method, path, headers={"host": host}), "unknown_host")
         assert "STRATA_API_KEYS" in message
+
+
+@pytest.mark.parametrize("host", ["evil.example", "a.strata.example", "1.2.3.4.evil.example:80", "[", ""])
+def test_in_a_container_no_name_of_a_stranger_is_answered(published: RunningGateway, host: str):
+    """A page whose own name is turned to the published port of the compose file could read all else."""
+    message = refused(published.http.get(ALIASES, headers={"host": host}), "unknown_host")
+    assert "STRATA_ALLOWED_HOSTS" in message
+    for ours in (
+        "localhost:8000",
+        "192.168.0.7:8000",
+        "[fe80::1]",
+        "gateway",
+        "STRATA.example",
+        "other.example:80",
+    ):
+        assert published.http.get(ALIASES, headers={"host": ours}).status_code == 200, ours
 
 
 def test_a_container_is_scraped_by_its_name_and_safe_from_pages_all_the_same(published: RunningGateway):
