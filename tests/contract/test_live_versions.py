@@ -304,6 +304,12 @@ def test_aliases_move_by_compare_and_set_and_roll_back(running: RunningGateway, 
     assert back.status_code == 200
     assert back.json()["version"] == "base"
     assert running.http.get(previous).json()["version"] == first.version
+    by_hand = running.http.put(previous, json={"version": "base"})
+    assert (by_hand.status_code, by_hand.json()["error"]["param"]) == (400, "alias")
+    assert "to serve a version move stable" in by_hand.json()["error"]["message"]
+    assert running.http.delete(previous).status_code == 400
+    assert running.http.post("/v1/adapters/strata/rollback", json={"alias": "previous"}).status_code == 400
+    assert running.http.get(previous).json()["version"] == first.version
     history = running.http.get(f"{path}/history").json()["data"]
     assert [record["revision"] for record in history] == list(range(1, len(history) + 1))
 
