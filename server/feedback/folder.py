@@ -36,7 +36,7 @@ from pathlib import Path
 from adapter_store.durable import make_folder, sync_folder, write_durably
 from server.feedback import aside
 from server.feedback.corrections import Correction
-from server.feedback.fates import FATES, UNREAD_FATES, Fate, note_fates, read_fates, replaced
+from server.feedback.fates import FATES, UNREAD_FATES, Fate, note_fates, read_fates, refused, replaced
 from server.logs import log
 
 SENDING = ".sending"
@@ -108,6 +108,14 @@ class _Look:
     known: Waiting
     unread: set[str] = field(default_factory=set)
     moved: int = 0
+    fates: dict[str, Fate] = field(default_factory=dict)
+
+    def lose(self, path: Path, reason: str) -> None:
+        """Count a file that was set aside; which correction it held may be known from an earlier look."""
+        self.moved += 1
+        known = self.known.newest(path.stem)
+        if known is not None:
+            self.fates[known.id] = refused(f"its file is damaged: {reason}")
 
     def pass_over(self, path: Path, error: OSError) -> None:
         name = _name(path)
@@ -154,6 +162,7 @@ class TaskFolder:
             elif path.name.startswith(_DONE):
                 shutil.rmtree(path, ignore_errors=True)
         refused = sum(1 for path in self.path.iterdir() if path.name.startswith(aside.ASIDE))
+        note_fates(self.path, read_fates(self.path), look.fates)
         deliveries, fates = _deliveries(self.path / _DELIVERIES), read_fates(self.path)
         return Waiting(
             opened, batches, deliveries, refused, stamps, frozenset(look.unread), fates
@@ -227,24 +236,28 @@ class TaskFolder:
         """Return the open corrections by key, and the stamps of their files."""
         found, stamps = [], {}
         for path in _files(self.path / _OPEN):
-            stamp = _stamp(path)
-            known = look.known.open.get(path.stem) if stamp else None
-            if known is None or look.known.stamps.get(path.stem) != stamp:
-                known = self._read_or_set_aside(path, look)
-            if known is None:
+            one, stamp = self._correction(path, look)
+            if one is None:
                 continue
-            found.append(known)
+            found.append(one)
             if stamp:
                 stamps[path.stem] = stamp
         return _by_key(found), stamps
 
     def _read_batch(self, folder: Path, look: _Look) -> dict[str, Correction]:
         """Return a batch's corrections by key; if it holds none at all, all of it is set aside."""
-        read = [self._read_or_set_aside(path, look) for path in _files(folder)]
+        read = [self._correction(path, look)[0] for path in _files(folder)]
         found = _by_key([one for one in read if one is not None])
         if not found and not any(name.startswith(f"{folder.name}/") for name in look.unread):
             self._rename(folder.name, f"{aside.ASIDE}{folder.name}")
         return found
+
+    def _correction(self, path: Path, look: _Look) -> tuple[Correction | None, _Stamp | None]:
+        """Return a correction, read only if it is not known from an earlier look, and its file's stamp."""
+        stamp = _stamp(path)
+        if stamp is not None and look.known.stamps.get(path.stem) == stamp:
+            return look.known.open[path.stem], stamp
+        return self._read_or_set_aside(path, look), stamp
 
     def _read_or_set_aside(self, path: Path, look: _Look) -> Correction | None:
         """Return a correction; None if its file holds none and was set aside, or cannot be read now.
@@ -267,7 +280,7 @@ class TaskFolder:
             reason = str(error)[:200]
             log("a correction cannot be read and is set aside", logging.ERROR, file=path.name, reason=reason)
             aside.save(path, content)
-            look.moved += 1
+            look.lose(path, reason)
             return None
         return one
 

@@ -132,7 +132,7 @@ def test_what_no_job_has_is_told_with_the_reason(running: RunningGateway, http: 
 def test_a_correction_that_nobody_can_read_stops_no_other(running: RunningGateway, http: httpx.Client):
     lost = given(http, task="unread")
     (path,) = (running.home / "feedback" / "unread" / "open").glob("*.json")
-    path.rename(path.with_suffix(".away"))
+    path.unlink()
     path.symlink_to(path.name)  # a link to itself: reading it fails, whatever one's rights
     other = given(http, task="unread", size=29)
     assert outcome(http, other)["status"] == "pending"
@@ -140,6 +140,11 @@ def test_a_correction_that_nobody_can_read_stops_no_other(running: RunningGatewa
     assert (outcome(http, other)["status"], outcome(http, other)["job"]) == ("queued", job)
     assert (standing(http, "unread")["count"], standing(http, "unread")["refused"]) == (0, 1)
     assert http.get(f"{FEEDBACK}/unread/{lost['id']}").status_code == 404
+    damaged = given(http, task="unread", size=30)
+    (path,) = (running.home / "feedback" / "unread" / "open").glob("*.json")
+    path.write_text("{")
+    wait_for(lambda: outcome(http, damaged)["status"] == "refused", 30)
+    assert "its file is damaged" in outcome(http, damaged)["reasons"][0]
 
 
 def test_the_command_says_why_its_correction_was_set_aside(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +91,23 @@ async def test_a_correction_that_stays_unreadable_does_not_keep_the_others(
         "deliveries.json",
         "refused-unreadable",
     ]
+
+
+async def test_what_was_read_once_is_learned_though_its_file_cannot_be_read_any_more(
+    tmp_path: Path, redis_url: str, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+):
+    here = desk(tmp_path, redis_url)
+    await asyncio.to_thread(here.store.keep, "animals", GOOD, png("red", 21))
+    read = Path.read_bytes
+
+    def bad_block(path: Path) -> bytes:
+        if path.name == f"{GOOD.key}.json":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", bad_block)
+    assert (await here.send("animals")).dataset.examples == 1
+    assert here.store.standing("animals").refused == 0
 
 
 async def test_a_batch_that_loses_a_picture_after_its_job_was_accepted_is_that_job(
