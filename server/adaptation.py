@@ -111,8 +111,20 @@ class LiveVersions:
 
     @property
     def refused(self) -> dict[str, str]:
-        """Return the versions that are never served, with the reason."""
+        """Return the versions that are not served, with the reason, as of the last look at each."""
         return self._residents.refused
+
+    async def why_refused(self, version: str) -> str | None:
+        """Return why a version is not served, None if it may be: its files are looked at again.
+
+        Raises:
+            StoreError: the store cannot be read now.
+        """
+        try:
+            await self._residents.look_again(version)
+        except OSError as error:
+            raise StoreError(f"version {version} cannot be read now: {error.strerror}") from error
+        return self.refused.get(version)
 
     def alias(self, alias: str) -> AliasRecord | None:
         """Return what an alias named at the last look."""

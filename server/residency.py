@@ -1,4 +1,7 @@
-"""Hold versions in the engine's banks: bring in, prove, lease, drain, and refuse for good what fails."""
+"""Hold versions in the engine's banks: bring in, prove, lease, drain, and refuse what fails.
+
+What is refused stays so, but for a damaged version whose files were restored.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +52,19 @@ class Resident:
     pool: ServedPool | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """Why a version is not served, and the stamps that its files had before they were read."""
+
+    cause: StrataError
+    stamps: tuple[str, ...]
+
+    @property
+    def can_be_mended(self) -> bool:
+        """Tell whether other files would help: all else is found in files that are as they were published."""
+        return isinstance(self.cause, VersionCorrupt)
+
+
 class _Laps:
     """Time the parts of bringing a version in, for the log."""
 
@@ -95,7 +111,7 @@ class Residents:
         self._ready: OrderedDict[str, Resident] = OrderedDict()  # least recently used first
         self._leases: Counter[str] = Counter()
         self._draining: set[str] = set()
-        self._refused: dict[str, StrataError] = {}
+        self._refused: dict[str, _Refusal] = {}
         self._loading = asyncio.Lock()
         self._idle = asyncio.Event()
 
@@ -104,8 +120,8 @@ class Residents:
 
     @property
     def refused(self) -> dict[str, str]:
-        """Return the versions that are never served, with the reason."""
-        return {version: error.message for version, error in self._refused.items()}
+        """Return the versions that are not served, with the reason."""
+        return {version: refusal.cause.message for version, refusal in self._refused.items()}
 
     def inflight(self) -> dict[str, int]:
         """Return the leases of each bank; ``base`` counts the requests without increments."""
@@ -177,13 +193,36 @@ class Residents:
             self._ready.move_to_end(version)
             return resident
 
-    async def _try_to_bring_in(self, version: str) -> Resident:
-        if version in self._refused:
-            raise VersionRefused(version, self._refused[version])
+    async def look_again(self, version: str) -> None:
+        """Forget that a damaged version was refused if its files were restored since.
+
+        Raises:
+            StoreError, OSError: the store cannot be read now.
+        """
+        refusal = self._refused.get(version)
+        if refusal is None or not refusal.can_be_mended:
+            return
+        stamps = await asyncio.to_thread(self._store.stamps, version)
+        if stamps == refusal.stamps:
+            return
         try:
+            await asyncio.to_thread(self._store.verify, version)
+        except VersionCorrupt as error:
+            self._refused[version] = _Refusal(error, stamps)
+            return
+        self._refused.pop(version, None)
+        log("version was restored", version=version, was=refusal.cause.message)
+
+    async def _try_to_bring_in(self, version: str) -> Resident:
+        stamps: tuple[str, ...] = ()
+        try:
+            await self.look_again(version)
+            if version in self._refused:
+                raise VersionRefused(version, self._refused[version].cause)
+            stamps = await asyncio.to_thread(self._store.stamps, version)
             resident = await self._bring_in(version)
         except (VersionCorrupt, ProbeFailed, StateError) as error:
-            self._refuse(version, error)
+            self._refuse(version, _Refusal(error, stamps))
             raise VersionRefused(version, error) from error
         except (StoreError, OSError) as error:
             log("version cannot be read now", logging.WARNING, version=version, reason=str(error)[:300])
@@ -240,15 +279,16 @@ class Residents:
         self._engine.release(victim)
         return self._ready.pop(victim).slot
 
-    def _refuse(self, version: str, error: StrataError) -> None:
-        self._refused[version] = error
+    def _refuse(self, version: str, refusal: _Refusal) -> None:
+        error = refusal.cause
+        self._refused[version] = refusal
         self._metrics.loads.labels("refused").inc()
         self._metrics.rejected.labels(error.code).inc()
         log("version refused", logging.ERROR, version=version, code=error.code, reason=error.message)
 
 
 class VersionRefused(ConflictError):
-    """Report a version that this gateway never serves; ``cause`` says why."""
+    """Report a version that this gateway does not serve; ``cause`` says why."""
 
     code = "version_refused"
 

@@ -33,7 +33,8 @@ class AliasRecord(BaseModel):
         since: The revision by which the version came to be named; a later weight keeps it. None in
             records of earlier programs.
         ended: Whether the alias names nothing from here on; ``version`` is what it named before.
-        follows: Of ``previous``, the revision of ``stable`` whose move it remembers; None: somebody set it.
+        follows: Of ``previous``, the revision of ``stable`` whose move it remembers. None in records of
+            earlier programs, by which somebody could set it, too.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -105,8 +106,9 @@ class AliasTable:
         Raises:
             AliasConflict: The alias is at another revision.
             NotFoundError: There is no such version.
-            InputError: The alias or version has no valid name, or the weight cannot be.
+            InputError: The alias or version has no valid name, is ``previous``, or the weight cannot be.
         """
+        _check_movable(alias)
         check_version_id(version)
         _check_weight(alias, weight)
         if version != BASE_VERSION and not self._exists(version):
@@ -122,8 +124,9 @@ class AliasTable:
         Raises:
             NotFoundError: It names nothing already.
             AliasConflict: The alias is at another revision.
-            InputError: ``stable`` always names something.
+            InputError: ``stable`` always names something, and ``previous`` follows it.
         """
+        _check_movable(alias)
         if alias == STABLE:
             raise InputError("stable always names a version: move it or roll it back instead", param="alias")
 
@@ -145,7 +148,9 @@ class AliasTable:
         Raises:
             ConflictError: There is no version before.
             AliasConflict: The alias is at another revision.
+            InputError: It is ``previous``.
         """
+        _check_movable(alias)
 
         def before(history: list[AliasRecord]) -> _Next:
             stack = _stack(history, alias)
@@ -156,7 +161,7 @@ class AliasTable:
         return self._append(alias, expected_revision, before, reason, actor)
 
     def remember_previous(self) -> None:
-        """Let ``previous`` name what ``stable`` left by its newest move, unless somebody set it since."""
+        """Let ``previous`` name what ``stable`` left by its newest move."""
         for _ in range(_ATTEMPTS):
             record, moves = self.get(PREVIOUS), self.history(STABLE)
             if not moves or _knows(record, moves[-1]):
@@ -168,7 +173,7 @@ class AliasTable:
             try:
                 self._append(PREVIOUS, revision, lambda _, last=following: last, reason, newest.actor)
             except AliasConflict:
-                continue  # another move was remembered at this moment, or somebody set it: look again
+                continue  # another move was remembered at this moment: look again
 
     def history(self, alias: str) -> list[AliasRecord]:
         """Return every move of an alias, oldest first."""
@@ -253,10 +258,8 @@ def _stack(history: list[AliasRecord], alias: str) -> list[str]:
 
 
 def _knows(record: AliasRecord | None, newest: AliasRecord) -> bool:
-    """Tell whether ``previous`` remembers the newest move of ``stable``, or was set on purpose after it."""
-    if record is None:
-        return False
-    return record.moved_at > newest.moved_at if record.follows is None else record.follows >= newest.revision
+    """Tell whether ``previous`` remembers the newest move of ``stable``."""
+    return record is not None and record.follows is not None and record.follows >= newest.revision
 
 
 def _as_expected(history: list[AliasRecord], expected: int | None) -> bool:
@@ -271,6 +274,14 @@ def _since(history: list[AliasRecord], following: _Next) -> int:
     if not history or history[-1].ended or history[-1].version != following.version:
         return history[-1].revision + 1 if history else 1
     return history[-1].since or history[-1].revision
+
+
+def _check_movable(alias: str) -> None:
+    """Refuse to set what the service keeps: an operator would think that a roll back goes there."""
+    if alias == PREVIOUS:
+        text = "previous names what stable left by its newest move and is moved with it, never by hand"
+        advice = "to serve a version move stable, to keep a name for one use another alias"
+        raise InputError(f"{text}: {advice}; a roll back goes by the history of stable", param="alias")
 
 
 def _check_weight(alias: str, weight: float | None) -> None:

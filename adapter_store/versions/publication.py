@@ -140,6 +140,10 @@ class Publication:
                 return None
         return self._decided[number]
 
+    def forget(self, number: int) -> None:
+        """Read a manifest anew when it is asked for next: it was restored, or may be."""
+        self._decided.pop(number, None)
+
     def _reserve(self, job_id: str, fence: int) -> int | None:
         number = max(self.numbers(), default=0) + 1
         mine = Reservation(job_id=job_id, fence=fence, nonce=uuid.uuid4().hex, reserved_at=time.time())

@@ -65,6 +65,10 @@ class Storage(Protocol):
         """Return where the name lies on this machine's disk, or None if it does not."""
         ...
 
+    def stamp(self, name: str) -> str:
+        """Return what is another text once the file was written again; empty if it is not there."""
+        ...
+
 
 def open_storage(url: str | Path) -> Storage:
     """Return the storage at a folder, a ``file://`` URL or any URL that fsspec knows.
@@ -156,6 +160,15 @@ class FolderStorage:
         """Return the path of a name."""
         return self._path(name)
 
+    def stamp(self, name: str) -> str:
+        """Return inode, size and time of change, which a restored time of modification does not hide."""
+        try:
+            with _folder_faults(name):
+                found = self._path(name).lstat()
+        except NotFoundError:
+            return ""
+        return f"{found.st_ino} {found.st_size} {found.st_ctime_ns}"
+
     def _path(self, name: str) -> Path:
         return self.root / PurePosixPath(check_file_name(name))
 
@@ -231,6 +244,16 @@ class UrlStorage:
     def local_path(self, name: str) -> Path | None:
         """Return None: nothing lies on this machine."""
         check_file_name(name)
+
+    def stamp(self, name: str) -> str:
+        """Return all that the service tells of a file: size, times, and a tag where it has one."""
+        try:
+            with self._faults(name):
+                self._fs.invalidate_cache(self._path(name).rpartition("/")[0])
+                found: dict[str, Any] = self._fs.info(self._path(name))
+        except NotFoundError:
+            return ""
+        return str(sorted((key, str(value)) for key, value in found.items()))
 
     def _remove(self, name: str, *, recursive: bool) -> None:
         with self._faults(name):

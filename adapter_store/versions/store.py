@@ -22,6 +22,7 @@ from adapter_store.versions.storage import check_file_name, open_storage
 logger = logging.getLogger(__name__)
 
 Manifests = list[Manifest]
+_MEND = "restore it from a backup, which needs no restart, or roll back"
 
 
 class VersionStore:
@@ -119,6 +120,21 @@ class VersionStore:
                 return cached
         return self._download(manifest, cached)
 
+    def verify(self, version: str) -> None:
+        """Read a version's manifest and files anew and check them; raises as ``fetch``."""
+        if check_version_id(version) != BASE_VERSION:
+            self._known.pop(version, None)
+            self._publication.forget(int(version[1:]))
+        self.fetch(version)
+
+    def stamps(self, version: str) -> tuple[str, ...]:
+        """Return what differs once a file of a version was written, removed or restored; reads no content."""
+        try:
+            names = list(self.manifest(version).files)
+        except (VersionCorrupt, NotFoundError):
+            names = []
+        return tuple(self._storage.stamp(f"{self.lineage}/{version}/{name}") for name in (MANIFEST, *names))
+
     def publish(self, folder: Path, draft: ManifestDraft, *, fence: int) -> Manifest:
         """Publish all files of ``folder`` as the next version and return its manifest.
 
@@ -154,7 +170,11 @@ class VersionStore:
         data = self._publication.decided(int(version[1:]))
         if data is None:
             return None
-        manifest = None if is_abandoned(data) else self._parse(version, data)
+        try:
+            manifest = None if is_abandoned(data) else self._parse(version, data)
+        except VersionCorrupt:
+            self._publication.forget(int(version[1:]))
+            raise
         self._known[version] = manifest
         return manifest
 
@@ -232,11 +252,8 @@ def _verify(folder: Path, manifest: Manifest) -> None:
     for name, expected in manifest.files.items():
         path = folder / name
         if path.is_symlink() or not path.is_file():
-            raise VersionCorrupt(
-                f"version {manifest.version} lacks its file {name!r}: restore it or roll back"
-            )
+            raise VersionCorrupt(f"version {manifest.version} lacks its file {name!r}: {_MEND}")
         if sha256_of(path) != expected:
             raise VersionCorrupt(
-                f"file {name!r} of version {manifest.version} does not match its recorded sha256:"
-                " restore it from a backup or roll back"
+                f"file {name!r} of version {manifest.version} does not match its recorded sha256: {_MEND}"
             )

@@ -130,6 +130,7 @@ async def move(
 ) -> JSONResponse:
     """Move the alias; 409 if it moved since the ETag was read. ``If-None-Match: *`` only creates.
 
+    ``previous`` is refused (400): it names what ``stable`` left by its newest move, and is moved with it.
     ``warning`` is there if the gate held the version back, or if it does not know what ``stable`` knew.
     """
     expected = expected_revision(if_match, if_none_match)

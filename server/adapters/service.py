@@ -81,7 +81,7 @@ class Adapters:
         """
         check_alias_name(alias)
         check_version_id(version)
-        self._check_servable(version)
+        await self._check_servable(version)
         record = await asyncio.to_thread(
             self._store.aliases.move,
             alias,
@@ -116,11 +116,11 @@ class Adapters:
         )
         return await self._moved(record)
 
-    def _check_servable(self, version: str) -> None:
+    async def _check_servable(self, version: str) -> None:
         serving = self._gateway.serving
-        refused = serving.live.refused if serving else {}
-        if version in refused:
-            raise ConflictError(f"version {version} is not served: {refused[version]}", param="version")
+        reason = await serving.live.why_refused(version) if serving else None
+        if reason is not None:
+            raise ConflictError(f"version {version} is not served: {reason}", param="version")
 
     async def _moved(self, record: AliasRecord) -> dict[str, Any]:
         """Return the alias, with a ``warning`` of what the version that it names now lacks."""

@@ -18,6 +18,7 @@ from server.cli.teach import STATUSES, report_job
 from server.cli.watch import LostSight, patiently
 
 _POLL_SECONDS = 0.5
+_NEVER_QUEUED = ("replaced", "refused")
 _PATIENCE_SECONDS = 30.0
 """How much longer than promised a correction may wait for its place in the queue."""
 
@@ -96,14 +97,15 @@ def _sent_now(client: Client, given: dict[str, Any], *, is_patient: bool) -> dic
 
 
 def _looked(client: Client, given: dict[str, Any]) -> dict[str, Any]:
-    """Return how it stands with the correction; raise StrataError if it waits no more and is in no job."""
+    """Return how it stands with the correction; raise StrataError if no job has it nor will have it."""
+    task = given["task"]
     try:
-        return client.get(f"/v1/feedback/{given['task']}/{given['id']}")
-    except RequestRefused:
-        raise StrataError(
-            f"the correction waits no more and is in no job of {given['task']}: a later answer to the same "
-            "question replaced it, or it cannot be learned and was set aside; the server's log says which"
-        ) from None
+        found = client.get(f"/v1/feedback/{task}/{given['id']}")
+    except RequestRefused as error:
+        raise StrataError(f"the correction cannot be followed any more: {error.message}") from None
+    if found["status"] in _NEVER_QUEUED:
+        raise StrataError(f"the correction is in no job of {task}: {'; '.join(map(str, found['reasons']))}")
+    return found
 
 
 def _patiently(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from adapter_store.datasets import DatasetRef, DatasetStore
-from adapter_store.errors import ConflictError, InputError, NotFoundError, StrataError, UnavailableError
+from adapter_store.datasets.records import Report
+from adapter_store.errors import (
+    ConflictError,
+    DatasetError,
+    InputError,
+    NotFoundError,
+    StrataError,
+    UnavailableError,
+)
 from adapter_store.jobs import Job, JobJournal
 from adapter_store.jobs.record import FEEDBACK, SOURCE
 from server.feedback.corrections import Correction
+from server.feedback.folder import OF_THE_PROCESS
 from server.feedback.pending import Batch, PendingStore, Standing
 from server.jobs.submission import Submissions, scoped_key
 from server.logs import log
 from server.metrics import Metrics
 from server.pools import CORRECTIONS, FILES, QUEUE
 
+_EXAMPLE = re.compile(r"\[(\d+)\]")
 _LOOK_SECONDS = 0.5
 _RETRY_SECONDS = 2.0
 _LOCK_SECONDS = 10.0
@@ -212,16 +223,11 @@ class FeedbackDesk:
         try:
             job = await self._accepted_before(task, batch)
             if job is None:
-                job = await self._submissions.submit(
-                    await FILES.run(self._put, task, batch),
-                    task=task,
-                    hyperparameters={},
-                    metadata={SOURCE: FEEDBACK},
-                    idempotency_key=batch.name,
-                )
+                dataset, batch = await self._stored(task, batch)
+                job = await self._submit(task, batch, dataset)
         except (InputError, ConflictError) as error:  # the same again would be refused again
             log("a batch of corrections is set aside", logging.ERROR, batch=batch.name, reason=error.message)
-            await CORRECTIONS.run(self.store.set_aside, task, batch)
+            await CORRECTIONS.run(self.store.set_aside, task, batch, error.message)
             text = f"{len(batch.corrections)} corrections of {task} cannot be learned and are set aside"
             raise CorrectionsRefused(f"{text}: {error.message}", param="task") from None
         await CORRECTIONS.run(self.store.delivered, task, batch, job.id)
@@ -245,14 +251,78 @@ class FeedbackDesk:
         key = scoped_key(batch.name, task)
         return next((job for job in self._journal.all() if job.idempotency_key == key), None)
 
-    def _put(self, task: str, batch: Batch) -> DatasetRef:
-        corrections = sorted(batch.corrections.values(), key=lambda one: one.key)
+    async def _submit(self, task: str, batch: Batch, dataset: DatasetRef) -> Job:
         try:
-            images = {one.picture: self.store.picture(task, batch, one) for one in corrections}
-        except FileNotFoundError:
-            raise InputError("the file of a picture is gone", param="image") from None
+            return await self._submissions.submit(
+                dataset,
+                task=task,
+                hyperparameters={},
+                metadata={SOURCE: FEEDBACK},
+                idempotency_key=batch.name,
+            )
+        except ConflictError:  # its job was accepted before something was taken out of the batch
+            job = await QUEUE.run(self._in_journal, task, batch)
+            if job is None:
+                raise
+            return job
+
+    async def _stored(self, task: str, batch: Batch) -> tuple[DatasetRef, Batch]:
+        """Return a batch as a data set; what of it cannot be learned is taken out, and told by the batch.
+
+        Raises:
+            InputError: nothing of it can be learned.
+        """
+        images, unusable = await FILES.run(self._pictures, task, batch)
+        if not unusable:
+            try:
+                return await FILES.run(self._put, batch, images), batch
+            except DatasetError as error:
+                unusable = _faulty(batch, error.report)
+                if not unusable:
+                    raise
+        if unusable.keys() == batch.corrections.keys():
+            raise InputError("; ".join(sorted(set(unusable.values()))), param="image")
+        for reason in sorted(set(unusable.values())):
+            log("corrections are set aside", logging.ERROR, batch=batch.name, reason=reason)
+        return await self._stored(task, await CORRECTIONS.run(self.store.take_out, task, batch, unusable))
+
+    def _pictures(self, task: str, batch: Batch) -> tuple[dict[str, bytes], dict[str, str]]:
+        """Return a batch's pictures by their hash, and by key why those of others cannot be read.
+
+        Raises:
+            OSError: no file can be read now.
+        """
+        images: dict[str, bytes] = {}
+        unusable: dict[str, str] = {}
+        for key, one in batch.corrections.items():
+            try:
+                images[one.picture] = self.store.picture(task, batch, one)
+            except FileNotFoundError:
+                unusable[key] = "the file of a picture is gone"
+            except OSError as error:
+                if error.errno in OF_THE_PROCESS:
+                    raise
+                unusable[key] = f"the file of a picture cannot be read: {error.strerror}"
+        return images, unusable
+
+    def _put(self, batch: Batch, images: dict[str, bytes]) -> DatasetRef:
         examples = [
             {"id": one.id, "image": one.picture, "question": one.question, "answer": one.right}
-            for one in corrections
+            for one in _in_order(batch)
         ]
         return self._datasets.put_examples(examples, images, filename="feedback.json")
+
+
+def _in_order(batch: Batch) -> list[Correction]:
+    return sorted(batch.corrections.values(), key=lambda one: one.key)
+
+
+def _faulty(batch: Batch, report: Report) -> dict[str, str]:
+    """Return by key why corrections are refused; empty if some fault is of none of them."""
+    corrections, found = _in_order(batch), {}
+    for fault in report.faults:
+        place = _EXAMPLE.match(fault.field)
+        if place is None:
+            return {}
+        found[corrections[int(place.group(1))].key] = fault.reason
+    return found

@@ -8,37 +8,43 @@
         batch-<id>/            what was open, closed by a rename; becomes one job
         refused-<name>/        a batch that can never be a job, and files that cannot be read
         deliveries.json        the last jobs, with the corrections that they learn
+        fates.json             the last corrections that were replaced or set aside
         .sending               locked by the gateway that hands batches in
 
-A closed batch never changes, and its name is the Idempotency-Key of its job. So whatever happens between the
-job's acceptance and the folder's removal, handing the batch in again gives the same job. Everything here is
-called under the lock of the home, but for the reading of a batch's pictures.
+A closed batch only loses what cannot be learned, and its name is the Idempotency-Key of its job. So whatever
+happens between the job's acceptance and the folder's removal, handing the batch in again gives the same job.
+Everything here is called under the lock of the home, but for the reading of a batch's pictures.
+
+A file that holds no correction is set aside at once. One that the disk does not give is passed over, for the
+next look may find it whole; it is set aside when the batch that it lies in is delivered.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
-import re
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapter_store.durable import make_folder, sync_folder, write_durably
+from server.feedback import aside
 from server.feedback.corrections import Correction
+from server.feedback.fates import FATES, UNREAD_FATES, Fate, note_fates, read_fates, refused, replaced
 from server.logs import log
 
 SENDING = ".sending"
-_OPEN, _BATCH, _DONE, _ASIDE = "open", "batch-", "done-", "refused-"
-_UNREADABLE = f"{_ASIDE}unreadable"
+_OPEN, _BATCH, _DONE = "open", "batch-", "done-"
 _DELIVERIES, _UNREAD_DELIVERIES = "deliveries.json", "deliveries.unreadable"
 _DELIVERIES_KEPT = 8
-_SHA256 = re.compile(rb"\b[0-9a-f]{64}\b")
+OF_THE_PROCESS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Faults that say nothing about the file that was to be read."""
 Delivery = tuple[str, Mapping[str, str]]
 """A job, and the ids of what it learns by key."""
 _Stamp = tuple[int, int, int]
@@ -47,23 +53,29 @@ _Stamp = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What waits of one task: by key, the batches by name, oldest first."""
+    """What waits of one task: by key, the batches by name, oldest first.
+
+    ``unread`` are the files that could not be read at the last look, ``fates`` what became of corrections
+    that wait no more and are in no job, by id.
+    """
 
     open: Mapping[str, Correction] = field(default_factory=dict)
     batches: Mapping[str, Mapping[str, Correction]] = field(default_factory=dict)
     deliveries: tuple[Delivery, ...] = ()
     refused: int = 0
     stamps: Mapping[str, _Stamp] = field(default_factory=dict)
+    unread: frozenset[str] = frozenset()
+    fates: Mapping[str, Fate] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
         """Tell whether there is nothing to show."""
-        return not (self.open or self.batches or self.deliveries or self.refused)
+        return self.is_idle and not (self.deliveries or self.fates)
 
     @property
     def is_idle(self) -> bool:
         """Tell whether all of it was sent."""
-        return not (self.open or self.batches or self.refused)
+        return not (self.open or self.batches or self.refused or self.unread)
 
     def newest(self, key: str) -> Correction | None:
         """Return the newest correction of this key that waits."""
@@ -89,6 +101,39 @@ class Waiting:
         return next((job for job, ids in reversed(self.deliveries) if identity in ids.values()), None)
 
 
+@dataclass(slots=True)
+class _Look:
+    """One look at a folder: what was known, what could not be read, and how many files were set aside."""
+
+    known: Waiting
+    unread: set[str] = field(default_factory=set)
+    moved: int = 0
+    fates: dict[str, Fate] = field(default_factory=dict)
+
+    def lose(self, path: Path, reason: str) -> None:
+        """Count a file that was set aside; which correction it held may be known from an earlier look."""
+        self.moved += 1
+        known = self.known.newest(path.stem)
+        if known is not None:
+            self.fates[known.id] = refused(f"its file is damaged: {reason}")
+
+    def pass_over(self, path: Path, error: OSError) -> None:
+        name = _name(path)
+        self.unread.add(name)
+        if not any(known.endswith(path.name) for known in self.known.unread):  # it may be in a batch by now
+            reason = str(error.strerror or error)[:200]
+            log(
+                "a correction cannot be read now and is passed over",
+                logging.WARNING,
+                file=name,
+                reason=reason,
+            )
+
+    def missed(self, batch: str) -> bool:
+        """Tell whether something of a batch could not be read, now or at the last look."""
+        return any(name.startswith(f"{batch}/") for name in self.unread | self.known.unread)
+
+
 class TaskFolder:
     """Read and change the folder of one task."""
 
@@ -96,25 +141,32 @@ class TaskFolder:
         self.path = path
 
     def read(self, known: Waiting) -> tuple[Waiting, int]:
-        """Return what waits, and how many files that cannot be read were set aside.
+        """Return what waits, and how many files that hold no correction were set aside.
 
         Args:
             known: what was read last; files that are still the same are not read again.
+
+        Raises:
+            OSError: the folder cannot be read, or no file can now.
         """
-        opened, stamps, moved = self._read_open(known)
+        look = _Look(known)
+        opened, stamps = self._read_open(look)
         batches = {}
         for path in sorted(self.path.iterdir()):
             if path.name.startswith(_BATCH):
-                batch = known.batches.get(path.name)
+                batch = None if look.missed(path.name) else known.batches.get(path.name)
                 if batch is None:
-                    batch, unread = self._read_batch(path)
-                    moved += unread
+                    batch = self._read_batch(path, look)
                 if batch:
                     batches[path.name] = batch
             elif path.name.startswith(_DONE):
                 shutil.rmtree(path, ignore_errors=True)
-        refused = sum(1 for path in self.path.iterdir() if path.name.startswith(_ASIDE))
-        return Waiting(opened, batches, _deliveries(self.path / _DELIVERIES), refused, stamps), moved
+        refused = sum(1 for path in self.path.iterdir() if path.name.startswith(aside.ASIDE))
+        note_fates(self.path, read_fates(self.path), look.fates)
+        deliveries, fates = _deliveries(self.path / _DELIVERIES), read_fates(self.path)
+        return Waiting(
+            opened, batches, deliveries, refused, stamps, frozenset(look.unread), fates
+        ), look.moved
 
     def keep(self, correction: Correction, picture: bytes) -> None:
         """Write a correction durably, after its picture."""
@@ -135,22 +187,41 @@ class TaskFolder:
         """Return the file of a picture; raise FileNotFoundError if it is gone."""
         return (self.path / batch / f"{correction.picture}.picture").read_bytes()
 
-    def deliver(self, batch: str, ids: Mapping[str, str], job: str, before: tuple[Delivery, ...]) -> Path:
-        """Note the job of a batch and put its folder where it is swept; return that folder."""
-        others = [known for known in before if known[0] != job]
-        deliveries = [*others, (job, ids)][-_DELIVERIES_KEPT:]
-        content = [{"job": known, "ids": dict(held)} for known, held in deliveries]
-        write_durably(self.path / _DELIVERIES, json.dumps(content).encode())
-        return self._rename(batch, f"{_DONE}{batch}")
+    def replace(self, old: Correction, known: Waiting) -> None:
+        """Note that a correction is replaced; its own file is what the later one takes the place of."""
+        note_fates(self.path, known.fates, {old.id: replaced()})
 
-    def set_aside(self, batch: str) -> None:
+    def deliver(self, batch: str, ids: Mapping[str, str], job: str, known: Waiting) -> tuple[Path, int]:
+        """Note the job of a batch and put its folder where it is swept.
+
+        Returns:
+            That folder, and how many corrections that were not sent are set aside.
+        """
+        others = [delivery for delivery in known.deliveries if delivery[0] != job]
+        deliveries = [*others, (job, ids)][-_DELIVERIES_KEPT:]
+        content = [{"job": sent, "ids": dict(held)} for sent, held in deliveries]
+        note_fates(self.path, known.fates, {}, forget=ids.values())
+        write_durably(self.path / _DELIVERIES, json.dumps(content).encode())
+        moved = aside.save_others(self.path / batch, ids.keys())
+        return self._rename(batch, f"{_DONE}{batch}"), moved
+
+    def set_aside(self, batch: str, fates: Mapping[str, Fate], known: Waiting) -> None:
         """Keep a batch out of the way, for somebody to look at."""
-        self._rename(batch, f"{_ASIDE}{batch}")
+        note_fates(self.path, known.fates, fates)
+        self._rename(batch, f"{aside.ASIDE}{batch}")
+
+    def take_out(
+        self, batch: str, corrections: Collection[Correction], fates: Mapping[str, Fate], known: Waiting
+    ) -> None:
+        """Keep some corrections of a batch out of the way, with their pictures."""
+        note_fates(self.path, known.fates, fates)
+        for one in corrections:
+            aside.save(self.path / batch / f"{one.key}.json", one.line())
 
     def remove(self) -> bool:
         """Remove what is left of a task that waits for nothing; False if something unknown lies there."""
         shutil.rmtree(self.path / _OPEN, ignore_errors=True)
-        for name in (_DELIVERIES, _UNREAD_DELIVERIES, SENDING):
+        for name in (_DELIVERIES, _UNREAD_DELIVERIES, FATES, UNREAD_FATES, SENDING):
             (self.path / name).unlink(missing_ok=True)
         with suppress(OSError):
             self.path.rmdir()
@@ -161,36 +232,46 @@ class TaskFolder:
         sync_folder(self.path)
         return self.path / new
 
-    def _read_open(self, known: Waiting) -> tuple[dict[str, Correction], dict[str, _Stamp], int]:
-        """Return the open corrections by key, the stamps of their files, and how many were set aside."""
-        found, stamps, moved = [], {}, 0
+    def _read_open(self, look: _Look) -> tuple[dict[str, Correction], dict[str, _Stamp]]:
+        """Return the open corrections by key, and the stamps of their files."""
+        found, stamps = [], {}
         for path in _files(self.path / _OPEN):
-            status = path.stat()
-            stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
-            one = known.open.get(path.stem) if known.stamps.get(path.stem) == stamp else None
-            one = one or self._read_or_set_aside(path)
+            one, stamp = self._correction(path, look)
             if one is None:
-                moved += 1
                 continue
             found.append(one)
-            stamps[path.stem] = stamp
-        return _by_key(found), stamps, moved
+            if stamp:
+                stamps[path.stem] = stamp
+        return _by_key(found), stamps
 
-    def _read_batch(self, folder: Path) -> tuple[dict[str, Correction], int]:
-        """Return a batch's corrections by key, and how many were set aside; without any, all of it is."""
-        read = [self._read_or_set_aside(path) for path in _files(folder)]
+    def _read_batch(self, folder: Path, look: _Look) -> dict[str, Correction]:
+        """Return a batch's corrections by key; if it holds none at all, all of it is set aside."""
+        read = [self._correction(path, look)[0] for path in _files(folder)]
         found = _by_key([one for one in read if one is not None])
-        if not found:
-            self.set_aside(folder.name)
-        return found, len(read) - len(found)
+        if not found and not any(name.startswith(f"{folder.name}/") for name in look.unread):
+            self._rename(folder.name, f"{aside.ASIDE}{folder.name}")
+        return found
 
-    def _read_or_set_aside(self, path: Path) -> Correction | None:
-        """Return a correction; None if its file holds none and was set aside.
+    def _correction(self, path: Path, look: _Look) -> tuple[Correction | None, _Stamp | None]:
+        """Return a correction, read only if it is not known from an earlier look, and its file's stamp."""
+        stamp = _stamp(path)
+        if stamp is not None and look.known.stamps.get(path.stem) == stamp:
+            return look.known.open[path.stem], stamp
+        return self._read_or_set_aside(path, look), stamp
+
+    def _read_or_set_aside(self, path: Path, look: _Look) -> Correction | None:
+        """Return a correction; None if its file holds none and was set aside, or cannot be read now.
 
         Raises:
-            OSError: the file cannot be read now; nothing is moved, for the next look may find it whole.
+            OSError: no file can be read now.
         """
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            if error.errno in OF_THE_PROCESS:
+                raise
+            look.pass_over(path, error)
+            return None
         try:
             one = Correction.of(json.loads(content))
             if one.key != path.stem:
@@ -198,20 +279,22 @@ class TaskFolder:
         except (ValueError, TypeError, RecursionError) as error:
             reason = str(error)[:200]
             log("a correction cannot be read and is set aside", logging.ERROR, file=path.name, reason=reason)
-            self._save_unreadable(path, content)
+            aside.save(path, content)
+            look.lose(path, reason)
             return None
         return one
 
-    def _save_unreadable(self, path: Path, content: bytes) -> None:
-        """Move a file where no delivery removes it, after a copy of the picture that it names."""
-        aside = self.path / _UNREADABLE
-        make_folder(aside)
-        for name in set(_SHA256.findall(content)):
-            picture = path.parent / f"{name.decode()}.picture"
-            if picture.exists():
-                shutil.copy2(picture, aside / picture.name)
-        os.replace(path, aside / path.name)
-        sync_folder(aside)
+
+def _name(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    try:
+        status = path.stat()
+    except OSError:  # reading it says why
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _files(folder: Path) -> list[Path]:

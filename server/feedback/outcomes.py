@@ -1,4 +1,4 @@
-"""What became of corrections: they wait, are in a job, or it was learned, held back or failed."""
+"""What became of corrections: they wait, are in a job, ended without one, or it was learned or not."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from adapter_store.errors import NotFoundError, QueueUnavailable
 from adapter_store.jobs import Job
 from adapter_store.names import check_task_name
+from server.feedback.fates import Fate
 from server.gateway import Gateway
 from server.jobs.protocol import job_outcome
 from server.jobs.service import get_job
@@ -36,14 +37,15 @@ async def correction(gateway: Gateway, task: str, identity: str) -> dict[str, An
         await CORRECTIONS.run(desk.store.refresh, task)
         found = desk.store.found(task, identity)
     if found is None:
-        text = (
-            f"no correction {identity[:40]!r} of {task!r} waits or was sent lately: a later answer to the "
-            "same question replaced it, or it cannot be learned and was set aside, or it is a thumb alone"
-        )
-        raise NotFoundError(text, param="correction")
-    waiting: dict[str, Any] = {"job": None, "status": "pending", "version": None, "reasons": []}
-    outcome = waiting if found.job is None else await _outcome(gateway, found.job)
+        text = f"no correction {identity[:40]!r} of {task!r} waits or was given lately"
+        raise NotFoundError(f"{text}; a thumb alone is not followed", param="correction")
+    outcome = _without_job(found.fate) if found.job is None else await _outcome(gateway, found.job)
     return {"id": identity, "object": "feedback", "task": task, **outcome, "pending": desk.pending(task)}
+
+
+def _without_job(fate: Fate | None) -> dict[str, Any]:
+    status, reasons = ("pending", []) if fate is None else (fate.status, [fate.reason])
+    return {"job": None, "status": status, "version": None, "reasons": reasons}
 
 
 async def listed(gateway: Gateway) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from adapter_store.durable import make_folder
 from adapter_store.errors import InputError, StrataError, UnavailableError
 from adapter_store.names import check_task_name
 from server.feedback.corrections import Correction
+from server.feedback.fates import Fate, refused
 from server.feedback.folder import SENDING, TaskFolder, Waiting
 from server.feedback.locking import LockTaken, locked, locked_aside
 from server.logs import log
@@ -68,9 +69,10 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where a correction is: in a job, or None while it waits to be sent."""
+    """Where a correction is: in a job, nowhere any more (``fate`` says why), or it waits to be sent."""
 
-    job: str | None
+    job: str | None = None
+    fate: Fate | None = None
 
 
 class PendingStore:
@@ -123,10 +125,12 @@ class PendingStore:
         return self._known(task).job_of(identity)
 
     def found(self, task: str, identity: str) -> Found | None:
-        """Return where a correction is, also if a later answer to its question was sent; None: nowhere."""
+        """Return where a correction is or how it ended; None: that is not known (any more)."""
         waiting = self._known(task)
         if waiting.holds(identity):
-            return Found(job=None)
+            return Found()
+        if identity in waiting.fates:
+            return Found(fate=waiting.fates[identity])
         job = waiting.sent_in(identity)
         return None if job is None else Found(job)
 
@@ -145,7 +149,8 @@ class PendingStore:
 
         Raises:
             LockTaken: another gateway was writing all the while.
-            OSError: the folder of some task cannot be read; those of all others were.
+            OSError: the folder of some task cannot be read; those of all others were. A single file that
+                cannot be read is passed over.
         """
         if not self._folder.is_dir():
             return
@@ -189,6 +194,8 @@ class PendingStore:
             if not folder.path.is_dir():
                 self._make_room()
             old = waiting.open.get(correction.key)
+            if old is not None:
+                folder.replace(old, waiting)
             folder.keep(correction if old is None else replace(correction, since=old.since), picture)
             if len(self._reread(task).open) >= close_at:
                 self._close(task)
@@ -211,20 +218,39 @@ class PendingStore:
             if batch.name not in waiting.batches:
                 return
             ids = {key: one.id for key, one in batch.corrections.items()}
-            swept = self._of(task).deliver(batch.name, ids, job, waiting.deliveries)
+            swept, moved = self._of(task).deliver(batch.name, ids, job, waiting)
+            self._count_set_aside(moved)
             self._own.discard(batch.name)
             shutil.rmtree(swept, ignore_errors=True)
             self._reread(task)
 
-    def set_aside(self, task: str, batch: Batch) -> None:
+    def set_aside(self, task: str, batch: Batch, reason: str) -> None:
         """Keep a batch that can never become a job out of the way, for somebody to look at."""
         with self._writer():
-            if batch.name not in self._reread(task).batches:
+            waiting = self._reread(task)
+            if batch.name not in waiting.batches:
                 return
-            self._of(task).set_aside(batch.name)
+            fates = {one.id: refused(reason) for one in batch.corrections.values()}
+            self._of(task).set_aside(batch.name, fates, waiting)
             self._own.discard(batch.name)
             self._count_set_aside(1)
             self._reread(task)
+
+    def take_out(self, task: str, batch: Batch, reasons: Mapping[str, str]) -> Batch:
+        """Keep some corrections of a batch out of the way, by key; return the batch without them."""
+        left = {key: one for key, one in batch.corrections.items() if key not in reasons}
+        with self._writer():
+            waiting = self._reread(task)
+            present = waiting.batches.get(batch.name, {})
+            gone = [present[key] for key in reasons if key in present]
+            fates = {one.id: refused(reasons[one.key]) for one in gone}
+            self._of(task).take_out(batch.name, gone, fates, waiting)
+            self._count_set_aside(len(gone))
+            others = {name: held for name, held in waiting.batches.items() if name != batch.name}
+            with self._memory:
+                self._tasks[task] = replace(waiting, batches=others)  # so that it is read again
+            self._reread(task)
+        return replace(batch, corrections=left)
 
     @contextmanager
     def _writer(self) -> Iterator[None]:

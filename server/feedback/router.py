@@ -91,7 +91,7 @@ async def listed(gateway: GatewayDep) -> dict[str, Any]:
     """Return how many corrections of every task wait, the job that was sent last, and what came of it.
 
     ``last_outcome.status`` is that of ``GET /v1/feedback/{task}/{correction}``. ``refused`` counts what was
-    set aside because it can never be a job: folders named ``refused-...`` in ``feedback/<task>`` of the
+    set aside because it can never be learned: folders named ``refused-...`` in ``feedback/<task>`` of the
     server's home, kept for somebody to look at and remove.
     """
     return {"object": "list", "data": await outcomes.listed(gateway)}
@@ -109,8 +109,9 @@ async def show(task: str, correction: str, gateway: GatewayDep) -> dict[str, Any
 
     ``learned`` (``version`` was served), ``held_back`` (the gate kept ``version``; ``reasons`` say why),
     ``not_served`` (it passed, but ``stable`` was moved meanwhile), ``failed``, ``cancelled``, or ``unknown``
-    where the queue cannot tell. ``correction`` is the ``id`` that ``POST /v1/feedback`` gave; 404 for a thumb
-    alone, for what a later answer replaced, for what was set aside and for what was sent long ago.
+    where the queue cannot tell. No job has what was ``replaced`` by a later answer to its question, or
+    ``refused``: set aside, because it cannot be learned (``reasons``). ``correction`` is the ``id`` that
+    ``POST /v1/feedback`` gave; 404 for a thumb alone, and for what ended long ago.
     """
     return await outcomes.correction(gateway, task, correction)
 

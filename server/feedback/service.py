@@ -62,7 +62,9 @@ async def send(gateway: Gateway, task: str) -> Job:
 def _count(gateway: Gateway, given: Feedback, alias: str) -> None:
     """Count a thumb, once for each caller and answer; who names no answer has one for each version.
 
-    Anybody can make up a ``request_id``: with the caller in the key it changes nobody else's thumb.
+    Anybody can make up a ``request_id``: with the caller in the key it changes nobody else's thumb. That an
+    answer was given under it cannot be asked for: clients and proxies choose ids, too, and another gateway or
+    an earlier run may have given it. Who may rate often may as well ask often.
     """
     if given.version is not None:
         about = f"version {given.version}" if given.request_id is None else f"request {given.request_id}"

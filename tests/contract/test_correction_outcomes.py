@@ -108,9 +108,59 @@ def test_a_thumb_alone_has_no_fate(http: httpx.Client):
     thumb = given(http, correction=None)
     nowhere = http.get(f"{FEEDBACK}/animals/{thumb['id']}")
     assert nowhere.status_code == 404
-    for reason in ("a later answer", "set aside", "a thumb alone"):
-        assert reason in nowhere.json()["error"]["message"]
+    assert "waits or was given lately; a thumb alone is not followed" in nowhere.json()["error"]["message"]
     assert http.get(f"{FEEDBACK}/BAD NAME/{thumb['id']}").status_code == 400
+
+
+def test_what_no_job_has_is_told_with_the_reason(running: RunningGateway, http: httpx.Client):
+    first, last = given(http, task="changed"), given(http, task="changed", correction="a tiger")
+    ended = outcome(http, first)
+    assert (ended["status"], ended["job"], ended["version"]) == ("replaced", None, None)
+    assert ended["reasons"] == ["a later answer to the same question replaced it"]
+    assert outcome(http, last)["status"] == "pending"
+    (picture,) = (running.home / "feedback" / "changed" / "open").glob("*.picture")
+    picture.write_bytes(b"no picture any more")
+    assert http.post(f"{FEEDBACK}/changed/send").status_code == 409
+    ended = outcome(http, last)
+    assert (ended["status"], ended["job"]) == ("refused", None)
+    assert "cannot be learned and was set aside: the bytes are not a JPEG" in ended["reasons"][0]
+    assert outcome(http, first)["status"] == "replaced"
+    again = given(http, task="changed")
+    assert (again["id"], outcome(http, again)["status"]) == (first["id"], "pending")
+
+
+def test_a_correction_that_nobody_can_read_stops_no_other(running: RunningGateway, http: httpx.Client):
+    lost = given(http, task="unread")
+    (path,) = (running.home / "feedback" / "unread" / "open").glob("*.json")
+    path.unlink()
+    path.symlink_to(path.name)  # a link to itself: reading it fails, whatever one's rights
+    other = given(http, task="unread", size=29)
+    assert outcome(http, other)["status"] == "pending"
+    job = http.post(f"{FEEDBACK}/unread/send").json()["id"]
+    assert (outcome(http, other)["status"], outcome(http, other)["job"]) == ("queued", job)
+    assert (standing(http, "unread")["count"], standing(http, "unread")["refused"]) == (0, 1)
+    assert http.get(f"{FEEDBACK}/unread/{lost['id']}").status_code == 404
+    damaged = given(http, task="unread", size=30)
+    (path,) = (running.home / "feedback" / "unread" / "open").glob("*.json")
+    path.write_text("{")
+    wait_for(lambda: outcome(http, damaged)["status"] == "refused", 30)
+    assert "its file is damaged" in outcome(http, damaged)["reasons"][0]
+
+
+def test_the_command_says_why_its_correction_was_set_aside(
+    running: RunningGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    picture = tmp_path / "cat.png"
+    picture.write_bytes(png("blue"))
+    words = ["correct", "--image", str(picture), "What is shown?", "a cat", "--task", "unusable"]
+    words += ["--url", running.url, "--api-key", KEY]
+    assert main(words) == 0
+    (kept,) = (running.home / "feedback" / "unusable" / "open").glob("*.picture")
+    kept.write_bytes(b"no picture any more")
+    capsys.readouterr()
+    assert main([*words, "--now", "--wait"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "in no job of unusable: it cannot be learned and was set aside: the bytes are not" in said
 
 
 def test_the_command_corrects(running: RunningGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

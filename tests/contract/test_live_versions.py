@@ -282,6 +282,16 @@ def test_a_damaged_version_is_refused(running: RunningGateway, publisher: Publis
     answer = running.http.post("/v1/chat/completions", json={**chat_body(), "model": f"strata@{bad.version}"})
     assert answer.status_code == 409
     assert str(running.home) not in answer.text
+    path = "/v1/adapters/strata/aliases/canary"
+    assert running.http.put(path, json={"version": bad.version}).status_code == 409
+    assert bad.version in running.http.get("/ready").json()["refused"]
+    data[-1] ^= 1
+    tensors.write_bytes(bytes(data))
+    assert running.http.put(path, json={"version": bad.version}).status_code == 200
+    assert bad.version not in running.http.get("/ready").json()["refused"]
+    answer = running.http.post("/v1/chat/completions", json={**chat_body(), "model": "strata@canary"})
+    assert (answer.status_code, answer.headers["x-adapter-version"]) == (200, bad.version)
+    running.http.delete(path)
 
 
 def test_aliases_move_by_compare_and_set_and_roll_back(running: RunningGateway, first: Manifest):
@@ -303,6 +313,12 @@ def test_aliases_move_by_compare_and_set_and_roll_back(running: RunningGateway, 
     back = running.http.post("/v1/adapters/strata/rollback", json={})
     assert back.status_code == 200
     assert back.json()["version"] == "base"
+    assert running.http.get(previous).json()["version"] == first.version
+    by_hand = running.http.put(previous, json={"version": "base"})
+    assert (by_hand.status_code, by_hand.json()["error"]["param"]) == (400, "alias")
+    assert "to serve a version move stable" in by_hand.json()["error"]["message"]
+    assert running.http.delete(previous).status_code == 400
+    assert running.http.post("/v1/adapters/strata/rollback", json={"alias": "previous"}).status_code == 400
     assert running.http.get(previous).json()["version"] == first.version
     history = running.http.get(f"{path}/history").json()["data"]
     assert [record["revision"] for record in history] == list(range(1, len(history) + 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from adapter_store.errors import QueueUnavailable
 from adapter_store.jobs import Job, JobJournal, JobQueue, JobStatus
 from server.feedback.corrections import Correction
 from server.feedback.desk import CorrectionsRefused, FeedbackDesk, SendingPolicy
+from server.feedback.folder import TaskFolder
 from server.feedback.pending import PendingStore
 from server.jobs.link import QueueLink, RedisPlace
 from server.jobs.submission import Submissions
@@ -169,24 +171,28 @@ async def test_what_a_gateway_kept_that_is_gone_is_sent_by_another(
 
 
 async def test_a_batch_that_fails_keeps_back_only_what_answers_its_questions_again(
-    tmp_path: Path, redis_url: str, queue: JobQueue
+    tmp_path: Path, redis_url: str, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
 ):
     here = desk(tmp_path, redis_url)
     store = here.store
     for one in (correction(20), correction(21), correction(20, "a tiger")):
         await asyncio.to_thread(store.keep, "animals", one, png("red", 20), close_at=1)
-    broken = tmp_path / "feedback" / "animals" / store.batches("animals")[0].name / f"{20:064x}.picture"
-    broken.rename(broken.with_suffix(".away"))
-    broken.mkdir()
-    with pytest.raises(IsADirectoryError):
+    first, picture = store.batches("animals")[0].name, TaskFolder.picture
+
+    def out_of_handles(folder: TaskFolder, batch: str, one: Correction) -> bytes:
+        if batch == first:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return picture(folder, batch, one)
+
+    monkeypatch.setattr(TaskFolder, "picture", out_of_handles)
+    with pytest.raises(OSError, match="Too many open files"):
         await here.send("animals")
     assert [one.right for batch in store.batches("animals") for one in batch.corrections.values()] == [
         "a cat",
         "a tiger",
     ]
     assert len(queue.list()) == 1
-    broken.rmdir()
-    broken.with_suffix(".away").rename(broken)
+    monkeypatch.undo()
     await here.send("animals")
     said = [here._datasets.open(job.dataset.id).examples[0].turns[0].answer for job in queue.list()]
     assert said == ["a tiger", "a cat", "a cat"]  # the newest first
@@ -220,16 +226,10 @@ async def test_a_left_over_batch_reads_the_journal_once(
     assert len(read) == 1
 
 
-async def test_each_task_says_once_why_it_waits(
-    tmp_path: Path, redis_url: str, queue: JobQueue, caplog: pytest.LogCaptureFixture
-):
-    here = desk(tmp_path, redis_url)
+async def test_each_task_says_once_why_it_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    here = desk(tmp_path, "redis://127.0.0.1:1")
     for task in ("animals", "birds"):
         await asyncio.to_thread(here.store.keep, task, correction(20), png("red", 20), close_at=1)
-        (batch,) = here.store.batches(task)
-        picture = tmp_path / "feedback" / task / batch.name / f"{20:064x}.picture"
-        picture.unlink()
-        picture.mkdir()
     for _ in range(3):
         for task in ("animals", "birds"):
             here._not_before.clear()
@@ -251,7 +251,7 @@ async def test_what_waits_too_long_and_what_was_set_aside_is_shown(tmp_path: Pat
     assert shown("strata_feedback_waiting") == 2
     assert (shown("strata_feedback_oldest_seconds") or 0) > 1e9  # since one second after 1970
     (batch,) = here.store.batches("animals")
-    await asyncio.to_thread(here.store.set_aside, "animals", batch)
+    await asyncio.to_thread(here.store.set_aside, "animals", batch, "no reason")
     for _ in range(2):
         here._show()
         assert shown("strata_feedback_waiting") == 0

@@ -242,14 +242,30 @@ def test_racing_moves_leave_the_previous_of_the_last_one(url: str) -> None:
     assert table(url).get("previous").version == last  # type: ignore[union-attr]
 
 
-def test_previous_that_somebody_set_stays_until_stable_moves_again(url: str) -> None:
+def test_previous_is_not_set_by_hand(url: str) -> None:
     aliases = table(url)
     aliases.remember_previous()
     assert aliases.get("previous") is None
-    aliases.move("stable", "v1", **WHY)
-    aliases.move("previous", "v3", **WHY)
+    for version in ("v1", "v2"):
+        aliases.move("stable", version, **WHY)
     aliases.remember_previous()
-    assert aliases.get("previous").version == "v3"  # type: ignore[union-attr]
-    aliases.move("stable", "v2", **WHY)
+    for attempt in (
+        lambda: aliases.move("previous", "v3", **WHY),
+        lambda: aliases.rollback("previous", **WHY),
+        lambda: aliases.end("previous", **WHY),
+    ):
+        with pytest.raises(InputError, match=r"move stable.*another alias.*the history of stable"):
+            attempt()
+    assert [record.version for record in aliases.history("previous")] == ["v1"]
+
+
+def test_previous_that_an_earlier_program_let_somebody_set_follows_stable_again(tmp_path: Path) -> None:
+    aliases = table(str(tmp_path))
+    for version in ("v1", "v2"):
+        aliases.move("stable", version, **WHY)
+    folder = tmp_path / "strata/aliases/previous"
+    folder.mkdir()
+    by_hand = {"alias": "previous", "version": "v3", "revision": 1, "moved_at": 9e9, **WHY}
+    (folder / "0000000001.json").write_text(json.dumps(by_hand))
     aliases.remember_previous()
-    assert aliases.get("previous").version == "v1"  # type: ignore[union-attr]
+    assert [record.version for record in aliases.history("previous")] == ["v3", "v1"]

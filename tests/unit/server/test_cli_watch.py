@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -205,9 +206,25 @@ def test_a_correction_that_is_kept_and_not_queued_is_not_called_failed(
     assert error["message"].startswith("the correction is kept, but was not queued within")
 
 
-def test_a_correction_that_is_gone_is_said_to_be(
-    gateways: list[Gateway], words: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((404, GONE), "the correction cannot be followed any more: no correction"),
+        (
+            (200, {**KEPT, "status": "replaced", "reasons": ["a later one"]}),
+            "in no job of digits: a later one",
+        ),
+        ((200, {**KEPT, "status": "refused", "reasons": ["no picture"]}), "in no job of digits: no picture"),
+    ],
+    ids=["forgotten", "replaced", "refused"],
+)
+def test_a_correction_that_no_job_has_is_said_to_be(
+    gateways: list[Gateway],
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    answer: tuple[int, dict[str, Any]],
+    said: str,
 ):
-    gateways.append(Gateway(0, [(200, KEPT), (404, GONE)]))
+    gateways.append(Gateway(0, [(200, KEPT), answer]))
     assert main([*words, *address(gateways[0]), "--json"]) == 1
-    assert "replaced it, or it cannot be learned" in capsys.readouterr().out
+    assert said in json.loads(capsys.readouterr().out)["error"]["message"]

@@ -234,7 +234,7 @@ def test_a_rollback_after_promotion_is_not_undone(tmp_path: Path):
     promote(store.aliases, first)
     promote(store.aliases, second)
     store.aliases.rollback("stable", reason="worse in use", actor="operator")
-    store.aliases.move("previous", "v2", reason="mine", actor="operator")
+    store.aliases.remember_previous()
     assert promote(store.aliases, second).decision == "superseded"
     assert store.aliases.get("stable").version == "v1"  # type: ignore[union-attr]
     assert store.aliases.get("previous").version == "v2"  # type: ignore[union-attr]
