@@ -5,7 +5,7 @@ import { duration, el } from "./dom.js";
 
 const LOOK_MS = 2000;
 const GONE = "It waits no more: a later answer to the same question replaced it, or it cannot be learned and was set aside.";
-const ENDED = ["learned", "held_back", "not_served", "failed", "cancelled", "unknown"];
+const ENDED = ["learned", "held_back", "not_served", "failed", "cancelled", "replaced", "refused", "unknown"];
 
 /**
  * How a job of corrections stands or ended, in a sentence; `/v1/feedback` gives it as `last_outcome`.
@@ -19,6 +19,7 @@ export function outcomeSentence({ status, version, reasons }, task) {
     case "held_back": return `Learned as ${version}, but held back${why}. It can be promoted under Memory.`;
     case "not_served": return `Learned as ${version}, but not served${why}. It can be promoted under Memory.`;
     case "failed": return `Not learned${why}`;
+    case "replaced": case "refused": return `Not learned${why}.`;
     case "cancelled": return "Not learned: the job was cancelled.";
     case "running": return `It is being learned as part of “${task}”.`;
     case "queued": return `It is in the queue to be learned as part of “${task}”.`;
@@ -42,7 +43,7 @@ export async function followed(note, given, signal) {
   for (let found = given; ;) {
     const text = found.status === "pending" ? `Kept for “${found.task}”: ${waits(found.pending)}` : outcomeSentence({ reasons: [], ...found }, found.task);
     if (text !== last) note.replaceChildren(text, ...(found.status === "pending" ? [" ", nowButton(note, found.task)] : []));
-    note.className = found.status === "learned" ? "note good" : ["held_back", "not_served", "failed"].includes(found.status) ? "note fault" : "note";
+    note.className = found.status === "learned" ? "note good" : ["held_back", "not_served", "failed", "replaced", "refused"].includes(found.status) ? "note fault" : "note";
     last = text;
     if (ENDED.includes(found.status)) {
       document.dispatchEvent(new CustomEvent("strata:feedback"));

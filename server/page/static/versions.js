@@ -108,10 +108,9 @@ async function promote(name, version, stable, warnings) {
 }
 
 async function rollBack(known, stable) {
-  const previous = known.aliases.find((record) => record.alias === "previous")?.version;
   const yes = await confirmed({
     title: "Roll back?",
-    text: `“stable” goes back from ${stable.version} to what it named before${previous ? ` (${previous})` : ""}. Requests under way end where they began.`,
+    text: `“stable” goes back from ${stable.version} to the version it named before. Requests under way end where they began.`,
     action: "Roll back",
   });
   if (yes) {
