@@ -107,6 +107,27 @@ class Client:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._no_answer(error) from None
 
+    def events(self, path: str, after: str | None) -> Iterator[dict[str, Any]]:
+        """Yield the events behind ``after`` as they come, and ``{}`` now and then while none comes.
+
+        It ends with the stream; at once if the server lists events but does not stream them.
+        """
+        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": after} if after else {})}
+        try:
+            with self._http.stream("GET", path, headers=headers) as response:
+                if response.is_error:
+                    response.read()
+                    raise_for_error(response, self._words)
+                if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                    return
+                for line in response.iter_lines():
+                    if line.startswith("data:"):
+                        yield _event(line.removeprefix("data:").strip(), self._words)
+                    elif line.startswith(":"):
+                        yield {}
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self._no_answer(error) from None
+
     def _json(self, response: httpx.Response) -> Any:
         try:
             return response.json()

@@ -17,7 +17,7 @@ from adapter_store.names import check_task_name
 from server.cli.arguments import add_verb, at_least_one, client_of
 from server.cli.client import Client
 from server.cli.output import clean, duration, moment, print_json, stderr, stdout, table
-from server.cli.watch import new_events, show_job
+from server.cli.watch import last_events, show_job
 from server.jobs.hyperparameters import from_text
 
 UPLOAD_TIMEOUT_SECONDS = 600.0
@@ -229,7 +229,7 @@ def _jobs(args: argparse.Namespace) -> int:
         if args.json:
             print_json(job)
         else:
-            _show_job(job, new_events(client, args.id, None)[-_SHOWN_EVENTS:])
+            _show_job(job, last_events(client, args.id, _SHOWN_EVENTS))
     return _status(job) if args.wait and not args.cancel else 0
 
 
