@@ -99,3 +99,25 @@ def test_a_setting_that_is_called_like_a_part_of_the_form_is_no_part_of_it(
 ):
     assert main(["submit", "birds.zip", "--task", "birds", "--set", f"{name}=1"]) == 2
     assert f"--set cannot be used: {name}: there is no such setting" in capsys.readouterr().err
+
+
+def test_who_names_no_task_is_told_that_the_service_chooses_one(
+    place: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["submit", "birds.zip"]) == 0
+    shown = capsys.readouterr()
+    job = re.search(r"accepted as (job-\w+)", shown.out)
+    assert job
+    assert "the service chooses the known task that they are most like, or opens a new one" in shown.err
+    assert f"which one tells: strata jobs {job[1]}" in shown.err
+    assert main(["submit", "birds.zip", "--task", "birds"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["submit", "birds.zip", "--json"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_the_description_of_the_api_says_how_a_task_is_chosen(running: RunningGateway):
+    paths = running.http.get("/openapi.json").json()["paths"]
+    said = " ".join(paths["/v1/fine_tuning/jobs"]["post"]["description"].split())
+    assert "Without it the service chooses by the questions and pictures" in said
+    assert "`suffix`" in said
