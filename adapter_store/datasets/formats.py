@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapter_store.datasets.columns import columns_of
-from adapter_store.datasets.plain import Message, Note, paired_messages, plain_messages
+from adapter_store.datasets.plain import ONE_FOR_ALL, Message, Note, paired_messages, plain_messages
 from adapter_store.datasets.records import Limits, Part, Turn, shown
 from adapter_store.datasets.splits import part_of
 from adapter_store.texts import IMAGE_MARK as MARK
@@ -241,7 +241,8 @@ def _text(message: Message, limits: Limits, note: Note) -> str:
     what = "question" if message.role == "user" else "answer"
     most = limits.max_question_chars if what == "question" else limits.max_answer_chars
     if not text:
-        note(message.field, f"the {what} is empty")
+        is_plain_question = what == "question" and "[" not in message.field
+        note(message.field, f"the {what} is empty{f'; {ONE_FOR_ALL}' if is_plain_question else ''}")
     elif len(text) > most:
         note(message.field, f"the {what} has {len(text)} characters; at most {most} are accepted")
     elif not text.isprintable() and _CONTROL.intersection(text):

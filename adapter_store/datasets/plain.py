@@ -12,7 +12,8 @@ from adapter_store.texts import IMAGE_MARK, strip_image_marks
 Note = Callable[[str, str], None]
 """Notes a fault: the field, and the reason."""
 
-_NO_QUESTION = "there is no question; write one in each record, or give one for all of them with the file"
+ONE_FOR_ALL = "write one in each record, or give one for all of them with the file"
+_NO_QUESTION = f"there is no question; {ONE_FOR_ALL}"
 
 
 @dataclass(slots=True)
@@ -33,18 +34,21 @@ def plain_messages(
     Args:
         record: the record.
         columns: which of its fields serves as what (``columns_of``).
-        question: asked if no field serves as the question.
+        question: asked if no field serves as the question, or the one that does is blank.
         note: called for each fault.
     """
     earlier = paired_messages(record.get("history") or [], "history", (0, 1), note)
     asked, answered = columns.get("question"), columns.get("answer", "answer")
+    own = record.get(asked) if asked else None
+    more = record.get("input") if asked == "instruction" else None
+    if question is not None and _is_blank(own) and _is_blank(more):
+        own = question
     texts = [
-        _text("question", asked or "question", record.get(asked) if asked else question, note),
+        _text("question", asked or "question", own, note),
         _text("answer", answered, record.get(answered), note),
     ]
     if earlier is None or texts[0] is None or texts[1] is None:
         return None
-    more = record.get("input") if asked == "instruction" else None
     if isinstance(more, str) and more.strip():
         texts[0] = f"{texts[0]}\n{more}"
     pair = zip(("user", "assistant"), (asked or "question", answered), texts, strict=True)
@@ -78,6 +82,10 @@ def message(role: str, field: str, text: str) -> Message:
     return Message(role, field, strip_image_marks(text), text.count(IMAGE_MARK))
 
 
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 def _at(pair: Any, key: Any) -> Any:
     if isinstance(pair, dict):
         return pair.get(key)
@@ -93,7 +101,7 @@ def _text(what: str, field: str, value: Any, note: Note) -> str | None:
         return str(value)
     if isinstance(value, str):
         return value
-    if value is None and what == "question" and field == "question":
+    if value is None and what == "question":
         note(field, _NO_QUESTION)
     else:
         note(field, f"the {what} is missing" if value is None else f"the {what} must be text")

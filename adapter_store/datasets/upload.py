@@ -129,6 +129,7 @@ class Reading:
     _pictures: set[str] = field(default_factory=set)
     _stored_bytes: int = 0
     _text_bytes: int = 0
+    _ended_early: bool = False
     _began: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -153,6 +154,7 @@ class Reading:
         try:
             yield
         except _TooSlow:
+            self._ended_early = True
             most = self.limits.max_seconds
             self.faults.add(None, "file", f"checking takes more than {most:g} seconds; split the data set")
 
@@ -210,6 +212,7 @@ class Reading:
                 self._used.setdefault(image, Place(line, prefix + picture.field, file))
             except ImageError as error:
                 note(picture.field, error.message)
+                image = self._stand_in(picture.value)
         if draft is None:
             return
         self._check_layout(draft, note)
@@ -223,6 +226,10 @@ class Reading:
         example = Example(identity, image, draft.turns, draft.split or self._part)
         self._text_bytes += _bytes_held(example)
         self.examples.append(example)
+
+    def _stand_in(self, reference: object) -> str:
+        """Return a name for a picture that is not there: examples of different ones are no repeats."""
+        return f"missing:{hash(reference) if isinstance(reference, str) else self._records}"
 
     def check_images(self) -> None:
         """Decode every picture that a record names, once; count those of examples."""
@@ -246,13 +253,16 @@ class Reading:
         """Count what was read and add the warnings about the whole."""
         examples, context = self.examples, self.context
         keys = keys_of(examples, self._stored)
-        answers = count_answers(examples, self.warnings)
+        # What a record would have added is not known, so nothing is said of the whole while one is left out.
+        is_whole = len(examples) == self._records and not self._ended_early
+        of_whole = self.warnings if is_whole else FaultList(0)
+        answers = count_answers(examples, of_whole)
         duplicates = count_repeats(examples, self._stored, self.warnings)
         division = divide(examples, keys, self.warnings)
-        warn_of_luck(examples, keys, context, self.warnings)
+        warn_of_luck(examples, keys, context, of_whole)
         overlap = find_overlap(keys, context, self.warnings)
         question_lengths, answer_lengths = measure_lengths(examples, context)
-        if examples and not division.train_examples:
+        if examples and is_whole and not division.train_examples:
             self.faults.add(None, "split", _NOTHING_TO_LEARN)
         if self._systems:
             reason = f"the system text of {counted(self._systems, 'example')} is left out"
@@ -340,6 +350,7 @@ class Reading:
         elif self._text_bytes > self.limits.max_text_bytes:
             reason = f"the texts take more than {self.limits.max_text_bytes} bytes of memory together"
         if reason is not None:
+            self._ended_early = True
             place = record.prefix.rstrip(".")
             self.faults.add(record.line, place, f"{reason}; split the data set", name)
             return False

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from server.cli.client import DEFAULT_URL, Client
+from server.cli.wording import words_of
 
 Run = Callable[[argparse.Namespace], int | None]
 
@@ -45,7 +46,7 @@ def add_verb(
             default=os.environ.get("STRATA_MODEL_NAME") or "strata",
             help="name of the served model (STRATA_MODEL_NAME, default %(default)s)",
         )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
 
 
@@ -65,4 +66,4 @@ def port_number(text: str) -> int:
 
 def client_of(args: argparse.Namespace, timeout_seconds: float = 60.0) -> Client:
     """Return a client for the server that the flags name."""
-    return Client(args.url, args.api_key, timeout_seconds)
+    return Client(args.url, args.api_key, timeout_seconds, words_of(args.parser))

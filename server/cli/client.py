@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from adapter_store.errors import InputError, StrataError
+from server.cli.wording import Words, as_it_is
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _SHOWN_FAULTS = 30
@@ -38,10 +39,17 @@ class RequestRefused(InputError):
 class Client:
     """Hold one connection pool to the gateway."""
 
-    def __init__(self, url: str, api_key: str | None = None, timeout_seconds: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None = None,
+        timeout_seconds: float = 60.0,
+        words: Words = as_it_is,
+    ) -> None:
         _check_address(url)
         headers = {"Authorization": f"Bearer {_usable(api_key)}"} if api_key else {}
         self.url = url.rstrip("/")
+        self._words = words
         self._http = httpx.Client(
             base_url=self.url, headers=headers, timeout=timeout_seconds, trust_env=False
         )
@@ -69,7 +77,7 @@ class Client:
             response = self._http.request(method, path, **options)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._no_answer(error) from None
-        raise_for_error(response)
+        raise_for_error(response, self._words)
         return response
 
     def get(self, path: str, **params: Any) -> Any:
@@ -90,12 +98,33 @@ class Client:
             with self._http.stream("POST", path, json=body) as response:
                 if response.is_error:
                     response.read()
-                    raise_for_error(response)
+                    raise_for_error(response, self._words)
                 for line in response.iter_lines():
                     if line == "data: [DONE]":
                         return
                     if line.startswith("data:"):
-                        yield _event(line.removeprefix("data:").strip())
+                        yield _event(line.removeprefix("data:").strip(), self._words)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self._no_answer(error) from None
+
+    def events(self, path: str, after: str | None) -> Iterator[dict[str, Any]]:
+        """Yield the events behind ``after`` as they come, and ``{}`` now and then while none comes.
+
+        It ends with the stream; at once if the server lists events but does not stream them.
+        """
+        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": after} if after else {})}
+        try:
+            with self._http.stream("GET", path, headers=headers) as response:
+                if response.is_error:
+                    response.read()
+                    raise_for_error(response, self._words)
+                if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                    return
+                for line in response.iter_lines():
+                    if line.startswith("data:"):
+                        yield _event(line.removeprefix("data:").strip(), self._words)
+                    elif line.startswith(":"):
+                        yield {}
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._no_answer(error) from None
 
@@ -149,13 +178,14 @@ def _present(params: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if value is not None}
 
 
-def _event(text: str) -> dict[str, Any]:
+def _event(text: str, words: Words) -> dict[str, Any]:
     try:
         event = json.loads(text)
     except ValueError:
         raise RequestFailed(f"the stream holds something that is not JSON: {text[:80]!r}") from None
     if "error" in event:
-        raise RequestFailed(str(event["error"].get("message", event["error"])))
+        error = event["error"]
+        raise RequestFailed(words(str(error.get("message", error)), error.get("param")))
     return event
 
 
@@ -171,8 +201,8 @@ def _faults(report: Any) -> str:
     return "".join(lines) + (f"\n  and {hidden} more" if hidden else "")
 
 
-def raise_for_error(response: httpx.Response) -> None:
-    """Raise the fitting error if an answer is one; its message is the server's own."""
+def raise_for_error(response: httpx.Response, words: Words = as_it_is) -> None:
+    """Raise the fitting error if an answer is one; its message is the server's, in other ``words``."""
     if not response.is_error:
         return
     code = None
@@ -181,6 +211,7 @@ def raise_for_error(response: httpx.Response) -> None:
         message, code = str(error["message"]), error.get("code")
         if faults := _faults(error.get("report")):
             message = f"{message.partition(': ')[0]}:{faults}"
+        message = words(message, error.get("param"))
     except (ValueError, KeyError, TypeError):
         message = f"{response.request.url} answered with status {response.status_code}"
     if response.status_code == 401 or code == "wrong_scope":

@@ -17,8 +17,9 @@ from server.cli.output import clean, duration, print_json, stderr, stdout
 from server.cli.teach import STATUSES, report_job
 from server.cli.watch import LostSight, patiently
 
-_POLL_SECONDS = 0.5
 _NEVER_QUEUED = ("replaced", "refused")
+_SOON_SECONDS = 0.5
+_POLL_SECONDS = 2.0
 _PATIENCE_SECONDS = 30.0
 """How much longer than promised a correction may wait for its place in the queue."""
 
@@ -138,10 +139,10 @@ def _until_queued(client: Client, given: dict[str, Any], *, quiet: bool) -> str:
             found = _patiently(lambda: _looked(client, given))
             if found["job"] is not None:
                 return str(found["job"])
-            left = duration(_seconds_left(found["pending"]))
-            shown.update("" if quiet else f"waits for others, {left} left")
+            left = _seconds_left(found["pending"])
+            shown.update("" if quiet else f"waits for others, {duration(left)} left")
             deadline += time.monotonic() - asked  # a gateway that is away cannot send it
-            time.sleep(_POLL_SECONDS)
+            time.sleep(min(_POLL_SECONDS, max(_SOON_SECONDS, left)))
     raise NotQueued(
         f"the correction is kept, but was not queued within {duration(longest)}; look at {client.url}/ready, "
         "and at what became of it with: strata jobs"

@@ -18,6 +18,7 @@ from adapter_store.names import check_task_name
 from adapter_store.texts import counted
 from server.cli.arguments import add_verb
 from server.cli.output import clean, print_json, stderr, stdout
+from server.cli.wording import Words, words_of
 
 EXIT_FAULTY = 2
 PATIENCE_SECONDS = 2.0
@@ -55,7 +56,7 @@ def _check(args: argparse.Namespace) -> int:
     if args.json:
         print_json(report.to_dict())
     else:
-        _show(str(args.file), report)
+        _show(str(args.file), report, words_of(args.parser))
     return 0 if report.ok else EXIT_FAULTY
 
 
@@ -95,14 +96,14 @@ def _told(*, quiet: bool) -> Iterator[_Bar]:
             progress.stop()
 
 
-def _show(name: str, report: Report) -> None:
+def _show(name: str, report: Report, words: Words) -> None:
     stdout.print(f"[bold]{clean(name)}[/]  {clean(report.format)}")
-    for title, text in _facts(report):
+    for title, text in _facts(report) if report.examples else ():
         stdout.print(f"  {title:10} {clean(text)}")
     for warning in report.warnings:
         stdout.print(f"  [yellow]warning[/]    {clean(str(warning))}")
     for fault in report.faults:
-        stdout.print(f"  [red]fault[/]      {clean(str(fault))}")
+        stdout.print(f"  [red]fault[/]      {clean(words(str(fault), None))}")
     if report.truncated_faults:
         stdout.print(f"  [red]fault[/]      and {report.truncated_faults} more")
     if report.ok:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import uuid
 import zipfile
@@ -16,12 +17,16 @@ from adapter_store.names import check_task_name
 from server.cli.arguments import add_verb, at_least_one, client_of
 from server.cli.client import Client
 from server.cli.output import clean, duration, moment, print_json, stderr, stdout, table
-from server.cli.watch import new_events, show_job
+from server.cli.watch import last_events, show_job
 from server.jobs.hyperparameters import from_text
 
 UPLOAD_TIMEOUT_SECONDS = 600.0
 _SHOWN_EVENTS = 20
 EXIT_NOT_SERVED = 3
+_CHOSEN = (
+    "no --task was given: by the questions and pictures the service chooses the known task that they are "
+    "most like, or opens a new one; which one tells"
+)
 STATUSES = (
     "Exit status with --wait: 0 learned and served, 1 failed or cancelled, 2 wrong command or data, "
     "3 learned but not served: the gate held the version back, or stable was moved meanwhile, "
@@ -38,7 +43,11 @@ def add_verbs(verbs: Any) -> None:
     submit.add_argument(
         "file", type=Path, metavar="FILE", help="JSON, JSONL, CSV, parquet, zip, tar, or a folder"
     )
-    submit.add_argument("--task", metavar="NAME", help="a new or known task; without it the service decides")
+    submit.add_argument(
+        "--task",
+        metavar="NAME",
+        help="a new or known task; without it the service chooses one by the questions and pictures",
+    )
     submit.add_argument("--question", metavar="TEXT", help="asked where the data has none; goes with --task")
     submit.add_argument(
         "--wait", action="store_true", help="show phases, loss and time left until it is served"
@@ -66,7 +75,7 @@ def submit_file(
     Args:
         client: Connection to the gateway.
         file: Data set file; a folder is packed as a zip first.
-        task: Task to teach; None lets the service decide.
+        task: Task to teach; None lets the service choose a known one, or open a new one.
         hyperparameters: Settings of the method for this job.
         question: Asked where the data has none; needs a task.
 
@@ -75,7 +84,8 @@ def submit_file(
     """
     if question is not None and task is None:
         raise InputError("--question goes with --task NAME; name the task, too", param="question")
-    fields = {name: str(value) for name, value in (hyperparameters or {}).items()}
+    # One JSON field: a setting that is called like a part of the form is refused, not taken for that part.
+    fields = {"hyperparameters": json.dumps(hyperparameters)} if hyperparameters else {}
     try:
         with as_file(file) as packed, packed.open("rb") as stream:
             if task is None:
@@ -149,6 +159,8 @@ def _hyperparameters(pairs: list[str]) -> dict[str, Any]:
 def _submit(args: argparse.Namespace) -> int:
     with client_of(args) as client:
         job = submit_file(client, args.file, args.task, _hyperparameters(args.set), args.question)
+        if args.task is None and not args.json:
+            stderr.print(f"{_CHOSEN}: strata jobs {clean(job['id'])}")
         return report_job(args, client, job)
 
 
@@ -186,7 +198,9 @@ def _show_end(job: dict[str, Any]) -> None:
     gate = job.get("gate") or {}
     version = job.get("result_version") or job.get("fine_tuned_model")
     if _is_served(job):
-        stdout.print(f"[green]taught[/]: {clean(str(version))} was served")
+        stdout.print(
+            f"[green]taught[/]: {clean(str(version))} was served, with the task {clean(job_task(job))}"
+        )
         return
     if job.get("outcome") == "not_served":
         stdout.print(
@@ -227,7 +241,7 @@ def _jobs(args: argparse.Namespace) -> int:
         if args.json:
             print_json(job)
         else:
-            _show_job(job, new_events(client, args.id, None)[-_SHOWN_EVENTS:])
+            _show_job(job, last_events(client, args.id, _SHOWN_EVENTS))
     return _status(job) if args.wait and not args.cancel else 0
 
 

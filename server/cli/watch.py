@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from itertools import takewhile
 from typing import Any, TypeVar
 
 from rich.console import Console, RenderableType
@@ -19,7 +20,8 @@ from server.cli.output import clean, duration, stderr
 
 T = TypeVar("T")
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 2.0
+_EVENTS_AT_ONCE = 100
 _NOTE_SECONDS = 5.0
 _AGAIN_SECONDS = 2.0
 _PATIENCE_SECONDS = 300.0
@@ -43,14 +45,13 @@ class LostSight(StrataError):
 
 
 def follow(
-    client: Client,
-    job_id: str,
-    poll_seconds: float = _POLL_SECONDS,
-    tell: Callable[[str], None] = stderr.print,
+    client: Client, job_id: str, tell: Callable[[str], None] = stderr.print
 ) -> Iterator[tuple[dict, list[dict]]]:
     """Yield `(job, new events)` until the job has ended; the last job yielded is the final one.
 
-    A gateway that restarts ends no job: while it is away it is asked again, and `tell` is given a sentence.
+    Between two looks at the job its stream of events is read, one request however long it takes. A server
+    without such a stream is asked every two seconds. A gateway that restarts ends no job: while it is away it
+    is asked again, and `tell` is given a sentence.
 
     Raises:
         LostSight: The gateway was away for too long.
@@ -59,12 +60,28 @@ def follow(
     after: str | None = None
     while True:
         job, events = _looked(client, job_id, after, tell)
-        if events:
-            after = events[-1]["id"]
         yield job, events
         if job["status"] in TERMINAL:
             return
-        time.sleep(poll_seconds)
+        after = events[-1]["id"] if events else after
+        has_ended = False
+        for event in _streamed(client, job_id, after):
+            has_ended = "message" not in event and "status" in event
+            if event and not has_ended:
+                after = event["id"]
+            yield job, [event] if event and not has_ended else []
+        if not has_ended:
+            time.sleep(_POLL_SECONDS)
+
+
+def _streamed(client: Client, job_id: str, after: str | None) -> Iterator[dict[str, Any]]:
+    """Yield what the stream of events says; where it breaks off, or there is none, the next look says why."""
+    with suppress(StrataError):
+        yield from client.events(_events_of(job_id), after)
+
+
+def _events_of(job_id: str) -> str:
+    return f"/v1/fine_tuning/jobs/{job_id}/events"
 
 
 def patiently(call: Callable[[], T], tell: Callable[[str], None], *, meanwhile: str, lost: str) -> T:
@@ -110,14 +127,20 @@ def _looked(
 
 
 def new_events(client: Client, job_id: str, after: str | None) -> list[dict[str, Any]]:
-    """Return the events behind `after`, oldest first."""
+    """Return the events behind `after`, oldest first; the server lists the newest first, as OpenAI does."""
     found: list[dict[str, Any]] = []
+    before: str | None = None
     while True:
-        page = client.get(f"/v1/jobs/{job_id}/events", after=after, limit=100)
-        found += page["data"]
-        if not page.get("has_more") or not page["data"]:
-            return found
-        after = page["data"][-1]["id"]
+        page = client.get(_events_of(job_id), after=before, limit=_EVENTS_AT_ONCE)
+        found += takewhile(lambda event: event["id"] != after, page["data"])
+        if not page.get("has_more") or not page["data"] or found[-1:] != page["data"][-1:]:
+            return found[::-1]
+        before = page["data"][-1]["id"]
+
+
+def last_events(client: Client, job_id: str, count: int) -> list[dict[str, Any]]:
+    """Return up to `count` events of a job, those that came last, oldest first."""
+    return client.get(_events_of(job_id), limit=count)["data"][:count][::-1]
 
 
 class JobProgress:
@@ -231,7 +254,6 @@ def show_job(
     job_id: str,
     title: str,
     console: Console | None,
-    on_poll: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[dict[str, Any], JobProgress]:
     """Follow a job to its end, drawing its progress.
 
@@ -240,7 +262,6 @@ def show_job(
         job_id: The job.
         title: Heading of the display.
         console: Where to draw; None draws nothing.
-        on_poll: Called with the job record at every look.
 
     Returns:
         The final job record and the progress that was folded from its events.
@@ -261,6 +282,4 @@ def show_job(
         for job, events in follow(client, job_id, tell=(console or stderr).print):
             progress.update(job, events)
             display.refresh()
-            if on_poll is not None:
-                on_poll(job)
     return job, progress

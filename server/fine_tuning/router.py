@@ -24,7 +24,9 @@ async def create(
 ) -> dict[str, Any]:
     """Validate the file (every fault at once), keep its data and queue the job.
 
-    ``metadata.task`` may name the task; without it the service decides between retraining and expanding.
+    ``metadata.task`` names the task, a new or a known one. Without it the service chooses by the questions
+    and pictures: it trains the known task that they are most like, or opens a new one, ``task-2``; ``task``
+    of the job tells which, once that is decided. ``suffix`` is kept with the job and names no task.
     """
     job = await create_job(gateway, wanted, idempotency_key)
     return job_body(job, gateway.model_name)

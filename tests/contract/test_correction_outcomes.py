@@ -178,7 +178,7 @@ def test_the_command_corrects(running: RunningGateway, tmp_path: Path, capsys: p
     assert told["status"] == "queued"
     assert running.gateway.link.queue().get(told["job"]).task == "spoken"
     assert main([*words[:4], "", *words[5:]]) == 2
-    assert "correction: it is empty" in capsys.readouterr().err
+    assert "ANSWER: it is empty" in capsys.readouterr().err
 
 
 def test_the_command_does_not_take_the_end_of_another_correction_for_its_own(
@@ -243,6 +243,7 @@ def test_the_command_waits_until_its_correction_was_learned(
         claim = claimed(aged.gateway.link.queue(), standing(aged.http, task)["last_job"])
         learned.append(claim.job.id)
         claim.update(status="running", phase="train")
+        claim.event("train", type="phase", data={"phase": "train"})
         claim.event("step 1/2", type="metrics", data={"step": 1, "total_steps": 2, "eta_seconds": 7})
         time.sleep(1)
         claim.finish(outcome["status"], **{k: v for k, v in outcome.items() if k != "status"})

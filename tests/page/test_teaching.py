@@ -79,7 +79,7 @@ def test_one_folder_for_each_answer_is_taught_with_a_question(
     file.write_bytes(folders([f"{bird}/{number}.png" for bird in ("robin", "wren") for number in range(3)]))
     teach.choose("#data-file", file)
     teach.wait_text("#report", "1 fault")
-    teach.wait_text("#question-note", "The data has no question: write it here")
+    teach.wait_text("#question-note", "Questions are missing in the data: write one")
     assert teach.js("document.querySelector('#data-question').getAttribute('aria-invalid')") == "true"
     teach.click("#data-question")
     teach.type("What bird is it?")
@@ -97,6 +97,46 @@ def test_one_folder_for_each_answer_is_taught_with_a_question(
     assert {turn.question for example in stored.examples for turn in example.turns} == {"What bird is it?"}
     assert teach.js("document.querySelector('#data-question').value") == ""
     running.http.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
+
+
+@pytest.mark.parametrize("packing", ["lines", "array"])
+def test_blank_questions_are_told_and_asked_with_the_one_that_is_typed(
+    teach: Page, tmp_path: Path, packing: str
+):
+    rows = [{"question": question, "answer": "red"} for question in ("Which color?", "", " ")]
+    file = tmp_path / "blank.json"
+    file.write_text(json.dumps(rows) if packing == "array" else "\n".join(map(json.dumps, rows)))
+    teach.choose("#data-file", file)
+    teach.wait_text("#report", "2 faults")
+    teach.wait_text("#question-note", "Questions are missing in the data: write one")
+    assert teach.js("document.querySelector('#data-question').getAttribute('aria-invalid')") == "true"
+    assert "Name the task" not in teach.text("#task-note")
+    teach.click("#data-question")
+    teach.type("What is shown?")
+    teach.wait_text("#report", "can be taught")
+    teach.wait_text("#task-note", "Name the task to teach it.")
+    assert teach.js("document.querySelector('#data-question').getAttribute('aria-invalid')") == "false"
+
+
+@pytest.mark.parametrize("size", [(1280, 900), (375, 700)], ids=["wide", "narrow"])
+def test_many_faults_scroll_by_keyboard_in_an_area_of_their_own(
+    teach: Page, tmp_path: Path, size: tuple[int, int]
+):
+    teach.resize(*size)
+    file = tmp_path / "many.csv"
+    file.write_text("image,question,answer\n" + "".join(f"{n}.png,What?,x\n" for n in range(150)))
+    teach.choose("#data-file", file)
+    teach.wait_text("#report", "150 faults")
+    area = "document.querySelector('#report .scroll')"
+    assert teach.js(f"{area}.clientHeight") <= 320
+    assert teach.js(f"{area}.scrollHeight") > 3000
+    teach.js(f"document.querySelector('#data-file').focus(), {area}.id = 'faults'")
+    teach.tab_to(lambda focused: focused == "faults")
+    teach.press("End")
+    teach.wait(f"{area}.scrollTop + {area}.clientHeight > {area}.scrollHeight - 5")
+    place = "getBoundingClientRect().top"
+    head = f"Math.abs({area}.querySelector('th').{place} - {area}.{place})"
+    assert teach.js(head) < 3, "the head stays in view"
 
 
 def test_repeats_and_pictures_that_others_are_measured_on_are_told(

@@ -10,6 +10,8 @@ import { onDrop } from "./pictures.js";
 const SMALL_BYTES = 20e6;
 const TYPING_MS = 500;
 const TASK = /^(?!.*\.\.)[a-z0-9][a-z0-9._-]{0,62}$/;
+/** In the reason of a fault that a question for all the data would mend. */
+const ONE_FOR_ALL = /give one for all of them/;
 
 /** @type {File|null} */
 let file = null;
@@ -100,13 +102,13 @@ function judge() {
   byId("task").setAttribute("aria-invalid", String(wrong));
   byId("task-note").textContent = wrong
     ? "Up to 63 of a-z, 0-9, dot, underscore and hyphen; a letter or digit first, no two dots in a row."
-    : "A new name starts a new layer; a known one is trained again.";
+    : `${sound && !name ? "Name the task to teach it. " : ""}A new name starts a new layer; a known one is trained again.`;
   byId("task-note").classList.toggle("fault", wrong);
-  const lacking = Boolean(report?.faults.some((fault) => fault.field === "question")) && !byId("data-question").value.trim();
+  const lacking = Boolean(report?.faults.some((fault) => ONE_FOR_ALL.test(fault.reason))) && !byId("data-question").value.trim();
   byId("data-question").setAttribute("aria-invalid", String(lacking));
   byId("question-note").textContent = lacking
-    ? "The data has no question: write it here, and the data is checked again."
-    : "Only for data without questions: it is asked of every picture.";
+    ? "Questions are missing in the data: write one for all of them here, and the data is checked again."
+    : "Only for data without questions: it is asked where there is none.";
   byId("question-note").classList.toggle("fault", lacking);
   byId("teach-button").disabled = busy || !sound || !TASK.test(name);
 }

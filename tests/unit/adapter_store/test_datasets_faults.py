@@ -106,7 +106,8 @@ def test_all_faults_of_one_file_come_together(tmp_path: Path) -> None:
     assert faulty == set(range(2, 24)) - {14}
     by_line = {fault.line: fault for fault in report.faults}
     assert "not valid JSON at column" in by_line[2].reason
-    assert (by_line[3].field, by_line[3].reason) == ("question", "the question is empty")
+    empty = "the question is empty; write one in each record, or give one for all of them with the file"
+    assert (by_line[3].field, by_line[3].reason) == ("question", empty)
     assert "8000" in by_line[6].reason
     assert "never fetched" in by_line[7].reason
     assert "never fetched" in by_line[8].reason

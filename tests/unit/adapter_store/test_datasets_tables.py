@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from adapter_store.datasets import Limits, Turn, read_upload
+from adapter_store.datasets import DatasetStore, Limits, Turn, read_upload
 from tests.unit.adapter_store.test_datasets_faults import lines, png, report_of, row, tar_of, zip_of
 
 HEADER = "image,question,answer\n"
@@ -228,3 +228,14 @@ def test_a_broken_central_directory_of_a_table_zip_is_one_fault(tmp_path: Path) 
     content = zip_of({"list.csv": DIALECTS["comma"], **PICTURES})
     report = report_of(tmp_path, io.BytesIO(content).getvalue()[:-30])
     assert len(report.faults) == 1
+
+
+@pytest.mark.parametrize("blank", ["", "  "])
+def test_a_blank_question_is_asked_with_the_one_for_all(tmp_path: Path, blank: str) -> None:
+    path = tmp_path / "upload"
+    path.write_text(f"question,answer\n{blank},red\nWhich shape?,round\n")
+    store = DatasetStore(tmp_path / "data")
+    alone = store.validate(path)
+    assert "give one for all of them" in alone.faults[-1].reason
+    examples = store.open(store.put(path, filename="a.csv", question="Which color?").id).examples
+    assert [example.turns[0].question for example in examples] == ["Which color?", "Which shape?"]

@@ -112,3 +112,39 @@ def test_the_picture_of_a_faulty_record_is_none_of_the_data_set(tmp_path: Path) 
     report = report_of(tmp_path, lines([good, {**other, "answer": " "}]))
     assert [fault.field for fault in report.faults] == ["answer"]
     assert (report.examples, report.images) == (1, 1)
+
+
+def test_pictures_that_are_missing_are_all_that_is_wrong(tmp_path: Path) -> None:
+    rows = [("a.png", "red", "train"), ("b.png", "blue", "train"), ("c.png", "red", "test")]
+    content = "image,question,answer,split\n" + "".join(f"{i},Which?,{a},{s}\n" for i, a, s in rows)
+    report = report_of(tmp_path, content.encode())
+    assert [(fault.line, fault.field) for fault in report.faults] == [(n, "image") for n in (2, 3, 4)]
+    said = " ".join(warning.reason for warning in report.warnings)
+    assert "otherwise" not in said
+    assert "train part and in the test part" not in said
+    assert (report.duplicates, report.split.train_images, report.split.test_images) == (0, 2, 1)
+
+
+def test_a_missing_picture_that_is_named_twice_is_one_picture(tmp_path: Path) -> None:
+    report = report_of(
+        tmp_path, lines([row("a.png"), row("a.png"), row({"path": None}), row({"path": None})])
+    )
+    assert (len(report.faults), report.duplicates) == (4, 1)
+
+
+@pytest.mark.parametrize("lost", [row(url(png()), answer=""), "oops"], ids=["faulty", "unreadable"])
+def test_nothing_is_said_of_the_whole_while_a_record_is_left_out(tmp_path: Path, lost: Any) -> None:
+    rows = [row(url(png("blue")), split="test"), row(url(png("green")), split="test")]
+    alone = report_of(tmp_path, lines(rows))
+    assert [fault.field for fault in alone.faults] == ["split"]
+    assert [warning.field for warning in alone.warnings] == ["answer"]
+    report = report_of(tmp_path, lines([*rows, lost]))
+    assert [fault.line for fault in report.faults] == [3]
+    assert report.warnings == ()
+
+
+def test_nothing_is_said_of_the_whole_of_data_that_was_cut_off(tmp_path: Path) -> None:
+    rows = [row(url(png(color)), split="test") for color in ("blue", "green", "red")]
+    report = report_of(tmp_path, lines(rows), Limits(max_examples=2))
+    assert ["more than 2 examples" in fault.reason for fault in report.faults] == [True]
+    assert report.warnings == ()

@@ -186,7 +186,7 @@ def test_submit_says_whether_the_version_is_served(
         {
             "/v1/tasks/digits/batches": reply(202, {**job, "status": "queued"}),
             "/v1/fine_tuning/jobs/job-1": reply(200, job),
-            "/v1/jobs/job-1/events": reply(200, {"data": []}),
+            "/v1/fine_tuning/jobs/job-1/events": reply(200, {"data": []}),
         }
     )
     file = tmp_path / "data.json"
@@ -205,11 +205,11 @@ def test_a_followed_job_that_failed_ends_with_status_1_and_shows_its_last_events
     answering, capsys: pytest.CaptureFixture[str]
 ):
     job = {"id": "job-1", "status": "failed", "error": {"message": "no room"}}
-    events = [{"id": f"{n}-0", "type": "message", "message": f"event {n}."} for n in range(30)]
+    events = [{"id": f"{n}-0", "type": "message", "message": f"event {n}."} for n in range(30)][::-1]
     url = answering(
         {
             "/v1/fine_tuning/jobs/job-1": reply(200, job),
-            "/v1/jobs/job-1/events": reply(200, {"data": events, "has_more": False}),
+            "/v1/fine_tuning/jobs/job-1/events": reply(200, {"data": events, "has_more": False}),
         }
     )
     assert main(["jobs", "job-1", "--url", url]) == 0

@@ -93,6 +93,7 @@ def gateways() -> Iterator[list[Gateway]]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "_AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr(watch, "_POLL_SECONDS", 0.02)
     monkeypatch.setattr(correct, "_POLL_SECONDS", 0.02)
 
 
@@ -117,7 +118,7 @@ def test_a_gateway_that_is_started_again_is_found_again(gateways: list[Gateway])
     port = gateways[0].server_port
     told: list[str] = []
     with Client(f"http://127.0.0.1:{port}") as client:
-        looks = watch.follow(client, "job-1", poll_seconds=0.0, tell=told.append)
+        looks = watch.follow(client, "job-1", tell=told.append)
         assert next(looks)[0]["status"] == "running"
         gateways[0].stop()
         again = threading.Timer(0.3, lambda: gateways.append(Gateway(port, [(200, DONE)])))
@@ -228,3 +229,16 @@ def test_a_correction_that_no_job_has_is_said_to_be(
     gateways.append(Gateway(0, [(200, KEPT), answer]))
     assert main([*words, *address(gateways[0]), "--json"]) == 1
     assert said in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+@pytest.mark.parametrize(("age", "pause"), [(0.0, 2.0), (19.9, 0.5)], ids=["long before", "when it is due"])
+def test_a_correction_is_asked_for_more_often_once_it_is_due(
+    gateways: list[Gateway], words: list[str], monkeypatch: pytest.MonkeyPatch, age: float, pause: float
+):
+    pauses: list[float] = []
+    monkeypatch.undo()
+    monkeypatch.setattr(correct.time, "sleep", pauses.append)
+    waits = {**KEPT, "pending": {**KEPT["pending"], "oldest_seconds": age}}
+    gateways.append(Gateway(0, [(200, waits), (200, SENT), (200, DONE)]))
+    assert main([*words, *address(gateways[0]), "--json"]) == 0
+    assert pauses == [pytest.approx(pause)]

@@ -187,9 +187,12 @@ async def test_leaving_frees_the_slot_within_one_step(
     await settle(engine)
     assert engine.stats().steps_total - steps == 1, "only the step that ran when the client left"
     assert engine.loaded() == {"base": 0}
+    go_on.clear()
+    decoding.clear()
     task = asyncio.create_task(collect(engine.generate(world.request("cancelled", max_tokens=400))))
-    await until(engine, lambda stats: stats.running == 1)
+    assert await asyncio.to_thread(decoding.wait, 60)
     task.cancel()
+    go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     await settle(engine)
