@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(settings: WorkerSettings, stop: threading.Event) -> None:
     from adapter_store.jobs.connection import connect
+    from adapter_store.jobs.presence import Presence
     from adapter_store.jobs.queue import JobQueue
     from trainer_worker.opening import open_workshop
     from trainer_worker.worker import Worker
@@ -57,6 +58,7 @@ def _run(settings: WorkerSettings, stop: threading.Event) -> None:
             settings.model_name,
             lease_seconds=settings.lease_seconds,
             max_deliveries=settings.max_deliveries,
+            presence=Presence.take(settings.home / "run" / "workers"),
         )
         shop = open_workshop(settings)
         port = shop.metrics.serve(settings.metrics_host, settings.metrics_port)

@@ -22,8 +22,12 @@ from adapter_store.datasets.records import MIB, Limits, shown
 _COLUMNS = ("images", "messages", "conversations", "texts", "system", "input", "history", "videos", "audios")
 _ROWS_AT_ONCE = 16
 # Every batch copies the dictionaries, so where nearly all lies in them few and long batches are read.
-_ROWS_OF_INDICES = 1024
+_MOST_ROWS_AT_ONCE = 1024
 _FEW_BYTES = 64 * MIB
+_BATCH_BYTES = 8 * MIB
+# Arrow keeps a dictionary twice more beside its page: one of photos, which hardly repeat, is read row by row.
+_LARGE_DICTIONARY_BYTES = 16 * MIB
+_LARGE_VALUE_BYTES = 4096
 _BUFFER_BYTES = MIB
 # Each entry of a footer takes hundreds of times its bytes when read; 4 MiB describe thousands of row groups.
 _MAX_FOOTER_BYTES = 4 * MIB
@@ -82,14 +86,17 @@ def _read(parquet: Any, path: Path, limits: Limits) -> Iterator[Record]:
             raise ValueError("row groups that not everybody sees")
         groups = _groups(path, chunks, leaves, limits)
         _check_total(groups, path.stat().st_size, limits)
-    repeated = [
-        leaf.path
-        for leaf in leaves
-        if leaf.is_text and any(group[leaf.index].dictionary_bytes for group in groups)
-    ]
-    again = {"metadata": file.metadata, "read_dictionary": repeated, "buffer_size": _BUFFER_BYTES}
+    repeated = _repeated(leaves, groups)
+    again = {
+        "metadata": file.metadata,
+        "read_dictionary": [leaf.path for leaf in leaves if leaf.index in repeated],
+        "buffer_size": _BUFFER_BYTES,
+        # Arrow would otherwise have all packed bytes of a row group in memory before its first row.
+        "pre_buffer": False,
+    }
     with parquet.ParquetFile(path, **again) as file:
-        yield from _rows(file, known, groups, limits)
+        at_once = [_rows_at_once(leaves, repeated, group) for group in groups]
+        yield from _rows(file, known, at_once, limits)
 
 
 def _check_footer(path: Path) -> None:
@@ -175,13 +182,42 @@ def _check_total(groups: list[dict[int, Pages]], packed_bytes: int, limits: Limi
         raise _Refused(f"the rows unpack to {total} bytes, too many for a file of {packed_bytes} bytes")
 
 
-def _rows(file: Any, known: list[str], groups: list[dict[int, Pages]], limits: Limits) -> Iterator[Record]:
+def _repeated(leaves: list[_Leaf], groups: list[dict[int, Pages]]) -> frozenset[int]:
+    """Return the columns whose repeated values stay one value each; in lists they must: a row has many."""
+    return frozenset(
+        leaf.index
+        for leaf in leaves
+        if leaf.is_text
+        and any(group[leaf.index].dictionary_bytes for group in groups)
+        and (leaf.is_list or not any(_has_large_values(group[leaf.index]) for group in groups))
+    )
+
+
+def _has_large_values(pages: Pages) -> bool:
+    mean = pages.dictionary_bytes // max(1, pages.dictionary_values)
+    return pages.dictionary_bytes > _LARGE_DICTIONARY_BYTES and mean >= _LARGE_VALUE_BYTES
+
+
+def _rows_at_once(leaves: list[_Leaf], repeated: frozenset[int], group: dict[int, Pages]) -> int:
+    """Return how many rows of a group lie in memory together, so that they are about 8 MiB."""
+    a_row, in_lists = 1, 0
+    for leaf in leaves:
+        pages = group[leaf.index]
+        if leaf.is_list:
+            in_lists += pages.data_bytes
+            continue
+        a_row += pages.largest_mean_bytes
+        if leaf.is_text and leaf.index not in repeated:
+            a_row += pages.dictionary_bytes  # every row may name a value that is nearly all of it
+    rows = min(max(1, _BATCH_BYTES // a_row), _MOST_ROWS_AT_ONCE)
+    return rows if in_lists < _FEW_BYTES else min(rows, _ROWS_AT_ONCE)
+
+
+def _rows(file: Any, known: list[str], at_once: list[int], limits: Limits) -> Iterator[Record]:
     classes = _class_names(file.schema_arrow.metadata or {}, known)
     line = 0
     total = 0
-    for number, group in enumerate(groups):
-        plain = sum(pages.data_bytes for pages in group.values())
-        rows = _ROWS_OF_INDICES if plain < _FEW_BYTES else _ROWS_AT_ONCE
+    for number, rows in enumerate(at_once):
         # Group by group: a batch over two of them has two dictionaries, which Arrow does not join in lists.
         for batch in file.iter_batches(rows, row_groups=[number], columns=known, use_threads=False):
             for row, size in _converted(batch, limits):

@@ -3,6 +3,7 @@
 from adapter_store.jobs.claim import Claim
 from adapter_store.jobs.connection import connect
 from adapter_store.jobs.journal import JobJournal
+from adapter_store.jobs.presence import Presence
 from adapter_store.jobs.queue import JobQueue
 from adapter_store.jobs.record import Job, JobError, JobEvent, JobStatus, check_job_id, new_job_id
 
@@ -14,6 +15,7 @@ __all__ = [
     "JobJournal",
     "JobQueue",
     "JobStatus",
+    "Presence",
     "check_job_id",
     "connect",
     "new_job_id",

@@ -1,11 +1,12 @@
 """Accepted jobs on disk, so that losing Redis loses none of them.
 
-The order that keeps the promise: write the data set, ``record`` the job, ``submit`` it,
-answer 202. After a start, and whenever Redis came back empty, ``reconcile`` submits what
-Redis does not know. Submitting is idempotent per job id, so doing it twice is harmless.
+The order that keeps the promise: write the data set, ``begin`` the job, ``submit`` it,
+``accept`` it, answer 202. After a start, and whenever Redis came back empty, ``reconcile`` submits
+what Redis does not know. Submitting is idempotent per job id, so doing it twice is harmless.
 
 A refused job must not run later: it is forgotten, or, while nobody knows whether Redis took it,
-``doubt``-ed. What is between ``record`` and that is ``handed_in``, and ``reconcile`` waits for it.
+``doubt``-ed. What is between ``begin`` and that is ``handed_in``, and ``reconcile`` waits for it. A job
+whose gateway died there is submitted as well, but never in the place of one that was accepted.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 _DOUBTED = "doubted-"
 """Begins the file of a job whose submission was refused without knowing whether Redis took it."""
+_BEGUN = "begun-"
+"""Begins the file of a job that no client was told of yet."""
 _LOCK, _TURN = ".lock", ".turn"
 
 
@@ -38,8 +41,21 @@ class JobJournal:
         self._ended: set[str] = set()
         make_folder(folder)
 
+    def begin(self, job: Job) -> None:
+        """Write a job before it is submitted."""
+        write_durably(self._begun(job.id), job.model_dump_json(indent=1).encode())
+
+    def accept(self, job_id: str) -> None:
+        """Keep a job that was begun: Redis took it, and its client will be told so."""
+        begun, path = self._begun(job_id), self._path(job_id)
+        if path.exists():  # a repetition of the request was answered with it meanwhile
+            begun.unlink(missing_ok=True)
+        else:
+            begun.rename(path)
+        sync_folder(self._folder)
+
     def record(self, job: Job) -> None:
-        """Write the job: before it is submitted, and again with its outcome.
+        """Write a job that was accepted, and again with its outcome.
 
         An outcome stays: a later record that says the job is still on its way is dropped.
         """
@@ -50,12 +66,13 @@ class JobJournal:
         write_durably(self._path(job.id), job.model_dump_json(indent=1).encode())
 
     def forget(self, job_id: str) -> None:
-        """Remove a job, for one that was recorded but turned out to repeat another request."""
-        self._path(job_id).unlink(missing_ok=True)
+        """Remove a job, for one that was begun or recorded but turned out to repeat another request."""
+        for path in (self._begun(job_id), self._path(job_id)):
+            path.unlink(missing_ok=True)
         sync_folder(self._folder)
 
     def handed_in(self) -> AbstractContextManager[None]:
-        """Keep ``reconcile`` from submitting what is recorded inside, until it was accepted or forgotten.
+        """Keep ``reconcile`` from submitting what is begun inside, until it was accepted or forgotten.
 
         Several threads and processes may be inside at once, but nobody enters while ``reconcile`` waits; one
         that dies inside holds nobody up.
@@ -64,8 +81,7 @@ class JobJournal:
 
     def doubt(self, job_id: str) -> None:
         """Set a job aside that Redis may have taken: ``reconcile`` keeps it if so, else forgets it."""
-        path = self._path(job_id)
-        path.rename(path.with_name(_DOUBTED + path.name))
+        self._begun(job_id).rename(self._folder / f"{_DOUBTED}{self._path(job_id).name}")
         sync_folder(self._folder)
 
     def get(self, job_id: str) -> Job | None:
@@ -89,7 +105,7 @@ class JobJournal:
         so that listings and idempotency keys survive), unless they ended so long ago that
         Redis has let them go. Outcomes that only Redis knows are recorded, and then the
         job is retired there. Of several jobs with one idempotency key the one that Redis knows counts, else
-        one that has ended, else the oldest; the others were never accepted and are forgotten.
+        one that has ended, else one that was accepted, else the oldest; the others are forgotten.
 
         Args:
             queue: The queue to agree with.
@@ -101,7 +117,27 @@ class JobJournal:
         self._settle_doubts(queue)
         jobs = self.all() if ended else self.pending()
         ours = [job for job in jobs if job.lineage == queue.lineage]
-        return sum(self._agree(queue, job) for job in sorted(ours, key=lambda job: not job.status.terminal))
+        count = sum(self._agree(queue, job) for job in sorted(ours, key=lambda job: not job.status.terminal))
+        return count + self._settle_begun(queue)
+
+    def _settle_begun(self, queue: JobQueue) -> int:
+        """Decide on jobs whose gateway died before it answered; return how many were submitted."""
+        if not any(self._folder.glob(f"{_BEGUN}job-*.json")):
+            return 0
+        with self._locked(fcntl.LOCK_EX):  # those that are left have nobody who hands them in
+            found = map(self._read, self._folder.glob(f"{_BEGUN}job-*.json"))
+            ours = [job for job in found if job is not None and job.lineage == queue.lineage]
+            return sum(self._settle(queue, job) for job in _in_order(ours))
+
+    def _settle(self, queue: JobQueue, job: Job) -> int:
+        try:
+            queue.get(job.id)
+            count = 0
+        except NotFoundError:
+            count = self._bring_back(queue, job)
+        if self._begun(job.id).exists():
+            self.accept(job.id)
+        return count
 
     def _settle_doubts(self, queue: JobQueue) -> None:
         for path in sorted(self._folder.glob(f"{_DOUBTED}job-*.json")):
@@ -171,6 +207,9 @@ class JobJournal:
 
     def _path(self, job_id: str) -> Path:
         return self._folder / f"{check_job_id(job_id)}.json"
+
+    def _begun(self, job_id: str) -> Path:
+        return self._folder / f"{_BEGUN}{self._path(job_id).name}"
 
     def _read(self, path: Path) -> Job | None:
         try:

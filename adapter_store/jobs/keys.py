@@ -15,6 +15,8 @@ key                            type    meaning
 ``strata:{L}:fence``           string  the fencing token of the latest claim; it only grows
 ``strata:{L}:writer``          string  the token of the claim that runs now; it expires with the lease,
                                        so while it exists nobody else may write to the lineage
+``strata:{L}:holder``          hash    who made the latest claim: ``job entry token``, and ``owner``, by
+                                       which other workers of its machine see that it has ended
 ``strata:{L}:idempotency:<k>`` string  the job id of the Idempotency-Key whose sha256 is k
 ``strata:{L}:job:<id>``        hash    the fields of the job, each as JSON, and beside them
                                        ``_entry`` stream entry, ``_fence`` token of its latest claim,
@@ -49,6 +51,7 @@ class Keys:
         self.index = root + "index"
         self.fence = root + "fence"
         self.writer = root + "writer"
+        self.holder = root + "holder"
         self.job_prefix = root + "job:"
         self.events_prefix = root + "events:"
         self.idempotency_prefix = root + "idempotency:"

@@ -23,6 +23,7 @@ from adapter_store.jobs.claim import Claim
 from adapter_store.jobs.connection import guarded
 from adapter_store.jobs.keys import DEAD_KEPT, EVENTS_SECONDS, GROUP
 from adapter_store.jobs.ledger import Ledger, encode_job, missing, parse
+from adapter_store.jobs.presence import Presence
 from adapter_store.jobs.record import Job, JobEvent, JobStatus, check_job_id
 from adapter_store.names import check_lineage
 
@@ -44,14 +45,23 @@ class JobQueue:
         lineage: The model name.
         lease_seconds: How long a silent worker keeps its job; heartbeats renew it.
         max_deliveries: How many workers may take a job up before it is given up as failed.
+        presence: This process's place among the workers of its home: a claim whose worker has certainly ended
+            is then taken over before its lease runs out.
     """
 
     def __init__(
-        self, client: redis.Redis, lineage: str, *, lease_seconds: float = 30, max_deliveries: int = 3
+        self,
+        client: redis.Redis,
+        lineage: str,
+        *,
+        lease_seconds: float = 30,
+        max_deliveries: int = 3,
+        presence: Presence | None = None,
     ) -> None:
         self.lineage = check_lineage(lineage)
         self.lease_seconds = lease_seconds
         self.max_deliveries = max_deliveries
+        self._presence = presence
         self._client = client
         self._ledger = Ledger(client, lineage)
         self._keys = self._ledger.keys
@@ -221,13 +231,16 @@ class JobQueue:
 
     def _try_claim(self, worker: str) -> Claim | None:
         names = self._keys
-        keys = [names.stream, names.dead, names.fence, names.writer, names.buried]
+        keys = [names.stream, names.dead, names.fence, names.writer, names.buried, names.holder]
         lease = int(self.lease_seconds * 1000)
         prefixes = [self._keys.job_prefix, self._keys.events_prefix]
+        owner = self._presence.name if self._presence else ""
         while True:
             with guarded("claim a job"):
-                arguments = [GROUP, worker, lease, self.max_deliveries, *prefixes]
+                arguments = [GROUP, worker, lease, self.max_deliveries, *prefixes, owner]
                 answer = self._ledger.run(scripts.CLAIM, keys, arguments)
+            if answer[0] == "busy" and self._lapsed(worker, *answer[1:]):
+                continue
             if answer[0] != "claim":
                 return None
             job_id, entry, token = answer[1:]
@@ -244,6 +257,17 @@ class JobQueue:
                 worker=worker,
                 lease_seconds=self.lease_seconds,
             )
+
+    def _lapsed(
+        self, worker: str, job_id: str = "", entry: str = "", token: str = "", owner: str = ""
+    ) -> bool:
+        """End the lease of the claim that runs if its worker has ended; tell whether it was done."""
+        if self._presence is None or not self._presence.has_ended(owner):
+            return False
+        names, lease = self._keys, int(self.lease_seconds * 1000)
+        keys = [names.job(job_id), names.stream, names.fence, names.writer]
+        with guarded(f"take over job {job_id}"):
+            return self._ledger.run(scripts.LAPSE, keys, [GROUP, worker, entry, token, lease]) == 1
 
     def _bury(self, job_id: str, entry: str, token: str, reason: str) -> None:
         """Close a claimed job whose record is not ours to read."""

@@ -44,9 +44,10 @@ if ARGV[3] == '1' then redis.call('SET', KEYS[4], ARGV[1]) end
 return {'new', ARGV[1], redis.call('HGETALL', KEYS[1])}
 """
 
-# KEYS stream, dead, fence, writer, buried
-# ARGV group, worker, lease ms, max deliveries, job prefix, events prefix
-# Returns {'busy'}, {'none'} or {'claim', id, entry, fence}. One claim at a time per lineage: while the
+# KEYS stream, dead, fence, writer, buried, holder
+# ARGV group, worker, lease ms, max deliveries, job prefix, events prefix, owner
+# Returns {'busy', id, entry, fence, owner} of the claim that runs ({'busy'} if that is not told), {'none'} or
+# {'claim', id, entry, fence}. One claim at a time per lineage: while the
 # writer key lives, nothing is handed out. Entries of dead workers come first, then new ones. A job that was
 # asked to stop while it ran is handed out as well: only its next worker can tell whether it had published.
 CLAIM = (
@@ -55,7 +56,11 @@ CLAIM = (
 redis.replicate_commands()
 local stream, dead, fence, writer, buried = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local group, worker, lease, limit = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-if redis.call('EXISTS', writer) == 1 then return {{'busy'}} end
+if redis.call('EXISTS', writer) == 1 then
+  local held = redis.call('HMGET', KEYS[6], 'job', 'entry', 'token', 'owner')
+  if not held[3] or held[3] ~= redis.call('GET', fence) then return {{'busy'}} end
+  return {{'busy', held[1], held[2], held[3], held[4]}}
+end
 redis.call('PERSIST', stream)
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
@@ -120,6 +125,7 @@ for _ = 1, 1000 do
     local token = string.format('%.0f', math.max(last + 1, time[1] * 1000 + math.floor(time[2] / 1000)))
     redis.call('SET', fence, token)
     redis.call('SET', writer, token, 'PX', lease)
+    redis.call('HSET', KEYS[6], 'job', job, 'entry', entry, 'token', token, 'owner', ARGV[7])
     redis.call('HSET', key, '_fence', token, 'status', '"running"', 'attempts', times,
       'estimated_finish', 'null')
     if not seen[3] or seen[3] == 'null' then redis.call('HSET', key, 'started_at', now) end
@@ -194,6 +200,16 @@ redis.call('XCLAIM', KEYS[2], ARGV[1], ARGV[2], 0, ARGV[3], 'IDLE', ARGV[5], 'RE
 redis.call('DEL', KEYS[4])
 redis.call('HSET', KEYS[1], 'status', '"queued"', 'phase', 'null', 'estimated_finish', 'null',
   'attempts', times, '_fence', '0')
+return 1
+"""
+
+# KEYS job, stream, fence, writer   ARGV group, worker, entry, token, lease ms
+# Lets the lease of a worker that has ended run out now; the delivery counts, as if it had run out by itself.
+LAPSE = """
+redis.replicate_commands()
+if redis.call('GET', KEYS[3]) ~= ARGV[4] or redis.call('HGET', KEYS[1], '_fence') ~= ARGV[4] then return 0 end
+redis.call('XCLAIM', KEYS[2], ARGV[1], ARGV[2], 0, ARGV[3], 'IDLE', ARGV[5], 'JUSTID')
+redis.call('DEL', KEYS[4])
 return 1
 """
 

@@ -102,7 +102,7 @@ class Submissions:
         queue = self._link.queue()
         journal = self._link.journal
         with journal.handed_in():
-            journal.record(job)
+            journal.begin(job)
             try:
                 accepted = queue.submit(job)
             except QueueUnavailable:
@@ -114,7 +114,9 @@ class Submissions:
                 # The client hears a refusal, so the journal must not hand the job in later.
                 journal.forget(job.id)
                 raise
-            if accepted.id != job.id:
+            if accepted.id == job.id:
+                journal.accept(job.id)
+            else:
                 # The request that this one repeats may have been refused after Redis had taken its job.
                 journal.record(accepted)
                 journal.forget(job.id)

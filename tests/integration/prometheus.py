@@ -60,6 +60,11 @@ class Prometheus:
             return False
         return bool(found) and all(target["health"] == "up" for target in found)
 
+    def trouble(self) -> dict[str, str]:
+        """Return why the last scrape of each target failed; empty where it did not."""
+        found = self.get("/api/v1/targets", state="active")["activeTargets"]
+        return {target["scrapeUrl"]: target["lastError"] for target in found}
+
     def now(self, expression: str) -> Samples:
         """Return the value of every series now."""
         found = self.get("/api/v1/query", query=expression)

@@ -7,17 +7,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import redis
 
 from adapter_store.datasets import DatasetStore
-from adapter_store.errors import NotFoundError, QueueUnavailable
+from adapter_store.errors import QueueUnavailable
 from adapter_store.jobs import Job, JobJournal, JobQueue, JobStatus
 from server.jobs.link import QueueLink, RedisPlace
-from server.jobs.submission import Submissions
+from server.jobs.submission import Submissions, scoped_key
 from server.metrics import Metrics
 from tests.integration.queueing import REF, job, taken
 
@@ -28,11 +29,21 @@ from adapter_store.jobs import Job, JobJournal
 
 journal, job = JobJournal(Path(sys.argv[1])), Job.model_validate_json(sys.argv[2])
 with journal.handed_in():
-    journal.record(job)
+    journal.begin(job)
     print("recorded", flush=True)
     sys.stdin.readline()
     journal.forget(job.id)
 """
+
+
+@contextmanager
+def handing_in(one: Job, home: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run a process that has begun to hand in a job and refuses it once it reads a line."""
+    command = [sys.executable, "-c", JOURNALS, str(home / "jobs"), one.model_dump_json()]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "recorded\n"
+        yield process
 
 
 @pytest.fixture
@@ -101,6 +112,38 @@ class TestRepeatedRequests:
         assert journal.reconcile(queue) == 0
         assert queued(queue) == kept(journal) == [done.id]
 
+    @pytest.mark.parametrize("hyperparameters", [{}, {"epochs": 2}], ids=["same", "another"])
+    def test_one_whose_gateway_was_killed_takes_no_accepted_ones_place_after_redis_is_lost(
+        self,
+        link: QueueLink,
+        queue: JobQueue,
+        redis_client: redis.Redis,
+        tmp_path: Path,
+        hyperparameters: dict[str, int],
+    ) -> None:
+        """Its key is used again, and Redis goes before journal and Redis were compared once."""
+        older = job(created_at=1.0, idempotency_key=scoped_key("k", None), hyperparameters=hyperparameters)
+        with handing_in(older, tmp_path) as process:
+            process.kill()
+        accepted = submitted(link, tmp_path, key="k")
+        redis_client.flushall()
+        assert link.journal.reconcile(queue) == 1
+        assert queued(queue) == kept(link.journal) == [accepted.id]
+        assert link.journal.reconcile(queue) == 0
+
+    def test_one_that_redis_took_before_its_gateway_was_killed_is_kept(
+        self, queue: JobQueue, redis_client: redis.Redis, journal: JobJournal, tmp_path: Path
+    ) -> None:
+        taken_over = job(idempotency_key="k")
+        with handing_in(taken_over, tmp_path) as process:
+            queue.submit(taken_over)
+            process.kill()
+        assert kept(journal) == []
+        assert journal.reconcile(queue) == 0
+        redis_client.flushall()
+        assert journal.reconcile(queue) == 1
+        assert queued(queue) == kept(journal) == [taken_over.id]
+
 
 class TestLostAnswers:
     def test_accepting_reads_nothing_after_it(self, queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,19 +208,12 @@ class TestReconcileWhileJobsAreHandedIn:
             assert looked.wait(60)
             return unavailable()
 
-        def look(job_id: str) -> Job:
-            try:
-                return JobQueue.get(queue, job_id)
-            except NotFoundError:
-                threading.Timer(0.1, looked.set).start()  # time enough to submit what is not locked
-                raise
-
         monkeypatch.setattr(link.queue(), "submit", refused)
-        monkeypatch.setattr(queue, "get", look)
         counts: list[int] = []
 
         def reconcile() -> None:
             assert recorded.wait(60)
+            threading.Timer(0.1, looked.set).start()  # time enough to submit what is not locked
             counts.append(link.journal.reconcile(queue))
 
         watch = threading.Thread(target=reconcile)
@@ -202,11 +238,8 @@ class TestReconcileWhileJobsAreHandedIn:
         submitted_again: int,
     ) -> None:
         """Several gateways may share a home; one that was killed inside gave its client no answer."""
-        command = [sys.executable, "-c", JOURNALS, str(tmp_path / "jobs"), job().model_dump_json()]
         counts: list[int] = []
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "recorded\n"
+        with handing_in(job(), tmp_path) as process:
             watch = threading.Thread(target=lambda: counts.append(journal.reconcile(queue)))
             watch.start()
             watch.join(0.3)

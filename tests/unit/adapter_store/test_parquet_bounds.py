@@ -19,6 +19,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 MIB = 1024 * 1024
 BOUND_BYTES = 350 * MIB
+OVERHEAD_BYTES = 128 * MIB
 PROGRAM = """
 import json, re, sys
 from pathlib import Path
@@ -32,6 +33,21 @@ before = peak()
 _, source, report = read_upload(Path(sys.argv[1]), work_folder=Path(sys.argv[2]))
 source.close()
 print(json.dumps({"grown": peak() - before, "reason": report.faults[0].reason}))
+"""
+
+ROWS = """
+import json, re, sys
+from pathlib import Path
+import numpy, pyarrow.parquet
+from adapter_store.datasets import Limits
+from adapter_store.datasets.parquet import read_parquet
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+before = peak()
+rows = sum(record.reason is None for record in read_parquet(Path(sys.argv[1]), Limits()))
+print(json.dumps({"grown": peak() - before, "rows": rows}))
 """
 
 
@@ -108,6 +124,42 @@ def test_a_few_bytes_never_fill_the_memory(tmp_path: Path, make: Any, reason: st
     seen = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert reason in seen["reason"]
     assert seen["grown"] < BOUND_BYTES
+
+
+def photos(count: int, size: int) -> Any:
+    """Return pictures as Hugging Face writes them; none can be packed smaller."""
+    draw = random.Random(0)
+    return pa.array([{"bytes": draw.randbytes(size), "path": f"{n}.jpg"} for n in range(count)])
+
+
+def in_many_pages(path: Path) -> None:
+    columns = {"image": photos(75, 4 * MIB), "question": ["q"] * 75, "answer": ["a"] * 75}
+    write(path, columns, use_dictionary=False, write_batch_size=2)
+
+
+def in_one_page(path: Path) -> None:
+    columns = {"image": photos(30, 4 * MIB), "question": ["q"] * 30, "answer": ["a"] * 30}
+    write(path, columns, use_dictionary=False)
+
+
+def in_one_dictionary(path: Path) -> None:
+    columns = {"image": photos(30, 4 * MIB), "question": ["q"] * 30, "answer": ["a"] * 30}
+    write(path, columns)
+
+
+@pytest.mark.parametrize(
+    ("make", "rows", "piece_bytes"),
+    [(in_many_pages, 75, 8 * MIB), (in_one_page, 30, 120 * MIB), (in_one_dictionary, 30, 120 * MIB)],
+)
+def test_large_photos_take_two_pages_and_a_batch(
+    tmp_path: Path, make: Any, rows: int, piece_bytes: int
+) -> None:
+    """A row group's photos are never in memory together, unless its writer put them into one page."""
+    make(tmp_path / "d.parquet")
+    command = [sys.executable, "-c", ROWS, str(tmp_path / "d.parquet")]
+    seen = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert seen["rows"] == rows
+    assert seen["grown"] < 2 * piece_bytes + OVERHEAD_BYTES, seen["grown"] / MIB
 
 
 def test_values_that_rows_share_are_read_and_counted(tmp_path: Path) -> None:
