@@ -32,8 +32,8 @@ class _Clock(LogitsProcessor):
 class LibraryRunner:
     """Answer questions with an untouched copy of the base."""
 
-    def __init__(self, folder: Path, state: AdapterState) -> None:
-        base = load_base(folder)
+    def __init__(self, place: str | Path, state: AdapterState) -> None:
+        base = load_base(place)
         self.model: Any = base.model
         self.processor: Any = base.processor
         self.state = state

@@ -20,18 +20,17 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
 
 from adapter_store.base.download import default_cache_dir
-from adapter_store.errors import StrataError
 from benchmarks.beside.worker import LearningFailed, WorkerProcess
 from benchmarks.live.arguments import live_parser
 from benchmarks.live.figures import Spread
 from benchmarks.live.process import GatewayProcess
-from benchmarks.telling import Teller, console, told
+from benchmarks.program import run_program, write_figures
+from benchmarks.telling import Teller, told
 from server.cli.client import Client
 from server.demo.asking import Question, ask, matches
 from server.demo.tasks import CLASSES, load_task, png_bytes, write_llava_zip
@@ -53,20 +52,16 @@ class Corrected:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; the exit status is 1 if a correction was not learned."""
+    """Measure and print."""
     arguments = _arguments(argv)
-    try:
-        with TemporaryDirectory(prefix="strata-correcting-") as name:
-            corrected, changed, asked = _measure(arguments, Path(name))
-    except StrataError as error:
-        console.print(f"error: {error.message}", style="red")
-        return 1
+    return run_program(lambda folder: _report(arguments, folder))
+
+
+def _report(arguments: argparse.Namespace, folder: Path) -> None:
+    corrected, changed, asked = _measure(arguments, folder)
     print(as_text(corrected, changed, asked))
-    if arguments.json:
-        record = {"settings": vars(arguments), "changed": changed, "asked": asked}
-        record["corrections"] = [asdict(one) for one in corrected]
-        arguments.json.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
-    return 0
+    record = {"settings": vars(arguments), "changed": changed, "asked": asked}
+    write_figures(arguments.json, {**record, "corrections": [asdict(one) for one in corrected]})
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -18,10 +18,9 @@ from adapter_store.base.allocator import tune_allocator
 tune_allocator()
 
 import argparse  # noqa: E402
-import json  # noqa: E402
+import sys  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
-from pathlib import Path  # noqa: E402
 from typing import Any, cast  # noqa: E402
 
 import torch  # noqa: E402
@@ -29,6 +28,7 @@ from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from adapter_store.increments import Bank, attach  # noqa: E402
 from benchmarks.live.figures import Spread, ratios  # noqa: E402
+from benchmarks.program import program_parser, run_program, write_figures  # noqa: E402
 from benchmarks.serving.floor import floor_ratio  # noqa: E402
 from benchmarks.serving.workload import SELECTED, coefficients, random_pool  # noqa: E402
 from benchmarks.telling import told  # noqa: E402
@@ -202,9 +202,7 @@ def as_text(found: dict[str, list[float]], bench: Bench, goal: float) -> str:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.decode", description="Measure decoding steps."
-    )
+    parser = program_parser("benchmarks.decode", "Measure decoding steps.")
     parser.add_argument("--shape", choices=SHAPES, default="llava-1.5-7b")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
@@ -214,13 +212,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=640, help="tokens behind each row: a picture has 576")
     parser.add_argument("--steps", type=int, default=20, help="steps of a turn")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write all times here")
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
     arguments = parse_arguments(argv)
+    return run_program(lambda _: _report(arguments))
+
+
+def _report(arguments: argparse.Namespace) -> None:
     bench = Bench(
         arguments.shape,
         TARGETS[arguments.targets],
@@ -232,14 +233,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     found = measure(bench, arguments.repeats, arguments.steps)
     print(as_text(found, bench, GOALS[arguments.targets]))
-    if arguments.json:
-        record = {
-            "arguments": {name: str(value) for name, value in vars(arguments).items()},
-            "seconds": found,
-        }
-        record |= {"floor": bench.floor, "bytes_floor": bench.bytes_floor}
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record = {"arguments": vars(arguments), "seconds": found}
+    write_figures(arguments.json, {**record, "floor": bench.floor, "bytes_floor": bench.bytes_floor})
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,25 +17,31 @@ tune_allocator()
 
 import argparse  # noqa: E402
 import asyncio  # noqa: E402
-import json  # noqa: E402
 import resource  # noqa: E402
 import statistics  # noqa: E402
+import sys  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from dataclasses import asdict, dataclass  # noqa: E402
 from itertools import pairwise  # noqa: E402
-from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from adapter_store.base import ensure_embedded_base, load_base  # noqa: E402
+from adapter_store.base import load_base  # noqa: E402
 from adapter_store.rendering import Message, Renderer  # noqa: E402
 from adapter_store.settings import FROZEN_SHARE  # noqa: E402
 from adapter_store.vision import VisionEncoder  # noqa: E402
 from benchmarks.baselines import LibraryRunner  # noqa: E402
 from benchmarks.live.figures import percentile  # noqa: E402
+from benchmarks.program import (  # noqa: E402
+    add_base,
+    base_place,
+    program_parser,
+    run_program,
+    write_figures,
+)
 from benchmarks.serving.workload import QUESTIONS, random_pool  # noqa: E402
 from server.engine.protocol import GenerationRequest, Sampling  # noqa: E402
 from server.engine.transformers_engine import TransformersEngine  # noqa: E402
@@ -120,17 +126,21 @@ class EngineRunner:
                 sampling=Sampling(max_tokens=self.new_tokens, ignore_eos=True),
             )
             requests.append(request)
+        return summarize(began, await answered(self.engine, requests))
 
-        async def ask(request: GenerationRequest) -> list[float]:
-            times = []
-            async for chunk in self.engine.generate(request):
-                times.append(time.perf_counter())
-                if chunk.error:
-                    raise RuntimeError(chunk.error)
-            return times
 
-        times = await asyncio.gather(*(ask(request) for request in requests))
-        return summarize(began, times)
+async def answered(engine: TransformersEngine, requests: Sequence[GenerationRequest]) -> list[list[float]]:
+    """Ask everything at once; return the moments of every request's tokens."""
+
+    async def ask(request: GenerationRequest) -> list[float]:
+        times = []
+        async for chunk in engine.generate(request):
+            times.append(time.perf_counter())
+            if chunk.error:
+                raise RuntimeError(chunk.error)
+        return times
+
+    return list(await asyncio.gather(*map(ask, requests)))
 
 
 def summarize(began: float, times: Sequence[Sequence[float]]) -> Load:
@@ -268,11 +278,10 @@ def peak_rss_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Measure the transformers engine.")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
-    parser.add_argument("--base", type=Path, help="a LLaVA folder; without it the embedded base")
+    parser = program_parser("benchmarks.engine", "Measure the transformers engine.")
+    add_base(parser)
     parser.add_argument("--concurrent", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3, help="loads with increments on and off, each")
@@ -282,16 +291,20 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--frozen-share", type=float, default=FROZEN_SHARE, help="0 adapts every layer")
     parser.add_argument("--threads", type=int, help="computing threads; without it as torch chooses")
     parser.add_argument("--no-library", action="store_true", help="leave the library's baselines out")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    arguments = parse_arguments()
+    arguments = parse_arguments(argv)
+    return run_program(lambda _: _report(arguments))
+
+
+def _report(arguments: argparse.Namespace) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    folder = arguments.base or ensure_embedded_base()
-    base = load_base(folder)
+    place = base_place(arguments.base)
+    base = load_base(place)
     runner = EngineRunner(base, arguments.new_tokens, max(arguments.concurrent), arguments.frozen_share)
     shapes = runner.engine.shapes
     state = random_pool(base.digest, shapes, 64)
@@ -305,20 +318,19 @@ def main() -> None:
     floors = {batch: floor_seconds(base.model, batch) for batch in arguments.concurrent}
     runner.engine.shutdown()
     if not arguments.no_library:
-        library = LibraryRunner(folder, state)
+        library = LibraryRunner(place, state)
         rows += measure_library(library, arguments.concurrent, arguments.one_by_one, arguments.new_tokens)
     print(as_markdown(rows))
     print_summary(rows, steps, floors, memory)
-    if arguments.json:
-        content = {
-            "rows": [asdict(row) for row in rows],
-            "step_seconds": steps,
-            "floor_seconds": floors,
-            "peak_rss_mib": memory,
-            "threads": torch.get_num_threads(),
-            "base": base.base_id,
-        }
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    content = {
+        "rows": [asdict(row) for row in rows],
+        "step_seconds": steps,
+        "floor_seconds": floors,
+        "peak_rss_mib": memory,
+        "threads": torch.get_num_threads(),
+        "base": base.base_id,
+    }
+    write_figures(arguments.json, content)
 
 
 def print_summary(
@@ -344,4 +356,4 @@ def print_summary(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

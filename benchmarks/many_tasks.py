@@ -24,12 +24,11 @@ tune_allocator()
 
 import argparse  # noqa: E402
 import asyncio  # noqa: E402
-import json  # noqa: E402
 import statistics  # noqa: E402
+import sys  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from dataclasses import asdict, dataclass  # noqa: E402
-from pathlib import Path  # noqa: E402
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -44,7 +43,9 @@ from adapter_store.served import ServedPool, open_pool  # noqa: E402
 from adapter_store.settings import DENSE_RANK, FROZEN_SHARE  # noqa: E402
 from adapter_store.state import CLOSED_CONTEXT, AdapterState, RoutingSettings  # noqa: E402
 from adapter_store.vision import VisionEncoder  # noqa: E402
-from benchmarks.engine import make_questions, peak_rss_mib, summarize  # noqa: E402
+from benchmarks.engine import answered, make_questions, peak_rss_mib, summarize  # noqa: E402
+from benchmarks.program import program_parser, run_program, write_figures  # noqa: E402
+from benchmarks.telling import told  # noqa: E402
 from server.engine.protocol import GenerationRequest, Sampling  # noqa: E402
 from server.engine.transformers_engine import TransformersEngine  # noqa: E402
 
@@ -260,16 +261,7 @@ class Bench:
                     sampling=Sampling(max_tokens=NEW_TOKENS, ignore_eos=True),
                 )
             )
-
-        async def ask(request: GenerationRequest) -> list[float]:
-            times = []
-            async for chunk in self.engine.generate(request):
-                times.append(time.perf_counter())
-                if chunk.error:
-                    raise RuntimeError(chunk.error)
-            return times
-
-        return summarize(began, await asyncio.gather(*map(ask, requests))).tokens_per_second
+        return summarize(began, await answered(self.engine, requests)).tokens_per_second
 
 
 def measure(bench: Bench, repeats: int) -> list[Row]:
@@ -278,10 +270,12 @@ def measure(bench: Bench, repeats: int) -> list[Row]:
     for name in names:
         bench.load(name)
     turns: list[dict[str, Load]] = []
-    for repeat in range(repeats):
-        order = names if repeat % 2 == 0 else names[::-1]
-        turns.append({name: bench.load(name) for name in order})
-        print(f"turn {repeat + 1} of {repeats}", flush=True)
+    with told(repeats) as teller:
+        for repeat in range(repeats):
+            teller.at(f"turn {repeat + 1} of {repeats}")
+            order = names if repeat % 2 == 0 else names[::-1]
+            turns.append({name: bench.load(name) for name in order})
+            teller.step()
     reference = "64" if "64" in bench.pools else names[1]
     rows = []
     for name in names:
@@ -308,15 +302,23 @@ def described(pool: Pool) -> str:
     )
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description="Measure pools of many tasks.")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = program_parser("benchmarks.many_tasks", "Measure pools of many tasks.")
     parser.add_argument("--increments", type=int, nargs="+", default=[8, 64, 512, 4096])
     parser.add_argument("--repeats", type=int, default=5, help="turns of one load each")
     parser.add_argument("--threads", type=int, help="computing threads; without it as torch chooses")
     parser.add_argument("--open-all", action="store_true", help="contexts draw on all earlier tasks")
-    arguments = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    arguments = parse_arguments(argv)
+    return run_program(lambda _: _report(arguments))
+
+
+def _report(arguments: argparse.Namespace) -> None:
     bench = Bench(arguments.threads)
     pools = bench.open(arguments.increments, open_all=arguments.open_all)
     for pool in pools:
@@ -329,16 +331,15 @@ def main() -> None:
         speeds = f"{row.tokens_per_second:.1f} ({row.lowest:.1f} to {row.highest:.1f})"
         print(f"| {row.pool} | {speeds} | {row.to_64:.3f} | {row.to_base:.3f} | {row.cpu_to_64:.3f} |")
     print(f"\npeak resident memory {peak_rss_mib():.0f} MiB, {torch.get_num_threads()} threads")
-    if arguments.json:
-        content = {
-            "pools": [asdict(pool) for pool in pools],
-            "rows": [asdict(row) for row in rows],
-            "threads": torch.get_num_threads(),
-            "peak_rss_mib": peak_rss_mib(),
-            "arguments": {key: str(value) for key, value in vars(arguments).items()},
-        }
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    content = {
+        "pools": [asdict(pool) for pool in pools],
+        "rows": [asdict(row) for row in rows],
+        "threads": torch.get_num_threads(),
+        "peak_rss_mib": peak_rss_mib(),
+        "arguments": vars(arguments),
+    }
+    write_figures(arguments.json, content)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

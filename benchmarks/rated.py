@@ -11,14 +11,12 @@ the same tokens, and the ratio of tokens a second is the cost.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from adapter_store.base.allocator import tune_allocator
 
@@ -26,16 +24,15 @@ tune_allocator()
 
 import httpx  # noqa: E402
 
-from adapter_store.errors import StrataError  # noqa: E402
-from adapter_store.settings import FROZEN_SHARE  # noqa: E402
 from adapter_store.versions import STABLE  # noqa: E402
 from benchmarks.gateway.client import ClientProcess  # noqa: E402
 from benchmarks.gateway.hosting import HostedGateway, settings_of  # noqa: E402
 from benchmarks.live.arguments import live_parser  # noqa: E402
 from benchmarks.live.figures import Spread, ratios  # noqa: E402
-from benchmarks.live.questions import Asked, mixed  # noqa: E402
+from benchmarks.live.questions import Asked, fresh  # noqa: E402
 from benchmarks.live.quiet import OtherLoad  # noqa: E402
-from benchmarks.telling import Teller, console, told  # noqa: E402
+from benchmarks.program import NotMeasured, run_program, write_figures  # noqa: E402
+from benchmarks.telling import Teller, told  # noqa: E402
 
 COST_GOAL = 0.03
 KINDS = ("plain", "canary and thumbs", "canary and corrections")
@@ -68,13 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=600, help="no repeat begins later than this")
     parser.add_argument("--weight", type=float, default=0.1, help="the canary's share of the requests")
     arguments = parser.parse_args(argv)
-    try:
-        with TemporaryDirectory(prefix="strata-rated-") as name:
-            _measure(arguments, Path(name))
-    except StrataError as error:
-        console.print(f"error: {error.message}", style="red")
-        return 2
-    return 0
+    return run_program(lambda folder: _measure(arguments, folder))
 
 
 def _measure(arguments: argparse.Namespace, folder: Path) -> None:
@@ -94,22 +85,16 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> None:
             others = watch.cores()
     _print(loads)
     print(f"other programs used {others:.2f} cores meanwhile")
-    if arguments.json:
-        record = {"settings": vars(arguments), "others": others, "loads": [asdict(load) for load in loads]}
-        arguments.json.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+    record = {"settings": vars(arguments), "others": others, "loads": [asdict(load) for load in loads]}
+    write_figures(arguments.json, record)
 
 
 def _publish(arguments: argparse.Namespace, folder: Path) -> None:
     """Publish the same increments twice: v1 becomes ``stable``, v2 will be the canary."""
-    import torch
-
-    from adapter_store.base import ensure_embedded_base, load_base
     from adapter_store.versions import VersionStore
     from benchmarks.live.versions import VersionMaker
 
-    torch.set_num_threads(arguments.threads)
-    place = ensure_embedded_base(progress=False) if arguments.base == "embedded" else Path(arguments.base)
-    maker = VersionMaker(load_base(place, device="cpu"), FROZEN_SHARE)
+    maker = VersionMaker.of(arguments)
     store = VersionStore(str(folder / "home" / "versions"), "strata")
     state = maker.state(1)
     for number in (1, 2):
@@ -127,11 +112,8 @@ def _loads(
     for repeat in range(arguments.repeats + 1):
         if loads and time.monotonic() > until:
             break
-        asked = mixed(count, 1, arguments.max_tokens, repeat)
-        questions = [
-            Asked(1000 * repeat + place, one.text, one.max_tokens) for place, one in enumerate(asked)
-        ]
-        client.ask(hosted.url, [Asked(one.picture, one.text, 1) for one in questions], arguments.concurrent)
+        questions = fresh(count, repeat, arguments.max_tokens)
+        client.show(hosted.url, questions, arguments.concurrent)
         turn = repeat % len(KINDS)
         for kind in (*KINDS[turn:], *KINDS[:turn]):
             teller.at(f"repeat {repeat} of {arguments.repeats}, {kind}")
@@ -167,7 +149,7 @@ def _set_canary(url: str, weight: float | None) -> None:
         deadline = time.monotonic() + _CANARY_SECONDS
         while (http.get("/canary").json()["canary"] or {}).get("answering", False) != (weight is not None):
             if time.monotonic() > deadline:
-                sys.exit(f"the canary does not follow: {http.get('/canary').text}")
+                raise NotMeasured(f"the canary does not follow: {http.get('/canary').text}")
             time.sleep(0.05)
 
 

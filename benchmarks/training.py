@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import random
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from adapter_store.base.allocator import tune_allocator
 from adapter_store.settings import FROZEN_SHARE
+from benchmarks.program import add_base, base_place, program_parser, run_program, write_figures
 
 RANK = 8
 
@@ -51,34 +51,33 @@ class Speed:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run both loops and print a Markdown table."""
     args = _arguments(argv)
+    return run_program(lambda _: _report(args))
+
+
+def _report(args: argparse.Namespace) -> None:
     tune_allocator()
     import torch
 
-    from adapter_store.base.assemble import ensure_embedded_base
     from adapter_store.base.load import load_base
 
     cores = torch.get_num_threads()
-    folder = args.base or ensure_embedded_base(progress=True)
-    base = load_base(folder, dtype="float32")
+    base = load_base(base_place(args.base), dtype="float32")
     pictures, items = _data(args.pictures, args.questions)
     ours = [_ours(base, pictures, items, args, span) for span in ("after_image", "all")]
     torch.set_num_threads(cores)
     plain = _plain(base, pictures, items, args)
     _print(ours, plain, args)
-    if args.json:
-        rows = {"ours": [asdict(speed) for speed in ours], "plain": asdict(plain), "settings": vars(args)}
-        Path(args.json).write_text(json.dumps(rows, indent=2, default=str))
-    return 0
+    rows = {"ours": [asdict(speed) for speed in ours], "plain": asdict(plain), "settings": vars(args)}
+    write_figures(args.json, rows)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
-    parser.add_argument("--base", help="LLaVA folder; default: the embedded base")
+    parser = program_parser("benchmarks.training", "Measure training beside a plain PEFT LoRA loop.")
+    add_base(parser)
     parser.add_argument("--pictures", type=int, default=32, help="pictures with their questions")
     parser.add_argument("--questions", type=int, default=4, help="questions per picture")
     parser.add_argument("--epochs", type=int, default=4, help="passes over the data")
     parser.add_argument("--batch-size", type=int, default=32, help="questions per optimizer step")
-    parser.add_argument("--json", help="file for the numbers")
     return parser.parse_args(argv)
 
 
@@ -259,4 +258,4 @@ def _print(ours: list[Speed], plain: Speed, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

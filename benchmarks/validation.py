@@ -17,7 +17,7 @@ import io
 import json
 import os
 import statistics
-import tempfile
+import sys
 import time
 import zipfile
 from collections.abc import Sequence
@@ -32,6 +32,7 @@ from rich.table import Table
 from adapter_store.datasets import read_upload
 from adapter_store.images import decode_image, image_digest
 from benchmarks.live.quiet import OtherLoad
+from benchmarks.program import NotMeasured, program_parser, run_program, write_figures
 from benchmarks.telling import console, told
 
 GOAL = 2000
@@ -91,7 +92,7 @@ def validate(path: Path) -> tuple[float, float]:
     seconds = time.perf_counter() - began, time.process_time() - computed
     source.close()
     if not report.ok:
-        raise SystemExit(report.summary())
+        raise NotMeasured(report.summary())
     return seconds
 
 
@@ -156,26 +157,27 @@ def show(rows: Sequence[Row]) -> None:
     console.print(table)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the cases and print what was measured."""
-    parser = argparse.ArgumentParser(description="how fast data sets with pictures are validated")
+    parser = program_parser("benchmarks.validation", "Measure how fast data sets are validated.")
     parser.add_argument("--examples", type=int, default=4000, help="in each case; a fifth of it at 640x480")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cases", type=int, nargs="+", choices=sorted(SHAPES), default=sorted(SHAPES))
-    parser.add_argument("--json", type=Path, help="write the rows here, too")
     given = parser.parse_args(argv)
+    return run_program(lambda folder: _report(given, folder))
+
+
+def _report(given: argparse.Namespace, folder: Path) -> None:
     rows: list[Row] = []
     with told(len(given.cases)) as teller:
         for case in given.cases:
             teller.at(f"{SHAPES[case][0]}x{SHAPES[case][1]}")
             examples = given.examples // 5 if case == 640 else given.examples
-            with tempfile.TemporaryDirectory() as folder:
-                rows.append(measure(case, max(1, examples), given.repeats, Path(folder)))
+            rows.append(measure(case, max(1, examples), given.repeats, folder))
             teller.step()
     show(rows)
-    if given.json:
-        given.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    write_figures(given.json, {"settings": vars(given), "rows": [asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

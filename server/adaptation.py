@@ -75,23 +75,25 @@ class Leased:
     give_back: Callable[[], None] = lambda: None
 
 
+@dataclass(frozen=True, slots=True)
+class Following:
+    """Hold what it takes to follow aliases: where they move, who holds versions, and how often to look."""
+
+    store: VersionStore
+    residents: Residents
+    metrics: Metrics
+    poll_seconds: float = 0.5
+
+
 class LiveVersions:
     """Know which version every model name stands for, and follow ``stable`` as it moves."""
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        store: VersionStore,
-        residents: Residents,
-        metrics: Metrics,
-        poll_seconds: float = 0.5,
-    ) -> None:
+    def __init__(self, name: str, following: Following) -> None:
         self._name = name
-        self._store = store
-        self._residents = residents
-        self._metrics = metrics
-        self._poll_seconds = poll_seconds
+        self._store = following.store
+        self._residents = following.residents
+        self._metrics = following.metrics
+        self._poll_seconds = following.poll_seconds
         self._aliases: dict[str, AliasRecord] = {}
         self._served: str | None = None
         self._stuck_revisions: set[int] = set()

@@ -16,7 +16,6 @@ from adapter_store.versions import VersionStore
 from server.adapters.router import router as adapters_router
 from server.auth import KeyCheck, parse_keys
 from server.canary.router import router as canary_router
-from server.canary.rule import Rule
 from server.chat.router import router as chat_router
 from server.datasets.opening import open_datasets
 from server.datasets.router import router as datasets_router
@@ -44,7 +43,7 @@ from server.origins import OriginCheck
 from server.page.router import router as page_router
 from server.pictures import PictureLoader, parse_hosts
 from server.routing.router import router as routing_router
-from server.serving import ModelChoice, open_serving
+from server.serving import open_serving
 from server.settings import GatewaySettings
 from server.tasks.router import router as tasks_router
 from server.uploads import sweep
@@ -176,14 +175,7 @@ def _lifespan(
 
 async def _open(gateway: Gateway, settings: GatewaySettings, on_fatal: OnFatal | None) -> None:
     try:
-        gateway.serving = await open_serving(
-            _model_choice(settings),
-            settings.model_name,
-            gateway.store,
-            gateway.metrics,
-            rule=_rule(settings),
-            thumbs=gateway.thumbs,
-        )
+        gateway.serving = await open_serving(settings, gateway.store, gateway.metrics, thumbs=gateway.thumbs)
     except Exception as error:  # noqa: BLE001  a background task must tell its end itself
         known = isinstance(error, StrataError)
         log(
@@ -195,39 +187,3 @@ async def _open(gateway: Gateway, settings: GatewaySettings, on_fatal: OnFatal |
         gateway.failure = error if isinstance(error, StrataError) else StrataError("loading the base failed")
         if on_fatal is not None:
             on_fatal(gateway.failure)
-
-
-def _rule(settings: GatewaySettings) -> Rule:
-    return Rule(
-        max_error_ratio=settings.canary_max_error_ratio,
-        max_slowdown=settings.canary_max_slowdown,
-        max_thumbs_down=settings.canary_max_thumbs_down,
-        min_requests=settings.canary_min_requests,
-        min_thumbs=settings.canary_min_thumbs,
-    )
-
-
-def _model_choice(settings: GatewaySettings) -> ModelChoice:
-    return ModelChoice(
-        base=settings.base,
-        engine=settings.engine,
-        cache=settings.cache,
-        device=settings.device,
-        dtype=settings.dtype,
-        threads=settings.threads,
-        max_batch=settings.max_batch,
-        max_waiting=settings.max_waiting,
-        max_model_len=settings.max_model_len,
-        banks=settings.banks,
-        dense_rank=settings.dense_rank,
-        frozen_share=settings.frozen_share,
-        targets=settings.target_names,
-        alias_poll_seconds=settings.look_seconds,
-        shadow_waiting=settings.shadow_waiting,
-        kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
-        probe_tolerance=settings.probe_tolerance,
-        pool_rank=settings.pool_rank,
-        engine_process=settings.engine_process,
-        tensor_parallel_size=settings.tensor_parallel_size,
-        gpu_memory_utilization=settings.gpu_memory_utilization,
-    )

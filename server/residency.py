@@ -42,6 +42,15 @@ _LOAD_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """Say what a version goes through before it answers: it is read, folded (None: as it is) and proven."""
+
+    load_state: LoadState
+    open_pool: OpenPool | None
+    probe: Probe
+
+
+@dataclass(frozen=True, slots=True)
 class Resident:
     """A version whose increments lie in a bank of the engine; ``pool`` None: as its state holds them."""
 
@@ -91,20 +100,18 @@ class Residents:
         *,
         engine: Engine,
         store: VersionStore,
-        load_state: LoadState,
-        probe: Probe,
+        entry: Entry,
         metrics: Metrics,
         banks: int,
-        open_pool: OpenPool | None = None,
         drain_timeout_seconds: float = 120.0,
     ) -> None:
         self.pinned: str | None = None
         self.kept: frozenset[str] = frozenset()
         self._engine = engine
         self._store = store
-        self._load_state = load_state
-        self._probe = probe
-        self._open_pool = open_pool
+        self._load_state = entry.load_state
+        self._open_pool = entry.open_pool
+        self._probe = entry.probe
         self._metrics = metrics
         self._banks = banks
         self._drain_timeout_seconds = drain_timeout_seconds

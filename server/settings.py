@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Literal
 
 from pydantic import Field, SecretStr, field_validator
 
 from adapter_store.errors import InputError
 from adapter_store.settings import DENSE_RANK, SharedSettings
+from server.canary.rule import Rule
 from server.engine.requests import MAX_LOGPROBS, MAX_STOP_STRINGS
 
 FLAG_ALIASES = {
@@ -19,6 +21,7 @@ FLAG_ALIASES = {
 """Flags that vLLM users know, and the settings they stand for."""
 
 MIB = 1024 * 1024
+_RULE = Rule()
 
 
 class GatewaySettings(SharedSettings):
@@ -74,21 +77,29 @@ class GatewaySettings(SharedSettings):
         description="largest difference of a probe's log probabilities; 0: 0.02, or 0.2 below float32",
     )
     canary_max_error_ratio: float = Field(
-        default=0.05, ge=0, le=1, description="share of a canary's requests that may fail; more ends it"
+        default=_RULE.max_error_ratio,
+        ge=0,
+        le=1,
+        description="share of a canary's requests that may fail; more ends it",
     )
     canary_max_slowdown: float = Field(
-        default=1.5,
+        default=_RULE.max_slowdown,
         ge=0,
         le=1000,
         description="largest p95 time to a canary's first or per further token, over stable's; 0: not asked",
     )
     canary_max_thumbs_down: float = Field(
-        default=0.3, ge=0, le=1, description="share of a canary's thumbs that may point down; more ends it"
+        default=_RULE.max_thumbs_down,
+        ge=0,
+        le=1,
+        description="share of a canary's thumbs that may point down; more ends it",
     )
     canary_min_requests: int = Field(
-        default=50, ge=1, le=2000, description="requests before a canary is judged"
+        default=_RULE.min_requests, ge=1, le=2000, description="requests before a canary is judged"
     )
-    canary_min_thumbs: int = Field(default=10, ge=1, description="thumbs before a canary is judged by them")
+    canary_min_thumbs: int = Field(
+        default=_RULE.min_thumbs, ge=1, description="thumbs before a canary is judged by them"
+    )
     shadow_waiting: int = Field(
         default=8, ge=1, le=1000, description="answers that wait for the shadow; more are not compared"
     )
@@ -119,6 +130,11 @@ class GatewaySettings(SharedSettings):
     feedback_seconds: float = Field(
         default=20, ge=0, le=604_800, description="age at which waiting corrections become a job; 0: never"
     )
+
+    @property
+    def canary_rule(self) -> Rule:
+        """Return the rule that the settings ``canary_...`` make, each named as its field."""
+        return Rule(**{field.name: getattr(self, f"canary_{field.name}") for field in fields(Rule)})
 
     @property
     def look_seconds(self) -> float:

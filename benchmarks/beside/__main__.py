@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import math
 import os
 import sys
@@ -21,10 +20,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from adapter_store.errors import StrataError
 from benchmarks.beside.worker import Lesson, WorkerProcess, steps_per_second
 from benchmarks.live.arguments import live_parser
 from benchmarks.live.figures import Spread, percentile, poisson_moments, ratios
@@ -32,7 +29,8 @@ from benchmarks.live.load import Answer, at_most, open_loop
 from benchmarks.live.process import GatewayProcess
 from benchmarks.live.questions import QUESTIONS, Asked, mixed
 from benchmarks.live.quiet import OtherLoad, seconds_of
-from benchmarks.telling import Teller, console, told
+from benchmarks.program import run_program, write_figures
+from benchmarks.telling import Teller, told
 
 P99_GOAL, SPEED_GOAL = 1.2, 0.7
 _SETTLE_SECONDS = 1.0
@@ -69,24 +67,18 @@ class Phase:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; the exit status is 1 if a request failed."""
+    """Measure and print; no request may fail."""
     arguments = _arguments(argv)
-    try:
-        with TemporaryDirectory(prefix="strata-beside-") as name:
-            phases = _measure(arguments, Path(name))
-    except StrataError as error:
-        console.print(f"error: {error.message}", style="red")
-        return 2
+    return run_program(lambda folder: _report(arguments, folder))
+
+
+def _report(arguments: argparse.Namespace, folder: Path) -> bool:
+    phases = _measure(arguments, folder)
     failures = [answer.failure for phase in phases for answer in phase.answers if answer.failure]
     print(as_text(phases, failures))
-    if arguments.json:
-        record = {
-            "settings": vars(arguments),
-            "failures": failures,
-            "phases": [asdict(phase) for phase in phases],
-        }
-        arguments.json.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
-    return int(bool(failures))
+    record = {"settings": vars(arguments), "failures": failures, "phases": [asdict(one) for one in phases]}
+    write_figures(arguments.json, record)
+    return not failures
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

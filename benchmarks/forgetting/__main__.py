@@ -26,9 +26,7 @@ from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
 from tempfile import TemporaryDirectory  # noqa: E402
 
-from rich.markup import escape  # noqa: E402
-
-from adapter_store.errors import InputError, StrataError  # noqa: E402
+from adapter_store.errors import InputError  # noqa: E402
 from benchmarks.forgetting.methods import ABLATIONS, BASELINES, COMING_BACK, METHODS, POINTLESS  # noqa: E402
 from benchmarks.forgetting.plots import draw_all  # noqa: E402
 from benchmarks.forgetting.records import (  # noqa: E402
@@ -52,6 +50,7 @@ from benchmarks.forgetting.streams import (  # noqa: E402
     build_stream,
     read_stream,
 )
+from benchmarks.program import NotMeasured, add_base, program_parser, run_program  # noqa: E402
 from benchmarks.telling import Teller, console, told  # noqa: E402
 from trainer_worker.workshop import Workshop  # noqa: E402
 
@@ -81,11 +80,9 @@ def _at_least_one(text: str) -> int:
     return number
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.forgetting", description="Measure forgetting."
-    )
+    parser = program_parser("benchmarks.forgetting", "Measure forgetting.", figures=False)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--stream", choices=STREAMS, help="a stream from packaged pictures")
     source.add_argument(
@@ -104,16 +101,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--epochs", type=float, help="passes over each task's examples; 0: as many as the service plans"
     )
-    parser.add_argument("--base", default="embedded", help="a LLaVA folder or hub id")
+    add_base(parser)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="where results are kept")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, and write the report."""
-    arguments = parse_arguments()
+    arguments = parse_arguments(argv)
+    kept = "interrupted; finished runs are kept, the same command goes on"
+    return run_program(lambda _: _report(arguments), interrupted=kept)
+
+
+def _report(arguments: argparse.Namespace) -> None:
     logging.getLogger("strata").setLevel(logging.ERROR)
     title = arguments.stream or f"data-{arguments.data.resolve().name}"
     folder = arguments.out / f"{title}-{arguments.scale}"
@@ -124,17 +126,9 @@ def main() -> int:
         _run_missing(arguments, setup, folder)
         table = write_report(folder)
         draw_all(folder, read_records(folder))
-    except StrataError as error:
-        console.print(f"[bold red]{escape(error.message)}[/]")
-        return 1
     except OSError as error:
-        console.print(f"[bold red]{escape(f'{error.filename}: {error.strerror}')}[/]")
-        return 1
-    except KeyboardInterrupt:
-        console.print("interrupted; finished runs are kept, the same command goes on")
-        return 130
+        raise NotMeasured(f"{error.filename}: {error.strerror}") from error
     print((folder / "report.json").read_text() if arguments.json else table)
-    return 0
 
 
 def chosen_methods(names: Sequence[str], stream: str | None = None) -> list[str]:

@@ -11,30 +11,27 @@ coefficients) in the time to the first token, from the gateway's own series.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from adapter_store.base.allocator import tune_allocator
 
 tune_allocator()
 
-from adapter_store.errors import StrataError  # noqa: E402
-from adapter_store.settings import FROZEN_SHARE  # noqa: E402
 from adapter_store.versions import STABLE  # noqa: E402
 from benchmarks.gateway.client import ClientProcess  # noqa: E402
 from benchmarks.gateway.hosting import HostedGateway, LoadResult, settings_of  # noqa: E402
 from benchmarks.gateway.routing import RoutingParts, routing_parts  # noqa: E402
 from benchmarks.live.arguments import live_parser  # noqa: E402
 from benchmarks.live.figures import Spread, ratios  # noqa: E402
-from benchmarks.live.questions import Asked, mixed  # noqa: E402
+from benchmarks.live.questions import Asked, fresh  # noqa: E402
 from benchmarks.live.quiet import OtherLoad  # noqa: E402
-from benchmarks.telling import Teller, console, told  # noqa: E402
+from benchmarks.program import run_program, write_figures  # noqa: E402
+from benchmarks.telling import Teller, told  # noqa: E402
 
 OVERHEAD_GOAL, ROUTING_GOAL = 0.05, 0.02
 _SINGLES = 12
@@ -57,13 +54,7 @@ class RoutingShare:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
     arguments = _arguments(argv)
-    try:
-        with TemporaryDirectory(prefix="strata-gateway-") as name:
-            _measure(arguments, Path(name))
-    except StrataError as error:
-        console.print(f"error: {error.message}", style="red")
-        return 2
-    return 0
+    return run_program(lambda folder: _measure(arguments, folder))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -86,35 +77,29 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> None:
             shares = _routing_shares(arguments, hosted, client, teller)
     _print(http, direct, shares, parts)
     print(f"other programs used {others:.2f} cores meanwhile")
-    if arguments.json:
-        record = {
-            "settings": vars(arguments),
-            "others": others,
-            "http": [asdict(load) for load in http],
-            "direct": [asdict(load) for load in direct],
-            "routing": [{**asdict(share), "share": share.share} for share in shares],
-            "routing_parts": [asdict(part) for part in parts],
-        }
-        arguments.json.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+    record = {
+        "settings": vars(arguments),
+        "others": others,
+        "http": [asdict(load) for load in http],
+        "direct": [asdict(load) for load in direct],
+        "routing": [{**asdict(share), "share": share.share} for share in shares],
+        "routing_parts": [asdict(part) for part in parts],
+    }
+    write_figures(arguments.json, record)
 
 
 def _publish(arguments: argparse.Namespace, folder: Path) -> list[RoutingParts]:
     """Publish a version that acts, as ``stable``, before the gateway looks; time routing over it."""
-    import torch
-
-    from adapter_store.base import ensure_embedded_base, load_base
     from adapter_store.versions import VersionStore
     from benchmarks.live.versions import VersionMaker
 
-    torch.set_num_threads(arguments.threads)
-    place = ensure_embedded_base(progress=False) if arguments.base == "embedded" else Path(arguments.base)
-    base = load_base(place, device="cpu")
-    maker = VersionMaker(base, FROZEN_SHARE)
+    maker = VersionMaker.of(arguments)
     state = maker.state(1)
     store = VersionStore(str(folder / "home" / "versions"), "strata")
     manifest = maker.prepare(state, folder / "draft", "job-1").publish(store)
     store.aliases.move(STABLE, manifest.version, reason="benchmark", actor="trainer")
-    return routing_parts(base.sentence_encoder, state) if base.sentence_encoder else []
+    encoder = maker.base.sentence_encoder
+    return routing_parts(encoder, state) if encoder else []
 
 
 def _loads(
@@ -125,11 +110,11 @@ def _loads(
     direct: list[LoadResult] = []
     count = arguments.concurrent
     teller.at("warming up")
-    over_http(hosted, client, _fresh(count, 0, arguments.max_tokens))
+    over_http(hosted, client, fresh(count, 0, arguments.max_tokens))
     teller.step()
     for repeat in range(arguments.repeats):
-        questions = _fresh(count, repeat + 1, arguments.max_tokens)
-        _see(hosted, client, questions)
+        questions = fresh(count, repeat + 1, arguments.max_tokens)
+        client.show(hosted.url, questions, count)
         for kind in ("http", "direct") if repeat % 2 == 0 else ("direct", "http"):
             teller.at(f"repeat {repeat + 1} of {arguments.repeats}, {kind}")
             hosted.forget()
@@ -139,17 +124,6 @@ def _loads(
                 direct.append(hosted.direct(questions))
             teller.step()
     return http, direct
-
-
-def _fresh(count: int, seed: int, max_tokens: int) -> list[Asked]:
-    """Return mixed questions about pictures that no other seed has."""
-    asked = mixed(count, 1, max_tokens, seed)
-    return [Asked(1000 * seed + place, one.text, one.max_tokens) for place, one in enumerate(asked)]
-
-
-def _see(hosted: HostedGateway, client: ClientProcess, questions: Sequence[Asked]) -> None:
-    """Let the tower see all pictures beforehand: whichever load comes first would pay for it alone."""
-    client.ask(hosted.url, [Asked(asked.picture, asked.text, 1) for asked in questions], len(questions))
 
 
 def over_http(hosted: HostedGateway, client: ClientProcess, questions: Sequence[Asked]) -> LoadResult:

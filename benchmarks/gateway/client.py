@@ -43,6 +43,10 @@ class ClientProcess:
         """
         return self._answers(_ask, url, questions, concurrent)
 
+    def show(self, url: str, questions: Sequence[Asked], concurrent: int) -> None:
+        """Let the tower see all pictures beforehand: whichever load comes first would pay for it alone."""
+        self.ask(url, [Asked(asked.picture, asked.text, 1) for asked in questions], concurrent)
+
     def ask_and_rate(
         self, url: str, questions: Sequence[Asked], concurrent: int, *, correct: bool
     ) -> tuple[list[Answer], float]:

@@ -80,3 +80,9 @@ def mixed(
     """Return ``count`` questions over a pool of ``pictures``, the same for the same seed."""
     source = random.Random(f"questions-{seed}")
     return [Asked(source.randrange(pictures), source.choice(texts), max_tokens) for _ in range(count)]
+
+
+def fresh(count: int, seed: int, max_tokens: int) -> list[Asked]:
+    """Return up to 1,000 mixed questions about pictures that no other seed has."""
+    asked = mixed(count, 1, max_tokens, seed)
+    return [Asked(1000 * seed + place, one.text, one.max_tokens) for place, one in enumerate(asked)]

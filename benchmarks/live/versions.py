@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from adapter_store.increments import Term, attach
 from adapter_store.queries import QueryEncoder
 from adapter_store.rendering import Message, Renderer
 from adapter_store.routing import coefficients
-from adapter_store.settings import TARGETS
+from adapter_store.settings import FROZEN_SHARE, TARGETS
 from adapter_store.state import AdapterState, RoutingSettings
 from adapter_store.versions import Gate, Manifest, ManifestDraft, Probe, VersionStore
 from adapter_store.vision import VisionEncoder
@@ -51,7 +52,7 @@ class VersionMaker:
     """
 
     def __init__(self, base: Base, frozen_share: float, up_scale: float = 3.0) -> None:
-        self._base = base
+        self.base = base
         self._share = frozen_share
         self._up_scale = up_scale
         self._targets = tuple(TARGETS.split(","))
@@ -59,15 +60,23 @@ class VersionMaker:
         self._vision = VisionEncoder(base)
         self._queries = QueryEncoder(SentenceEncoder(base.sentence_encoder), base.calibration)
 
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> VersionMaker:
+        """Load the base that ``live_parser``'s options name, for versions that a gateway takes as it is."""
+        from adapter_store.base import load_base
+
+        torch.set_num_threads(arguments.threads)
+        return cls(load_base(arguments.base, device="cpu"), FROZEN_SHARE)
+
     def state(self, seed: int, rows: int = ROWS) -> AdapterState:
         """Return one task of ``rows`` increments; the first four answer every question of the pool."""
-        increments = attach(self._base.model, self._targets, self._share)
+        increments = attach(self.base.model, self._targets, self._share)
         shapes = increments.shapes
         increments.detach()
         routing = RoutingSettings("text")
         generator = torch.Generator().manual_seed(seed)
         width = self._queries.width(routing)
-        state = AdapterState.empty(self._base.digest, shapes, width, RANK, "after_image", routing)
+        state = AdapterState.empty(self.base.digest, shapes, width, RANK, "after_image", routing)
         state = state.expand("benchmark", rows, generator)
         up = {
             name: self._up_scale * torch.randn(tensor.shape, generator=generator)
@@ -95,8 +104,8 @@ class VersionMaker:
             logprobs=tuple(logprobs),
         )
         draft = ManifestDraft(
-            base_id=self._base.base_id,
-            base_digest=self._base.digest,
+            base_id=self.base.base_id,
+            base_digest=self.base.digest,
             job_id=job,
             dataset_id="ds-0123456789abcdef",
             task=state.tasks[-1],
@@ -115,8 +124,8 @@ class VersionMaker:
         ids = list(prompt.input_ids)
         query = self._queries.encode([QUESTIONS[0]], [features.pooled], state.routing)
         weights = gate_of(coefficients(state, query), state.rank)
-        increments = attach(self._base.model, self._targets, self._share)
-        bank = Bank.from_state(state, dtype=self._base.model.dtype, device=self._base.model.device)
+        increments = attach(self.base.model, self._targets, self._share)
+        bank = Bank.from_state(state, dtype=self.base.model.dtype, device=self.base.model.device)
         picked: list[int] = []
         logprobs: list[float] = []
         try:
@@ -140,7 +149,7 @@ class VersionMaker:
         bank: Bank,
         gate: torch.Tensor,
     ) -> torch.Tensor:
-        model = self._base.model
+        model = self.base.model
         embeds = model.get_input_embeddings()(torch.tensor([ids], device=model.device)).clone()
         for begin, end in spans:
             embeds[0, begin:end] = picture

@@ -19,9 +19,8 @@ tune_allocator()
 
 import argparse  # noqa: E402
 import asyncio  # noqa: E402
-import json  # noqa: E402
 import os  # noqa: E402
-import tempfile  # noqa: E402
+import sys  # noqa: E402
 from collections.abc import Callable, Sequence  # noqa: E402
 from dataclasses import asdict  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -29,10 +28,17 @@ from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
 
-from adapter_store.base import ensure_embedded_base, load_base  # noqa: E402
+from adapter_store.base import load_base  # noqa: E402
 from adapter_store.base.load import Base  # noqa: E402
 from adapter_store.increments import attach  # noqa: E402
 from benchmarks.live.figures import Spread  # noqa: E402
+from benchmarks.program import (  # noqa: E402
+    add_base,
+    base_place,
+    program_parser,
+    run_program,
+    write_figures,
+)
 from benchmarks.serving.floor import floor_ratio  # noqa: E402
 from benchmarks.serving.peft_batch import PeftSystem  # noqa: E402
 from benchmarks.serving.report import BASE, as_markdown, draw_latency, draw_throughput, ratios  # noqa: E402
@@ -151,12 +157,11 @@ def goals(loads: Sequence[Load], floors: dict[str, float], concurrent: int) -> d
     return found
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Measure what increments cost vLLM.")
-    parser.add_argument("--json", type=Path, help="write all figures here")
-    parser.add_argument("--plots", type=Path, help="write the plots into this folder")
-    parser.add_argument("--base", type=Path, help="a LLaVA folder; without it the embedded base")
+    parser = program_parser("benchmarks.serving", "Measure what increments cost vLLM.")
+    parser.add_argument("--plots", type=Path, help="folder for the plots")
+    add_base(parser)
     parser.add_argument("--systems", nargs="+", choices=list(NAMES), default=list(NAMES))
     parser.add_argument("--concurrent", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--rates", type=float, nargs="*", default=[0.5, 1.0, 2.0], help="open loads")
@@ -167,41 +172,43 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each engine")
     parser.add_argument("--kv-bytes", type=int, default=512 << 20, help="key-value memory of each engine")
     parser.add_argument("--block-size", type=int, default=None, help="tokens of a key-value block")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    arguments = parse_arguments()
+    arguments = parse_arguments(argv)
+    return run_program(lambda folder: _report(arguments, folder))
+
+
+def _report(arguments: argparse.Namespace, folder: Path) -> None:
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     torch.set_num_threads(arguments.threads)
-    base = load_base(arguments.base or ensure_embedded_base())
-    with tempfile.TemporaryDirectory() as folder:
-        systems = make_systems(arguments.systems, base, arguments, Path(folder))
-        shapes = attach(base.model, TARGETS, arguments.frozen_share).shapes
-        ranks = {"r64": 64, "r256": 256, "r64x2": 64, "r256x2": 256}
-        floors = {NAMES[name]: floor_ratio(base.model, shapes, rank) for name, rank in ranks.items()}
-        try:
-            loads, latencies = asyncio.run(_with_progress(systems, base, arguments))
-        finally:
-            for system in systems.values():
-                system.close()
+    base = load_base(base_place(arguments.base))
+    systems = make_systems(arguments.systems, base, arguments, folder)
+    shapes = attach(base.model, TARGETS, arguments.frozen_share).shapes
+    ranks = {"r64": 64, "r256": 256, "r64x2": 64, "r256x2": 256}
+    floors = {NAMES[name]: floor_ratio(base.model, shapes, rank) for name, rank in ranks.items()}
+    try:
+        loads, latencies = asyncio.run(_with_progress(systems, base, arguments))
+    finally:
+        for system in systems.values():
+            system.close()
     most = max(arguments.concurrent)
     reached = goals(loads, floors, most)
     print(as_markdown(loads, floors))
     print()
     for label, entry in reached.items():
         print(f"{label}: {entry['ratio']}, goal {entry['goal']:g}")
-    if arguments.json:
-        content = {
-            "base": base.base_id,
-            "arguments": {key: str(value) for key, value in vars(arguments).items()},
-            "floors": floors,
-            "goals": reached,
-            "loads": [asdict(load) for load in loads],
-            "latencies": [asdict(latency) for latency in latencies],
-        }
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    content = {
+        "base": base.base_id,
+        "arguments": vars(arguments),
+        "floors": floors,
+        "goals": reached,
+        "loads": [asdict(load) for load in loads],
+        "latencies": [asdict(latency) for latency in latencies],
+    }
+    write_figures(arguments.json, content)
     if arguments.plots:
         draw_throughput(arguments.plots / "throughput.png", loads)
         draw_latency(arguments.plots / "latency.png", latencies)
@@ -225,4 +232,4 @@ async def _with_progress(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,27 +18,24 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from adapter_store.base.allocator import tune_allocator
-from adapter_store.errors import StrataError
-from adapter_store.settings import FROZEN_SHARE
 from adapter_store.versions import VersionStore
 from benchmarks.live.arguments import live_parser
 from benchmarks.live.process import GatewayProcess
+from benchmarks.program import run_program, write_figures
 from benchmarks.swap.checking import find_changed
 from benchmarks.swap.phases import Load, Phase, PhaseKind, run_phase, warm
 from benchmarks.swap.plots import draw_all
 from benchmarks.swap.report import as_record, as_text, failures_of, report_of
 from benchmarks.swap.swapping import Kind, Swapper
-from benchmarks.telling import Teller, console, told
+from benchmarks.telling import Teller, told
 
 SIZES = ("embedded", "7B")
 SIZE_OF_7B = 4 * 8 * 2 * 4096 * 32 * 4
@@ -46,14 +43,9 @@ SIZE_OF_7B = 4 * 8 * 2 * 4096 * 32 * 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; the exit status is 1 if a request failed or an answer changed."""
+    """Measure and print; no request may fail and no answer change."""
     arguments = _arguments(argv)
-    try:
-        with TemporaryDirectory(prefix="strata-swap-") as name:
-            return _measure(arguments, Path(name))
-    except StrataError as error:
-        console.print(f"error: {error.message}", style="red")
-        return 2
+    return run_program(lambda folder: _measure(arguments, folder))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -86,7 +78,7 @@ def plan_phases(sizes: Sequence[str], rounds: int) -> list[tuple[str, PhaseKind,
     return [(size, kind, number) for size in sizes for number in range(rounds) for kind in orders[number % 2]]
 
 
-def _measure(arguments: argparse.Namespace, folder: Path) -> int:
+def _measure(arguments: argparse.Namespace, folder: Path) -> bool:
     load = Load(arguments.rate, arguments.seconds, arguments.pictures, arguments.max_tokens)
     planned = plan_phases(arguments.sizes, arguments.rounds)
     requests = sum(len(load.of(number)[0]) for _, _, number in planned)
@@ -107,34 +99,27 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> int:
     failures = failures_of(phases)
     reports = [report_of(phases, size) for size in arguments.sizes]
     print(as_text(reports, phases, changed, failures))
-    if arguments.json:
-        settings = {**vars(arguments), **asdict(load)}
-        record = as_record(reports, phases, changed, failures, settings)
-        arguments.json.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+    settings = {**vars(arguments), **asdict(load)}
+    write_figures(arguments.json, as_record(reports, phases, changed, failures, settings))
     if arguments.plots:
         draw_all(arguments.plots, phases)
-    return int(bool(failures) or any(not item.near_tie for item in changed))
+    return not failures and all(item.near_tie for item in changed)
 
 
 def _prepare(arguments: argparse.Namespace, folder: Path, teller: Teller) -> dict[str, list[Any]]:
     """Write all versions' files beforehand: computing their probes would disturb what is measured."""
-    import torch
-
-    from adapter_store.base import ensure_embedded_base, load_base
     from benchmarks.live.versions import ROWS, VersionMaker
 
-    torch.set_num_threads(arguments.threads)
-    place = ensure_embedded_base(progress=False) if arguments.base == "embedded" else Path(arguments.base)
-    maker = VersionMaker(load_base(place, device="cpu"), FROZEN_SHARE)
+    maker = VersionMaker.of(arguments)
     drafts: dict[str, list[Any]] = {}
     for number, size in enumerate(arguments.sizes):
         rows = maker.rows_for(arguments.bytes) if size == "7B" else ROWS
         kinds: list[Kind] = ["promoted", *plan_kinds(arguments.versions)]
         drafts[size] = []
-        for place_, kind in enumerate(kinds):
-            teller.at(f"making version {place_ + 1} of {len(kinds)}, {size}")
-            state = maker.state(1000 * number + place_, rows)
-            job = f"job-{size}-{place_}"
+        for place, kind in enumerate(kinds):
+            teller.at(f"making version {place + 1} of {len(kinds)}, {size}")
+            state = maker.state(1000 * number + place, rows)
+            job = f"job-{size}-{place}"
             drafts[size].append((maker.prepare(state, folder / job, job, honest=kind != "refused"), kind))
             teller.step()
     return drafts

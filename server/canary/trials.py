@@ -18,8 +18,8 @@ from typing import Any
 from adapter_store.errors import AliasConflict, StrataError
 from adapter_store.names import BASE_VERSION
 from adapter_store.rendering import Message
-from adapter_store.versions import CANARY, SHADOW, STABLE, AliasRecord, AliasTable
-from server.adaptation import ACTOR, Leased, LiveVersions
+from adapter_store.versions import CANARY, SHADOW, STABLE, AliasRecord
+from server.adaptation import ACTOR, Following, Leased, LiveVersions
 from server.canary.draw import Asker, is_drawn
 from server.canary.pace import Latency, Pace
 from server.canary.rule import Rule, Verdict, judged
@@ -28,8 +28,6 @@ from server.canary.tally import Tally
 from server.engine import Sampling
 from server.feedback.thumbs import Thumbs
 from server.logs import log
-from server.metrics import Metrics
-from server.residency import Residents
 from server.retrieval import Prepared
 
 SLOTS = (STABLE, CANARY, SHADOW)
@@ -80,25 +78,22 @@ class Trials:
 
     def __init__(
         self,
-        *,
         live: LiveVersions,
-        aliases: AliasTable,
-        residents: Residents,
-        metrics: Metrics,
+        following: Following,
+        *,
         rule: Rule,
         thumbs: Thumbs,
         banks: int,
         open_shadow: OpenShadow,
-        poll_seconds: float = 0.5,
     ) -> None:
         self.rule = rule
         self._live = live
-        self._aliases = aliases
-        self._residents = residents
-        self._metrics = metrics
+        self._aliases = following.store.aliases
+        self._residents = following.residents
+        self._metrics = following.metrics
+        self._poll_seconds = following.poll_seconds
         self._thumbs = thumbs
         self._banks = banks
-        self._poll_seconds = poll_seconds
         self._shadow = open_shadow(self._shadow_finished)
         self._parts: dict[str, tuple[str, int]] = {}
         self._tallies: dict[str, Tally] = {slot: Tally() for slot in SLOTS}

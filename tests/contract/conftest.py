@@ -6,9 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
+import openai
 import pytest
 import uvicorn
 from fastapi import FastAPI
@@ -19,6 +20,10 @@ from server.gateway import Gateway
 from server.settings import GatewaySettings
 from server.stopping import GracefulServer
 from tests.contract.pictures import png
+
+if TYPE_CHECKING:
+    from adapter_store.versions import Manifest
+    from tests.contract.publishing import Publisher
 
 KEY = "sk-test-everything"
 ASK_KEY = "sk-test-ask-only"
@@ -77,6 +82,12 @@ class RunningGateway:
                 return float(value)
         return None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def begin_to_stop(self) -> None:
         """Do what a first SIGINT or SIGTERM does."""
         self._server.should_exit = True
@@ -99,11 +110,8 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[RunningGateway]:
     """Return a ready gateway with an embedded Redis, one for each test file."""
-    gateway = RunningGateway(tmp_path_factory.mktemp("home"), tiny_base)
-    try:
+    with RunningGateway(tmp_path_factory.mktemp("home"), tiny_base) as gateway:
         yield gateway.wait_ready()
-    finally:
-        gateway.stop()
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +120,19 @@ def publisher(running: RunningGateway, loaded_tiny_base):
     from tests.contract.publishing import Publisher
 
     return Publisher(loaded_tiny_base, running.gateway.store)
+
+
+@pytest.fixture(scope="module")
+def first(publisher: Publisher) -> Manifest:
+    """Return a published version that ``stable`` does not name yet."""
+    return publisher.publish(publisher.state(1))
+
+
+@pytest.fixture(scope="module")
+def client(running: RunningGateway) -> Iterator[openai.OpenAI]:
+    """Return the ``openai`` client of the running gateway; it asks each request once."""
+    with openai.OpenAI(base_url=f"{running.url}/v1", api_key=KEY, max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture

@@ -23,11 +23,6 @@ ALIASES = "/v1/adapters/strata/aliases"
 
 
 @pytest.fixture(scope="module")
-def first(publisher: Publisher) -> Manifest:
-    return publisher.publish(publisher.state(1))
-
-
-@pytest.fixture(scope="module")
 def second(publisher: Publisher) -> Manifest:
     return publisher.publish(publisher.state(2))
 

@@ -25,22 +25,16 @@ COUNT = 3
 def aged(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path):
     """Return a gateway that sends corrections half a second after they came."""
     home = tmp_path_factory.mktemp("aged")
-    gateway = RunningGateway(home, tiny_base, feedback_seconds=0.5)
-    try:
+    with RunningGateway(home, tiny_base, feedback_seconds=0.5) as gateway:
         yield gateway.wait_ready()
-    finally:
-        gateway.stop()
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path):
     """Return a gateway that sends at three corrections of a task, and never by age."""
     home = tmp_path_factory.mktemp("home")
-    gateway = RunningGateway(home, tiny_base, feedback_count=COUNT, feedback_seconds=0)
-    try:
+    with RunningGateway(home, tiny_base, feedback_count=COUNT, feedback_seconds=0) as gateway:
         yield gateway.wait_ready()
-    finally:
-        gateway.stop()
 
 
 def outcome(http: httpx.Client, correction: dict[str, Any]) -> dict[str, Any]:

@@ -28,11 +28,8 @@ def running(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path):
     """Return a gateway that sends at three corrections of a task, and never by age."""
     home = tmp_path_factory.mktemp("home")
     keys = f"{KEY},{ASK_KEY}:ask,{OTHER_KEY}:teach"
-    gateway = RunningGateway(home, tiny_base, feedback_count=COUNT, feedback_seconds=0, api_keys=keys)
-    try:
+    with RunningGateway(home, tiny_base, feedback_count=COUNT, feedback_seconds=0, api_keys=keys) as gateway:
         yield gateway.wait_ready()
-    finally:
-        gateway.stop()
 
 
 def test_a_thumb_alone_is_noted_and_counted(running: RunningGateway, http: httpx.Client):

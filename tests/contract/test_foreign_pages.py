@@ -19,24 +19,18 @@ EVIL = {"origin": "https://evil.example"}
 TEXT = {"content-type": "text/plain"}
 
 
-def opened(home: Path, tiny_base: Path, **settings: Any) -> Iterator[RunningGateway]:
-    gateway = RunningGateway(home, tiny_base, **settings)
-    try:
-        yield gateway
-    finally:
-        gateway.stop()
-
-
 @pytest.fixture(scope="module")
 def keyless(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[RunningGateway]:
-    yield from opened(tmp_path_factory.mktemp("home"), tiny_base, api_keys="")
+    with RunningGateway(tmp_path_factory.mktemp("home"), tiny_base, api_keys="") as gateway:
+        yield gateway
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[RunningGateway]:
     """Return a gateway whose settings say that it listens on all addresses, as in a container."""
     names: dict[str, Any] = {"host": "0.0.0.0", "allowed_hosts": "strata.example, Other.example"}
-    yield from opened(tmp_path_factory.mktemp("home"), tiny_base, api_keys="", **names)
+    with RunningGateway(tmp_path_factory.mktemp("home"), tiny_base, api_keys="", **names) as gateway:
+        yield gateway
 
 
 @pytest.fixture
@@ -181,6 +175,6 @@ def test_which_addresses_are_this_machine_alone(host: str, alone: bool):
 
 
 def test_the_name_that_the_settings_give_is_answered(tmp_path: Path, tiny_base: Path):
-    for running in opened(tmp_path, tiny_base, api_keys="", host="127.0.0.2"):
+    with RunningGateway(tmp_path, tiny_base, api_keys="", host="127.0.0.2") as running:
         assert running.http.get("/health", headers={"host": "127.0.0.2:8000"}).status_code == 200
         refused(running.http.get("/health", headers={"host": "evil.example"}), "unknown_host")

@@ -135,11 +135,8 @@ def listener() -> Iterator[Listener]:
 def lenient(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[RunningGateway]:
     """Return a gateway whose operator listed this very machine, which must not help."""
     hosts = "127.0.0.1,localhost,0.0.0.0,[::1],127.1"
-    gateway = RunningGateway(tmp_path_factory.mktemp("home"), tiny_base, image_url_hosts=hosts)
-    try:
+    with RunningGateway(tmp_path_factory.mktemp("home"), tiny_base, image_url_hosts=hosts) as gateway:
         yield gateway.wait_ready()
-    finally:
-        gateway.stop()
 
 
 @pytest.mark.parametrize("host", [*HOSTS, "ok.com\\@127.0.0.1"])

@@ -21,11 +21,6 @@ from tests.contract.conftest import KEY, RunningGateway, chat_body, wait_for
 from tests.contract.publishing import PICTURE, QUESTION, Publisher
 
 
-@pytest.fixture(scope="module")
-def first(publisher: Publisher) -> Manifest:
-    return publisher.publish(publisher.state(1))
-
-
 @pytest.fixture(autouse=True)
 def back_to_base(running: RunningGateway) -> Iterator[None]:
     yield

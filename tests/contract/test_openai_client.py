@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 
-from tests.contract.conftest import ASK_KEY, KEY, RunningGateway, chat_body
+from tests.contract.conftest import ASK_KEY, RunningGateway, chat_body
 from tests.contract.pictures import llava_zip
-
-
-@pytest.fixture(scope="module")
-def client(running: RunningGateway) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{running.url}/v1", api_key=KEY, max_retries=0) as client:
-        yield client
 
 
 def test_a_picture_is_answered(client: openai.OpenAI):

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 from openai.types.fine_tuning import FineTuningJob
 
-from tests.contract.conftest import KEY, RunningGateway
+from tests.contract.conftest import RunningGateway
 from tests.contract.pictures import llava_zip
 
 STEPS = 230
-
-
-@pytest.fixture(scope="module")
-def client(running: RunningGateway) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{running.url}/v1", api_key=KEY, max_retries=0) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

@@ -25,11 +25,8 @@ def client_of(running: RunningGateway, retries: int) -> openai.OpenAI:
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[RunningGateway]:
     """Return a gateway that answers one request at a time and lets one wait."""
-    gateway = RunningGateway(tmp_path_factory.mktemp("home"), tiny_base, max_batch=1, max_waiting=1)
-    try:
+    with RunningGateway(tmp_path_factory.mktemp("home"), tiny_base, max_batch=1, max_waiting=1) as gateway:
         yield gateway.wait_ready()
-    finally:
-        gateway.stop()
 
 
 def test_a_request_to_a_server_that_still_starts_waits_and_is_answered(

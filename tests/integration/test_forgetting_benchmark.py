@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 import zipfile
 from pathlib import Path
 
@@ -43,16 +42,10 @@ def stream(tmp_path: Path) -> Path:
     return folder
 
 
-def bench(monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["forgetting", *flags])
-    return main()
-
-
 def test_every_kind_of_method_leaves_a_record_and_the_same_command_repeats_nothing(
     tiny_base: Path,
     stream: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
     asked = [
@@ -66,7 +59,7 @@ def test_every_kind_of_method_leaves_a_record_and_the_same_command_repeats_nothi
         str(tmp_path / "out"),
     ]
     asked += ["--method", *METHODS, "--seeds", "1"]
-    assert bench(monkeypatch, *asked, "--epochs", "60") == 0
+    assert main([*asked, "--epochs", "60"]) == 0
     folder = tmp_path / "out" / "data-colors-small"
     records = {record["method"]: record for record in read_records(folder)}
     assert set(records) == set(METHODS)
@@ -81,12 +74,12 @@ def test_every_kind_of_method_leaves_a_record_and_the_same_command_repeats_nothi
     assert sorted(path.name for path in folder.iterdir()) == ["plots", "report.json", "report.md", "runs"]
 
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs").iterdir()}
-    assert bench(monkeypatch, *asked, "--epochs", "60", "--json") == 0
+    assert main([*asked, "--epochs", "60", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["runs"]) == len(METHODS)
     assert {path: path.stat().st_mtime_ns for path in (folder / "runs").iterdir()} == before
 
-    assert bench(monkeypatch, *asked, "--epochs", "3") == 1
+    assert main([*asked, "--epochs", "3"]) == 2
     assert "was made with epochs 60" in " ".join(capsys.readouterr().err.split())
     (folder / "runs" / "joint-0.json").write_text(json.dumps({"method": "joint", "seed": 0}))
-    assert bench(monkeypatch, *asked, "--epochs", "60") == 1
+    assert main([*asked, "--epochs", "60"]) == 2
     assert "another build" in " ".join(capsys.readouterr().err.split())

@@ -24,7 +24,8 @@ from adapter_store.versions import Probe
 from adapter_store.vision import VisionEncoder
 from server.probing import Prober
 from server.residency import Resident
-from server.serving import ModelChoice, _build, _tolerance
+from server.serving import _build, _tolerance
+from server.settings import GatewaySettings
 from trainer_worker.evaluate import Served, greedy_answer
 from trainer_worker.features import Featurizer
 from trainer_worker.keys import align_keys
@@ -114,10 +115,10 @@ async def test_the_engine_gives_what_the_trainer_recorded(
     for number in range(len(QUESTIONS)):
         picture(number).save(tmp_path / f"{number}.png")
     base = load_base(tiny_base, dtype=dtype, device="cpu")
-    choice = ModelChoice(max_model_len=256)
-    assert _tolerance(base, choice) == tolerance
-    assert _tolerance(base, ModelChoice(probe_tolerance=0.05)) == 0.05
-    engine, retriever, end_ids, *_ = _build(base, choice)
+    settings = GatewaySettings(max_model_len=256, frozen_share=0)
+    assert _tolerance(base, settings) == tolerance
+    assert _tolerance(base, GatewaySettings(probe_tolerance=0.05)) == 0.05
+    engine, retriever, end_ids, *_ = _build(base, settings)
     engine.start()
     try:
         await engine.stage("v1", state)
@@ -140,13 +141,13 @@ async def test_a_folded_pool_gives_what_the_trainer_recorded_with_exact_coeffici
     for number in range(len(QUESTIONS)):
         picture(number).save(tmp_path / f"{number}.png")
     base = load_base(tiny_base, dtype="float32", device="cpu")
-    choice = ModelChoice(max_model_len=256, dense_rank=32)
-    engine, retriever, end_ids, *_ = _build(base, choice)
+    settings = GatewaySettings(max_model_len=256, dense_rank=32, frozen_share=0)
+    engine, retriever, end_ids, *_ = _build(base, settings)
     engine.start()
-    pool = open_pool(state, choice.dense_rank)
+    pool = open_pool(state, settings.dense_rank)
     assert set(pool.folds) == {30}
     without = dataclasses.replace(pool, brought=torch.zeros_like(pool.brought))  # type: ignore[arg-type]
-    prober = Prober(retriever, engine, end_ids=end_ids, tolerance=_tolerance(base, choice))
+    prober = Prober(retriever, engine, end_ids=end_ids, tolerance=_tolerance(base, settings))
     try:
         await engine.stage("v1", pool.staged())
         for probe in probes:

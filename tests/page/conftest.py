@@ -28,11 +28,15 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def running(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[RunningGateway]:
     """Return an open gateway (no keys) that takes feedback and canaries."""
     settings = {"api_keys": "", "default_max_tokens": 200, "feedback_seconds": 60}
-    gateway = RunningGateway(tmp_path_factory.mktemp("home"), tiny_base, **settings)
-    try:
+    with RunningGateway(tmp_path_factory.mktemp("home"), tiny_base, **settings) as gateway:
         yield gateway.wait_ready()
-    finally:
-        gateway.stop()
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[RunningGateway]:
+    """Return a gateway that wants keys; its base may still be loading."""
+    with RunningGateway(tmp_path_factory.mktemp("locked"), tiny_base) as gateway:
+        yield gateway
 
 
 @pytest.fixture

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
 from tests.contract.conftest import KEY, RunningGateway
 from tests.page.browser import Browser
 
 MODELS = "[id=operations-ask-list_models_v1_models_get]"
 KEPT = "[sessionStorage.length, localStorage.length, document.cookie]"
-
-
-@pytest.fixture(scope="module")
-def locked(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[RunningGateway]:
-    gateway = RunningGateway(tmp_path_factory.mktemp("locked"), tiny_base)
-    yield gateway
-    gateway.stop()
 
 
 def test_an_endpoint_is_tried_with_a_key_that_is_not_kept(browser: Browser, locked: RunningGateway):

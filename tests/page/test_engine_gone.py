@@ -17,11 +17,8 @@ ALIASES = "/v1/adapters/strata/aliases"
 @pytest.fixture
 def running(tmp_path: Path, tiny_base: Path) -> Iterator[RunningGateway]:
     """Return a gateway of its own: its engine does not survive the test."""
-    gateway = RunningGateway(tmp_path / "home", tiny_base, api_keys="")
-    try:
+    with RunningGateway(tmp_path / "home", tiny_base, api_keys="") as gateway:
         yield gateway.wait_ready()
-    finally:
-        gateway.stop()
 
 
 def test_a_canary_of_a_dead_engine_is_idle(browser: Browser, running: RunningGateway, loaded_tiny_base):

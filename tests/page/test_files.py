@@ -63,13 +63,6 @@ def test_who_gets_the_page(accept: str, page: bool):
     assert wants_page(accept) is page
 
 
-@pytest.fixture(scope="module")
-def locked(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path):
-    gateway = RunningGateway(tmp_path_factory.mktemp("locked"), tiny_base)
-    yield gateway
-    gateway.stop()
-
-
 def test_browsers_get_the_page_and_programs_the_json_without_a_key(locked: RunningGateway):
     with httpx.Client(base_url=locked.url, trust_env=False) as stranger:
         assert stranger.get("/").json()["name"] == "Strata"

@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from tests.contract.conftest import RunningGateway
 from tests.page.browser import Browser
-
-
-class _Evil(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        body = b"<!doctype html><title>kittens</title>"
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        return None
+from tests.scripted_http import Reply, ScriptedServer
 
 
 @pytest.fixture
 def evil() -> Iterator[str]:
     """Return the address of a page of another port; the browser of the tests knows no other name."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Evil)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    page = Reply(200, "text/html", b"<!doctype html><title>kittens</title>")
+    server = ScriptedServer(lambda _: page)
+    yield f"{server.url}/"
+    server.stop()
 
 
 def test_its_requests_are_refused(browser: Browser, running: RunningGateway, evil: str):

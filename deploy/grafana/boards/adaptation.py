@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from deploy.grafana.boards.panels import GREEN, ORANGE, RED, Board, Panel, Query, buckets, lines, number
-
-_RATE = "$__rate_interval"
+from deploy.grafana.boards.panels import (
+    GREEN,
+    ORANGE,
+    RATE,
+    RED,
+    Board,
+    Panel,
+    Query,
+    buckets,
+    lines,
+    measured,
+    number,
+)
 
 _NOW: list[Panel] = [
     number(
@@ -138,7 +148,7 @@ _LEARNING: list[Panel] = [
         "How the computed weights of the moving average are spread: near 1 follows the new data, near 0"
         " keeps.",
         "Nearly all in the lowest row and nothing is learned: STRATA_EMA_MODE=normalised, or off.",
-        f"sum by (le) (increase(strata_ema_alpha_bucket[{_RATE}]))",
+        f"sum by (le) (increase(strata_ema_alpha_bucket[{RATE}]))",
         unit="none",
         width=12,
     ),
@@ -166,37 +176,31 @@ _CANDIDATE: list[Panel] = [
         whole=True,
         steps=True,
     ),
-    lines(
+    measured(
         "Candidate: forgetting",
         "Drop of each task since its best stage. Above the dashed line the version is held back.",
         "Held back often: batches contradict what was taught; look at the data before you raise"
         " STRATA_MAX_FORGETTING.",
         Query('strata_candidate_task_forgetting_ratio{task=~"$task"}', "{{task}}"),
-        Query("max(strata_policy_max_forgetting_ratio)", "the gate's bound", bound=True),
-        unit="percentunit",
+        "max(strata_policy_max_forgetting_ratio)",
         width=6,
-        steps=True,
     ),
-    lines(
+    measured(
         "Candidate: routing leak",
         "Share of the coefficients that a task's held-out questions put on other tasks' increments. Dashed:"
         " the gate's bound.",
         "A leak between two tasks: they ask the same about alike pictures; teach them as one task.",
         Query('strata_candidate_routing_leak_ratio{task=~"$task"}', "{{task}}"),
-        Query("max(strata_policy_max_leak_ratio)", "the gate's bound", bound=True),
-        unit="percentunit",
+        "max(strata_policy_max_leak_ratio)",
         width=6,
-        steps=True,
     ),
-    lines(
+    measured(
         "Candidate: zero-shot retention",
         "Score on questions outside all tasks over the base's. Dashed: the least that the gate lets pass.",
         "Below the line: a task answers strangers' questions; its bar (STRATA_TAU) may be too low.",
         Query("max(strata_candidate_zero_shot_retention_ratio)", "retention"),
-        Query("max(strata_policy_min_retention_ratio)", "the gate's bound", bound=True),
-        unit="percentunit",
+        "max(strata_policy_min_retention_ratio)",
         width=6,
-        steps=True,
     ),
 ]
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from deploy.grafana.boards.panels import Panel, Query, lines
-
-_RATE = "$__rate_interval"
+from deploy.grafana.boards.panels import RATE, Panel, Query, lines
 
 PANELS: list[Panel] = [
     lines(
@@ -12,7 +10,7 @@ PANELS: list[Panel] = [
         "Questions to the plain model name by the version's part. shadow: computed there too, never"
         " answered.",
         "canary stays at 0 although it has a weight: see whether it can answer, in the panel on the right.",
-        Query(f"sum by (slot) (rate(strata_slot_requests_total[{_RATE}]))", "{{slot}}"),
+        Query(f"sum by (slot) (rate(strata_slot_requests_total[{RATE}]))", "{{slot}}"),
         unit="reqps",
     ),
     lines(
@@ -33,11 +31,11 @@ PANELS: list[Panel] = [
         "The canary above stable by more than STRATA_CANARY_MAX_SLOWDOWN: it is rolled back by itself.",
         Query(
             f"histogram_quantile(0.95, sum by (le, slot)"
-            f" (rate(strata_slot_first_token_seconds_bucket[{_RATE}])))",
+            f" (rate(strata_slot_first_token_seconds_bucket[{RATE}])))",
             "{{slot}} first",
         ),
         Query(
-            f"histogram_quantile(0.95, sum by (le, slot) (rate(strata_slot_token_seconds_bucket[{_RATE}])))",
+            f"histogram_quantile(0.95, sum by (le, slot) (rate(strata_slot_token_seconds_bucket[{RATE}])))",
             "{{slot}} further",
         ),
         unit="s",

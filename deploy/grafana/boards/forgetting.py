@@ -11,6 +11,7 @@ from deploy.grafana.boards.panels import (
     Query,
     lines,
     matrix,
+    measured,
     number,
     versions,
 )
@@ -118,7 +119,7 @@ _OVER_TIME: list[Panel] = [
         whole=True,
         steps=True,
     ),
-    lines(
+    measured(
         "Forgetting by task",
         "Best earlier accuracy minus the present one; below 0 the task got better. Above the dashed line an"
         " alert"
@@ -126,27 +127,22 @@ _OVER_TIME: list[Panel] = [
         "`strata rollback` serves the version before; then send the batch that cost it again, smaller or"
         " cleaner.",
         Query('strata_task_forgetting_ratio{task=~"$task"}', "{{task}}"),
-        Query("strata:forgetting_bound:ratio", "the alert's bound", bound=True),
-        unit="percentunit",
-        steps=True,
+        "strata:forgetting_bound:ratio",
+        name="the alert's bound",
     ),
-    lines(
+    measured(
         "Routing leak by task",
         "Share of the coefficients that a task's held-out questions put on other tasks' increments.",
         "Two tasks that leak into each other ask the same about alike pictures: teach them under one name.",
         Query('strata_routing_leak_ratio{task=~"$task"}', "{{task}}"),
-        Query("strata:leak_bound:ratio", "the gate's bound", bound=True),
-        unit="percentunit",
-        steps=True,
+        "strata:leak_bound:ratio",
     ),
-    lines(
+    measured(
         "Zero-shot retention",
         "Score on questions outside all tasks over the base's; 100 % is as good as the base.",
         "Below the dashed line: a task answers strangers' questions; its bar (STRATA_TAU) may be too low.",
         Query("max(strata_zero_shot_retention_ratio)", "retention"),
-        Query("strata:retention_bound:ratio", "the gate's bound", bound=True),
-        unit="percentunit",
-        steps=True,
+        "strata:retention_bound:ratio",
     ),
     lines(
         "Who answers live questions",

@@ -13,6 +13,7 @@ from typing import Any
 
 SOURCE = {"type": "prometheus", "uid": "prometheus"}
 TAG = "strata"
+RATE = "$__rate_interval"
 COLUMNS = 24
 GREEN, ORANGE, RED, BLUE = "green", "orange", "red", "blue"
 
@@ -209,6 +210,21 @@ def lines(
     legend = {"showLegend": True, "displayMode": "list", "placement": "bottom", "calcs": []}
     options = {"legend": legend, "tooltip": {"mode": "multi", "sort": "desc"}}
     return Panel("timeseries", title, read, act, queries, width, defaults=defaults, options=options)
+
+
+def measured(
+    title: str,
+    read: str,
+    act: str,
+    query: Query,
+    bound: str,
+    *,
+    name: str = "the gate's bound",
+    width: int = 8,
+) -> Panel:
+    """Return a share that is measured once a stage, and the expression ``bound`` that it is held against."""
+    line = Query(bound, name, bound=True)
+    return lines(title, read, act, query, line, unit="percentunit", width=width, steps=True)
 
 
 def number(

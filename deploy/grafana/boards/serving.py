@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from deploy.grafana.boards import canary
-from deploy.grafana.boards.panels import GREEN, ORANGE, RED, Board, Panel, Query, lines, number
+from deploy.grafana.boards.panels import GREEN, ORANGE, RATE, RED, Board, Panel, Query, lines, number
 
-_RATE = "$__rate_interval"
 _ASKED = 'route=~"/v1/chat/completions|/v1/vqa"'
 _QUIET = 'route!~"/metrics|/health|/ready"'
 
 
 def _quantile(share: float, series: str, by: str = "le", labels: str = "") -> str:
-    return f"histogram_quantile({share}, sum by ({by}) (rate({series}_bucket{labels}[{_RATE}])))"
+    return f"histogram_quantile({share}, sum by ({by}) (rate({series}_bucket{labels}[{RATE}])))"
 
 
 _NOW: list[Panel] = [
@@ -19,7 +18,7 @@ _NOW: list[Panel] = [
         "Questions a second",
         "Chat completions and /v1/vqa that ended, refused ones included.",
         "0 although people ask: look whether the gateway is ready (GET /ready says what is missing).",
-        f"sum(rate(strata_http_requests_total{{{_ASKED}}}[{_RATE}]))",
+        f"sum(rate(strata_http_requests_total{{{_ASKED}}}[{RATE}]))",
         unit="reqps",
     ),
     number(
@@ -77,7 +76,7 @@ _REQUESTS: list[Panel] = [
         "Requests by route",
         "What is asked of the gateway, without what machines ask all the time.",
         "Nothing by itself; compare it with latency and errors at the same moment.",
-        Query(f"sum by (route) (rate(strata_http_requests_total{{{_QUIET}}}[{_RATE}]))", "{{route}}"),
+        Query(f"sum by (route) (rate(strata_http_requests_total{{{_QUIET}}}[{RATE}]))", "{{route}}"),
         unit="reqps",
         stacked=True,
     ),
@@ -85,7 +84,7 @@ _REQUESTS: list[Panel] = [
         "Requests by status",
         "4xx: what was sent is wrong. 429: the line is full. 5xx: something here is wrong.",
         "Many 429: more gateways or a larger batch (STRATA_MAX_BATCH). 5xx: the gateway's log.",
-        Query(f"sum by (status) (rate(strata_http_requests_total{{{_QUIET}}}[{_RATE}]))", "{{status}}"),
+        Query(f"sum by (status) (rate(strata_http_requests_total{{{_QUIET}}}[{RATE}]))", "{{status}}"),
         unit="reqps",
         stacked=True,
     ),
@@ -94,7 +93,7 @@ _REQUESTS: list[Panel] = [
         "stop: the model was done. length: max_tokens cut it. error and abort broke off. refused: never"
         " began.",
         "Many length: clients ask for too few tokens. error: the gateway's log.",
-        Query(f"sum by (outcome) (rate(strata_generations_total[{_RATE}]))", "{{outcome}}"),
+        Query(f"sum by (outcome) (rate(strata_generations_total[{RATE}]))", "{{outcome}}"),
         unit="reqps",
         stacked=True,
     ),
@@ -132,7 +131,7 @@ _SPEED: list[Panel] = [
         "Tokens a second",
         "What the engine reads (prompt, pictures included) and writes (completion).",
         "Completion tokens stay flat while requests wait: that is the machine's speed.",
-        Query(f"sum by (kind) (rate(strata_tokens_total[{_RATE}]))", "{{kind}}"),
+        Query(f"sum by (kind) (rate(strata_tokens_total[{RATE}]))", "{{kind}}"),
         unit="short",
     ),
     lines(
@@ -148,8 +147,8 @@ _SPEED: list[Panel] = [
         "Questions by the task whose increments weigh most; 'no task' is answered by the base alone.",
         "A task that nobody asks may be fine. Many 'no task' that should be one: teach it those questions,"
         " too.",
-        Query(f'sum by (task) (rate(strata_routed_requests_total{{task=~"$task"}}[{_RATE}]))', "{{task}}"),
-        Query(f"sum(rate(strata_unrouted_requests_total[{_RATE}]))", "no task"),
+        Query(f'sum by (task) (rate(strata_routed_requests_total{{task=~"$task"}}[{RATE}]))', "{{task}}"),
+        Query(f"sum(rate(strata_unrouted_requests_total[{RATE}]))", "no task"),
         unit="reqps",
         stacked=True,
     ),

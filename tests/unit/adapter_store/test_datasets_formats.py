@@ -17,6 +17,7 @@ from PIL import Image
 
 from adapter_store.datasets import Example, Report, Turn, read_upload
 from adapter_store.images import decode_image
+from tests.contract.pictures import data_url
 
 
 def picture(color: str, kind: str = "PNG") -> bytes:
@@ -27,10 +28,6 @@ def picture(color: str, kind: str = "PNG") -> bytes:
 
 RED, BLUE = picture("red"), picture("blue", "JPEG")
 WANTED = [(Turn("What color?", "red"),), (Turn("What color?", "blue"),)]
-
-
-def data_url(data: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
 def said(question: str, answer: str, keys: tuple[str, str], names: tuple[str, str]) -> list[dict[str, Any]]:

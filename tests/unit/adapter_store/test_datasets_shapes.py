@@ -10,7 +10,7 @@ import pytest
 
 from adapter_store.datasets import Example, Report, Turn, read_upload
 from adapter_store.datasets.records import Context
-from tests.unit.adapter_store.test_datasets_faults import lines, png, zip_of
+from tests.unit.adapter_store.uploads import lines, png, zip_of
 
 PICTURES = {"images/1.png": png("red"), "images/2.png": png("blue")}
 

@@ -18,7 +18,7 @@ from adapter_store.datasets.sources import ImageSource
 from adapter_store.datasets.upload import read_upload
 from adapter_store.errors import ImageError
 from adapter_store.images import decode_image, image_digest
-from tests.unit.adapter_store.test_datasets_faults import lines, png, row, talk, url, zip_of
+from tests.unit.adapter_store.uploads import lines, png, row, talk, url, zip_of
 
 COLORS = ["red", "green", "blue", "white", "black", "yellow"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from adapter_store.datasets import DatasetStore, Limits, Turn, read_upload
-from tests.unit.adapter_store.test_datasets_faults import lines, png, report_of, row, tar_of, zip_of
+from tests.unit.adapter_store.uploads import lines, png, report_of, row, tar_of, zip_of
 
 HEADER = "image,question,answer\n"
 PICTURES = {"p/1.png": png("red"), "p/2.png": png("blue")}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adapter_store.datasets import DatasetStore, Limits
-from tests.unit.adapter_store.test_datasets_faults import lines, png, report_of, row, talk, url, zip_of
+from tests.unit.adapter_store.uploads import lines, png, report_of, row, talk, url, zip_of
 
 GOOD = json.dumps(row())
 

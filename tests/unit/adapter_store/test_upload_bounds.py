@@ -17,7 +17,7 @@ from adapter_store.datasets.held_out import HeldOut
 from adapter_store.datasets.pixels import ROOM, PixelRoom
 from adapter_store.errors import NotFoundError
 from adapter_store.images import MAX_PIXELS
-from tests.unit.adapter_store.test_datasets_faults import lines, png, row, url, zip_of
+from tests.unit.adapter_store.uploads import lines, png, row, url, zip_of
 
 
 def report_of(tmp_path: Path, content: bytes, limits: Limits | None = None) -> Report:

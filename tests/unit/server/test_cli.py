@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,51 +17,12 @@ from server.cli.reporter import readable
 from server.cli.watch import JobProgress
 from server.jobs.protocol import job_body
 from server.launch.flags import variables_of_flags
+from tests.scripted_http import Reply, reply
+from tests.unit.server.conftest import Answering
 
 VERBS = (
     "up serve work demo chat correct submit jobs versions promote rollback matrix base export import".split()
 )
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Answer from a table on the server object: (status, content type, body) per path."""
-
-    def do_GET(self) -> None:
-        self.server.keys.append(self.headers.get("Idempotency-Key"))  # type: ignore[attr-defined]
-        status, kind, body = self.server.answers[self.path.partition("?")[0]]  # type: ignore[attr-defined]
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_POST = do_PUT = do_GET
-
-    def log_message(self, format: str, *args: object) -> None:
-        return None
-
-
-@pytest.fixture
-def answering():
-    """Return a function that makes a real HTTP server answer, and gives its address."""
-    servers: list[ThreadingHTTPServer] = []
-
-    def serve(answers: dict[str, tuple[int, str, bytes]]) -> str:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.answers = answers  # type: ignore[attr-defined]
-        server.keys = serve.keys = []  # type: ignore[attr-defined]
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield serve
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-def reply(status: int, value: object) -> tuple[int, str, bytes]:
-    return status, "application/json", json.dumps(value).encode()
 
 
 def test_every_verb_has_a_line_of_help_and_json(capsys: pytest.CaptureFixture[str]):
@@ -123,7 +82,7 @@ def test_errors_are_json_when_asked_for(capsys: pytest.CaptureFixture[str]):
     ("status", "kind"),
     [(400, RequestRefused), (404, RequestRefused), (503, RequestFailed), (500, RequestFailed)],
 )
-def test_the_servers_own_words_are_passed_on(answering, status: int, kind: type[Exception]):
+def test_the_servers_own_words_are_passed_on(answering: Answering, status: int, kind: type[Exception]):
     url = answering({"/v1/models": reply(status, {"error": {"message": "because of the moon"}})})
     with Client(url) as client, pytest.raises(kind, match="because of the moon"):
         client.get("/v1/models")
@@ -133,14 +92,18 @@ def test_the_servers_own_words_are_passed_on(answering, status: int, kind: type[
     ("status", "code", "advised"),
     [(401, "invalid_api_key", True), (403, "wrong_scope", True), (403, "unknown_host", False)],
 )
-def test_a_key_is_advised_only_where_one_would_help(answering, status: int, code: str, advised: bool):
+def test_a_key_is_advised_only_where_one_would_help(
+    answering: Answering, status: int, code: str, advised: bool
+):
     url = answering({"/v1/models": reply(status, {"error": {"message": "not so", "code": code}})})
     with Client(url) as client, pytest.raises(RequestFailed) as caught:
         client.get("/v1/models")
     assert ("--api-key" in caught.value.message) is advised
 
 
-def test_every_fault_of_a_data_set_is_shown(answering, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_every_fault_of_a_data_set_is_shown(
+    answering: Answering, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     faults = [
         {"file": "data.json", "line": 3, "field": "image", "reason": "a.png is not in the archive"},
         {"file": None, "line": None, "field": "", "reason": "no answers"},
@@ -171,7 +134,11 @@ GATE_PASSED = {"passed": True, "reasons": []}
     ],
 )
 def test_submit_says_whether_the_version_is_served(
-    answering, tmp_path: Path, capsys: pytest.CaptureFixture[str], gate: dict[str, object], said: str
+    answering: Answering,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    gate: dict[str, object],
+    said: str,
 ):
     ended = Job(
         lineage="strata",
@@ -202,7 +169,7 @@ def test_submit_says_whether_the_version_is_served(
 
 
 def test_a_followed_job_that_failed_ends_with_status_1_and_shows_its_last_events(
-    answering, capsys: pytest.CaptureFixture[str]
+    answering: Answering, capsys: pytest.CaptureFixture[str]
 ):
     job = {"id": "job-1", "status": "failed", "error": {"message": "no room"}}
     events = [{"id": f"{n}-0", "type": "message", "message": f"event {n}."} for n in range(30)][::-1]
@@ -219,7 +186,7 @@ def test_a_followed_job_that_failed_ends_with_status_1_and_shows_its_last_events
     assert main(["jobs", "job-1", "--wait", "--url", url]) == 1
 
 
-def test_every_submission_carries_a_key_of_its_own(answering, tmp_path: Path):
+def test_every_submission_carries_a_key_of_its_own(answering: Answering, tmp_path: Path):
     job = reply(200, {"id": "job-1", "status": "queued"})
     url = answering(
         {
@@ -238,29 +205,30 @@ def test_every_submission_carries_a_key_of_its_own(answering, tmp_path: Path):
     assert len(keys) == len(set(keys)) == 2
 
 
-def test_a_missing_key_says_how_to_give_one(answering):
+def test_a_missing_key_says_how_to_give_one(answering: Answering):
     url = answering({"/v1/models": reply(401, {"error": {"message": "no key"}})})
     with Client(url) as client, pytest.raises(RequestFailed, match="no key; give the key with --api-key"):
         client.get("/v1/models")
 
 
-def test_an_answer_of_something_else_is_not_a_traceback(answering):
-    url = answering({"/v1/models": (200, "text/html", b"<html>hello</html>")})
+def test_an_answer_of_something_else_is_not_a_traceback(answering: Answering):
+    url = answering({"/v1/models": Reply(200, "text/html", b"<html>hello</html>")})
     with Client(url) as client, pytest.raises(RequestFailed, match="is it a Strata server"):
         client.get("/v1/models")
 
 
-def test_a_stream_ends_at_done_and_raises_errors_in_the_middle(answering):
+def test_a_stream_ends_at_done_and_raises_errors_in_the_middle(answering: Answering):
     good = b'data: {"a": 1}\n\ndata: [DONE]\n\ndata: {"a": 2}\n\n'
     bad = b'data: {"a": 1}\n\ndata: {"error": {"message": "the engine stopped"}}\n\ndata: [DONE]\n\n'
-    url = answering({"/good": (200, "text/event-stream", good), "/bad": (200, "text/event-stream", bad)})
+    kind = "text/event-stream"
+    url = answering({"/good": Reply(200, kind, good), "/bad": Reply(200, kind, bad)})
     with Client(url) as client:
         assert list(client.stream("/good", {})) == [{"a": 1}]
         with pytest.raises(RequestFailed, match="the engine stopped"):
             list(client.stream("/bad", {}))
 
 
-def test_chat_streams_and_names_the_version(answering, capsys: pytest.CaptureFixture[str]):
+def test_chat_streams_and_names_the_version(answering: Answering, capsys: pytest.CaptureFixture[str]):
     events = [
         {"model": "strata", "system_fingerprint": "strata@v2", "choices": [{"delta": {"role": "assistant"}}]},
         {"model": "strata", "choices": [{"delta": {"content": "a "}}]},
@@ -268,7 +236,7 @@ def test_chat_streams_and_names_the_version(answering, capsys: pytest.CaptureFix
         {"model": "strata", "choices": [], "usage": {"total_tokens": 9}},
     ]
     body = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
-    url = answering({"/v1/chat/completions": (200, "text/event-stream", body.encode())})
+    url = answering({"/v1/chat/completions": Reply(200, "text/event-stream", body.encode())})
     assert main(["chat", "--url", url, "What is it?"]) == 0
     captured = capsys.readouterr()
     assert captured.out == "a cat\n"

@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,10 +18,9 @@ from server.canary.protocol import EXAMPLE as CANARY
 from server.canary.rule import Rule
 from server.cli.main import main
 from server.launch.ports import free_port
-from tests.unit.server.test_cli import answering, reply
+from tests.scripted_http import reply
+from tests.unit.server.conftest import Answering
 
-__all__ = ["answering"]
-Serve = Callable[[dict[str, tuple[int, str, bytes]]], str]
 ROOT = Path(__file__).resolve().parents[3]
 JOB_ID = "job-0193f2a4c0de1f2e3d4c5b6a7980"
 
@@ -88,7 +86,7 @@ def test_the_help_of_up_lists_the_settings_of_both_programs():
     ("status", "said"), [(400, "because of the moon"), (502, "answered with status 502")]
 )
 def test_an_example_shows_the_servers_own_words(
-    answering: Serve, tmp_path: Path, example: str, status: int, said: str
+    answering: Answering, tmp_path: Path, example: str, status: int, said: str
 ):
     error = {"error": {"message": "because of the moon"}} if status == 400 else "<html>"
     url = answering(
@@ -168,7 +166,7 @@ def test_numbers_that_cannot_be_are_a_wrong_command(
     assert said in capsys.readouterr().err
 
 
-def test_the_plain_base_has_nothing_to_explain(answering: Serve, capsys: pytest.CaptureFixture[str]):
+def test_the_plain_base_has_nothing_to_explain(answering: Answering, capsys: pytest.CaptureFixture[str]):
     found = {"model": "strata", "version": "base", "answered_by_base": True, "answered_by": None}
     url = answering(
         {"/v1/routing:explain": reply(200, {**found, "best_cosine": 0.0, "tau": 0.0, "increments": []})}
@@ -180,7 +178,7 @@ def test_the_plain_base_has_nothing_to_explain(answering: Serve, capsys: pytest.
     assert "cosine" not in shown
 
 
-def test_a_canary_is_shown_with_what_ends_it(answering: Serve, capsys: pytest.CaptureFixture[str]):
+def test_a_canary_is_shown_with_what_ends_it(answering: Answering, capsys: pytest.CaptureFixture[str]):
     url = answering(
         {
             "/v1/adapters/strata/canary": reply(200, CANARY),
@@ -199,7 +197,7 @@ def test_a_canary_is_shown_with_what_ends_it(answering: Serve, capsys: pytest.Ca
 
 
 def test_a_canary_is_shown_with_the_times_that_the_rule_compares(
-    answering: Serve, capsys: pytest.CaptureFixture[str]
+    answering: Answering, capsys: pytest.CaptureFixture[str]
 ):
     (seen,) = CANARY["versions"]
     versions = [seen, {**seen, "slot": "canary", "version": "v4", "p95_token_seconds": None}]
@@ -233,7 +231,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     return screen
 
 
-def test_job_ids_are_whole_however_narrow_the_output(answering: Serve, narrow: io.StringIO):
+def test_job_ids_are_whole_however_narrow_the_output(answering: Answering, narrow: io.StringIO):
     job = {"id": JOB_ID, "task": "a-task-with-a-long-name", "status": "succeeded", "phase": "publish",
            "result_version": "v12", "created_at": 1732280000.0}  # fmt: skip
     url = answering({"/v1/fine_tuning/jobs": reply(200, {"data": [job]})})
@@ -242,7 +240,7 @@ def test_job_ids_are_whole_however_narrow_the_output(answering: Serve, narrow: i
     assert line.split()[:5] == [JOB_ID, "a-task-with-a-long-name", "succeeded", "publish", "v12"]
 
 
-def test_reasons_of_the_gate_stand_on_lines_of_their_own(answering: Serve, narrow: io.StringIO):
+def test_reasons_of_the_gate_stand_on_lines_of_their_own(answering: Answering, narrow: io.StringIO):
     reason = "digits fell from 96.0 % to 90.0 % on its held-out pictures; at most 2.0 points are allowed"
     held = {"version": "v2", "task": "birds", "decision": "expand", "parent": "v1",
             "gate": {"passed": False, "reasons": [reason]}}  # fmt: skip
@@ -258,7 +256,7 @@ def test_reasons_of_the_gate_stand_on_lines_of_their_own(answering: Serve, narro
 
 
 def test_versions_are_one_line_each_and_what_was_promoted_is_no_candidate(
-    answering: Serve, narrow: io.StringIO
+    answering: Answering, narrow: io.StringIO
 ):
     gate = {"passed": False, "reasons": ["digits fell"] * 5}
     data = [
@@ -284,7 +282,7 @@ def test_versions_are_one_line_each_and_what_was_promoted_is_no_candidate(
 
 
 def test_promoting_what_the_gate_held_back_is_done_with_a_warning(
-    answering: Serve, capsys: pytest.CaptureFixture[str]
+    answering: Answering, capsys: pytest.CaptureFixture[str]
 ):
     record = {"alias": "stable", "version": "v2", "warning": "the gate held v2 back: digits fell"}
     url = answering({"/v1/adapters/strata/aliases/stable": reply(200, record)})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from server.cli import correct, watch
 from server.cli.client import Client
 from server.cli.main import EXIT_LOST_SIGHT, build_parser, main
 from tests.contract.pictures import png
+from tests.scripted_http import Asked, Reply, ScriptedServer, reply
 
 JOB = {"id": "job-1", "task": "digits", "status": "running"}
 DONE = {**JOB, "status": "succeeded", "outcome": "learned", "result_version": "v2"}
@@ -30,54 +30,23 @@ GONE = {"error": {"message": "no correction", "code": "not_found"}}
 AWAY = {"error": {"message": "the job queue cannot be used now", "code": "queue_unavailable"}}
 
 
-class Gateway(ThreadingHTTPServer):
+class Gateway(ScriptedServer):
     """Answer about one job from a script: a status and a body each; None hangs up without a word."""
 
-    allow_reuse_address = True
-
     def __init__(self, port: int, script: list[tuple[int, dict] | None]) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
         self.script = script
         self.paths: list[str] = []
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
+        super().__init__(self._told, port)
 
-    def stop(self) -> None:
-        self.shutdown()
-        self.server_close()
-        self._thread.join()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Gateway  # type: ignore[assignment]
-
-    def do_GET(self) -> None:
-        if self.path.partition("?")[0].endswith("/events"):
-            self._say(200, {"data": [], "has_more": False})
-            return
-        self.server.paths.append(self.path)
-        script = self.server.script
-        step = script.pop(0) if len(script) > 1 else script[0]
-        if step is not None:
-            self._say(*step)
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"] or 0))
-        if self.path == "/v1/feedback":
-            self._say(200, KEPT)
-        else:
-            self._say(202, {**JOB, "status": "queued"})
-
-    def _say(self, status: int, value: object) -> None:
-        body = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        return None
+    def _told(self, asked: Asked) -> Reply | None:
+        if asked.path.endswith("/events"):
+            return reply(200, {"data": [], "has_more": False})
+        if asked.method == "POST":
+            queued = reply(202, {**JOB, "status": "queued"})
+            return reply(200, KEPT) if asked.path == "/v1/feedback" else queued
+        self.paths.append(asked.path)
+        step = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        return reply(*step) if step else None
 
 
 @pytest.fixture
@@ -86,8 +55,7 @@ def gateways() -> Iterator[list[Gateway]]:
     started: list[Gateway] = []
     yield started
     for gateway in started:
-        if gateway.socket.fileno() != -1:
-            gateway.stop()
+        gateway.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +66,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wait_words(gateway: Gateway) -> list[str]:
-    return ["jobs", "job-1", "--wait", "--url", f"http://127.0.0.1:{gateway.server_port}"]
+    return ["jobs", "job-1", "--wait", "--url", gateway.url]
 
 
 @pytest.mark.parametrize("trouble", [(503, AWAY), (502, {}), None], ids=["503", "proxy", "hangs up"])
@@ -164,7 +132,7 @@ def words(tmp_path: Path) -> list[str]:
 
 
 def address(gateway: Gateway) -> list[str]:
-    return ["--url", f"http://127.0.0.1:{gateway.server_port}"]
+    return ["--url", gateway.url]
 
 
 @pytest.mark.parametrize("now", [[], ["--now"]], ids=["by age", "now"])

@@ -14,7 +14,7 @@ import pytest
 from server.cli import dataset
 from server.cli.main import main
 from server.cli.teach import as_file
-from tests.unit.adapter_store.test_datasets_faults import lines, png, row, url, zip_of
+from tests.unit.adapter_store.uploads import lines, png, row, url, zip_of
 
 
 @pytest.fixture(autouse=True)

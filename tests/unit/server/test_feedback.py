@@ -13,15 +13,9 @@ import pytest
 
 from server.feedback import pending
 from server.feedback import thumbs as thumbs_module
-from server.feedback.corrections import Correction
 from server.feedback.pending import FeedbackFull, PendingStore
 from server.feedback.thumbs import MOST_VERSIONS, Thumbs
-
-PICTURE = b"the bytes of a picture"
-
-
-def correction(right: str = "a cat", picture: str = "ab" * 32, since: float = 100.0) -> Correction:
-    return Correction("What is shown?", right, picture, "a dog", "down", "v1", None, since)
+from tests.unit.server.corrections import PICTURE, correction
 
 
 def test_thumbs_are_counted_by_version_and_bounded():

@@ -23,12 +23,7 @@ from server.feedback.desk import FeedbackDesk, SendingPolicy
 from server.feedback.locking import LockTaken, locked
 from server.feedback.pending import PendingStore
 from server.metrics import Metrics
-
-PICTURE = b"the bytes of a picture"
-
-
-def correction(right: str = "a cat", picture: str = "ab" * 32, since: float = 100.0) -> Correction:
-    return Correction("What is shown?", right, picture, "a dog", "down", "v1", None, since)
+from tests.unit.server.corrections import PICTURE, correction
 
 
 def deliver(store: PendingStore, job: str) -> None:

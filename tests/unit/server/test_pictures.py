@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import http.server
-import threading
 from collections.abc import Iterator
-from typing import ClassVar
 
 import pytest
 
@@ -14,6 +11,7 @@ from adapter_store.errors import ImageError
 from server import pictures
 from server.pictures import PictureLoader, is_public, parse_hosts
 from tests.contract.pictures import data_url, png
+from tests.scripted_http import Asked, Reply, ScriptedServer
 
 
 @pytest.mark.parametrize(
@@ -145,35 +143,29 @@ async def test_every_address_of_a_listed_host_must_be_public(addresses: list[str
         await PictureLoader(parse_hosts("ok.com"), resolve=resolve).fetch("https://ok.com/x.png")
 
 
-class Site(http.server.BaseHTTPRequestHandler):
-    seen: ClassVar[list[str | None]] = []
-
-    def do_GET(self) -> None:
-        self.seen.append(self.headers["host"])
-        if self.path == "/away":
-            self.send_response(302)
-            self.send_header("location", "http://127.0.0.1/")
-            self.end_headers()
-            return
-        body = png("blue", 7) if self.path == "/x.png" else b"x" * 200_000
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None: ...
-
-
 @pytest.fixture
-def site() -> Iterator[int]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server.server_address[1]
-        server.shutdown()
-        thread.join()
+def site() -> Iterator[tuple[int, list[str | None]]]:
+    """Return the port of a site, and the hosts that it is asked by."""
+    seen: list[str | None] = []
+    pages = {
+        "/away": Reply(302, "text/plain", b"", {"location": "http://127.0.0.1/"}),
+        "/x.png": Reply(200, "image/png", png("blue", 7)),
+        "/big": Reply(200, "image/png", b"x" * 200_000),
+    }
+
+    def answer(asked: Asked) -> Reply:
+        seen.append(asked.headers["host"])
+        return pages[asked.path]
+
+    server = ScriptedServer(answer)
+    yield server.server_port, seen
+    server.stop()
 
 
-async def test_a_listed_host_is_fetched_at_the_checked_address(site: int, monkeypatch: pytest.MonkeyPatch):
+async def test_a_listed_host_is_fetched_at_the_checked_address(
+    site: tuple[int, list[str | None]], monkeypatch: pytest.MonkeyPatch
+):
+    port, seen = site
     looked_up: list[str] = []
 
     async def resolve(host: str, port: int) -> list[str]:
@@ -181,12 +173,12 @@ async def test_a_listed_host_is_fetched_at_the_checked_address(site: int, monkey
         return ["127.0.0.1"]
 
     monkeypatch.setattr(pictures, "is_public", lambda address: True)
-    loader = PictureLoader(parse_hosts(f"ok.test:{site}"), resolve=resolve, max_bytes=100_000)
-    async with loader.decoded([await loader.fetch(f"http://ok.test:{site}/x.png")]) as (image,):
+    loader = PictureLoader(parse_hosts(f"ok.test:{port}"), resolve=resolve, max_bytes=100_000)
+    async with loader.decoded([await loader.fetch(f"http://ok.test:{port}/x.png")]) as (image,):
         assert image.size == (7, 7)
     assert looked_up == ["ok.test"]
-    assert Site.seen == [f"ok.test:{site}"]
+    assert seen == [f"ok.test:{port}"]
     with pytest.raises(ImageError, match="redirects are not followed"):
-        await loader.fetch(f"http://ok.test:{site}/away")
+        await loader.fetch(f"http://ok.test:{port}/away")
     with pytest.raises(ImageError, match="larger"):
-        await loader.fetch(f"http://ok.test:{site}/big")
+        await loader.fetch(f"http://ok.test:{port}/big")

@@ -22,12 +22,12 @@ from adapter_store.errors import (
 )
 from adapter_store.matrix import AccuracyMatrix
 from adapter_store.versions import Gate, ManifestDraft, Probe, VersionStore
-from server.adaptation import LiveVersions, WrongBase
+from server.adaptation import Following, LiveVersions, WrongBase
 from server.engine import Chunk, Engine, GenerationRequest
 from server.engine.banks import Banks
 from server.metrics import Metrics
 from server.probing import Prober
-from server.residency import Resident, Residents, VersionRefused
+from server.residency import Entry, Resident, Residents, VersionRefused
 from server.retrieval import Prepared, Retriever
 
 Fault = Callable[[str], None]
@@ -51,20 +51,19 @@ class World:
         return Residents(
             engine=cast("Engine", self),
             store=self.store,
-            load_state=self._load,
-            probe=self._probe,
+            entry=Entry(self._load, open_pool, self._probe),
             metrics=Metrics(),
             banks=banks,
-            open_pool=open_pool,
         )
 
     def loaded(self) -> dict[str, int]:
         return self.banks.loaded()
 
     def follower(self) -> LiveVersions:
-        return LiveVersions(
-            name="strata", store=self.store, residents=self.residents, metrics=Metrics(), poll_seconds=0.01
-        )
+        return LiveVersions("strata", self.following(Metrics()))
+
+    def following(self, metrics: Metrics) -> Following:
+        return Following(self.store, self.residents, metrics, poll_seconds=0.01)
 
     def _publish(self, folder: Path, number: int, parent: str = "base") -> None:
         folder.mkdir()

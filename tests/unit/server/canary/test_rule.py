@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from server.app import _rule
 from server.canary.pace import FEWEST_FURTHER, Latency, Pace
 from server.canary.rule import DECISIONS_OF_THE_RULE, Rule, judged
 from server.canary.tally import Tally, quantile
@@ -182,8 +181,8 @@ def test_settings_become_the_rule():
         canary_min_requests=7,
         canary_min_thumbs=3,
     )
-    assert _rule(settings) == Rule(0.01, 2, 0.4, 7, 3)
-    assert _rule(GatewaySettings()) == Rule()
+    assert settings.canary_rule == Rule(0.01, 2, 0.4, 7, 3)
+    assert GatewaySettings().canary_rule == Rule()
 
 
 def test_quantiles():

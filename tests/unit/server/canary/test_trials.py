@@ -32,10 +32,8 @@ class Tried:
         self.metrics = Metrics()
         self.thumbs = Thumbs()
         self.trials = Trials(
-            live=self.world.live,
-            aliases=self.world.store.aliases,
-            residents=self.world.residents,
-            metrics=self.metrics,
+            self.world.live,
+            self.world.following(self.metrics),
             rule=Rule(),
             thumbs=self.thumbs,
             banks=banks,
