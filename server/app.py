@@ -108,7 +108,7 @@ def create_app(settings: GatewaySettings, *, on_fatal: OnFatal | None = None) ->
         pause_seconds=settings.body_timeout_seconds,
     )
     app.add_middleware(
-        OriginCheck, host=settings.host, allowed_hosts=settings.allowed_hosts, has_keys=bool(keys)
+        OriginCheck, host=settings.host, allowed_hosts=settings.allowed_names, has_keys=bool(keys)
     )
     app.add_middleware(RequestFrame, metrics=metrics)
     return app

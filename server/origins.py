@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -17,15 +18,17 @@ from server.errors import AuthenticationError, response_for
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _OWN = frozenset({"same-origin", "none"})
+_PRIVATE = (".internal", ".local", ".localhost", ".home.arpa", ".svc")
+"""Ends of names that nobody can register: those of local networks, of Docker and of Kubernetes."""
 _PORTS = {"http": ":80", "https": ":443"}
 
 
 class OriginCheck:
     """Refuse what pages of other sites send, and without keys every name that a stranger can own."""
 
-    def __init__(self, app: ASGIApp, *, host: str, allowed_hosts: str, has_keys: bool) -> None:
+    def __init__(self, app: ASGIApp, *, host: str, allowed_hosts: Iterable[str], has_keys: bool) -> None:
         self._app = app
-        self._named = {_unbracketed(name.strip().lower()) for name in f"{host},{allowed_hosts}".split(",")}
+        self._named = {_unbracketed(host.lower()), *allowed_hosts}
         self._asks_for_names = not has_keys
         self._only_loopback = resolves_to_loopback(host)
 
@@ -42,7 +45,11 @@ class OriginCheck:
     def _check(self, scope: Scope) -> None:
         hosts = _values(scope, b"host")
         if self._asks_for_names and not all(self._is_ours(host) for host in hosts):
-            ours = "localhost and 127.0.0.1" if self._only_loopback else "addresses and names without a dot"
+            ours = (
+                "localhost and 127.0.0.1"
+                if self._only_loopback
+                else "addresses, names without a dot and names of local networks"
+            )
             text = f"without keys this server answers only to {ours}; ask it by such a name"
             raise AuthenticationError(
                 f"{text}, put its name into STRATA_ALLOWED_HOSTS, or set STRATA_API_KEYS",
@@ -62,7 +69,7 @@ class OriginCheck:
             return False
         if name in self._named or _is_loopback(name):
             return True
-        return not self._only_loopback and (_is_address(name) or "." not in name)
+        return not self._only_loopback and (_is_address(name) or "." not in name or name.endswith(_PRIVATE))
 
 
 def resolves_to_loopback(host: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from typing import Literal
 
@@ -22,6 +23,7 @@ FLAG_ALIASES = {
 
 MIB = 1024 * 1024
 _RULE = Rule()
+_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 
 
 class GatewaySettings(SharedSettings):
@@ -30,7 +32,7 @@ class GatewaySettings(SharedSettings):
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0: any free one")
     allowed_hosts: str = Field(
-        default="", description="names that a server without keys answers to as well, comma-separated"
+        default="", description="further names that a server without keys answers to, comma-separated"
     )
     api_keys: SecretStr = Field(
         default=SecretStr(""),
@@ -132,6 +134,11 @@ class GatewaySettings(SharedSettings):
     )
 
     @property
+    def allowed_names(self) -> frozenset[str]:
+        """Return the single names of ``allowed_hosts``, lower case."""
+        return frozenset(name.lower() for name in _names(self.allowed_hosts))
+
+    @property
     def canary_rule(self) -> Rule:
         """Return the rule that the settings ``canary_...`` make, each named as its field."""
         return Rule(**{field.name: getattr(self, f"canary_{field.name}") for field in fields(Rule)})
@@ -141,6 +148,15 @@ class GatewaySettings(SharedSettings):
         """Return how often moved aliases are looked for; a look at an object store costs requests."""
         place = self.versions_url
         return self.alias_poll_seconds or (0.1 if place.startswith("file://") or "://" not in place else 0.5)
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_names(cls, hosts: str) -> str:
+        wrong = [name for name in _names(hosts) if not _NAME.fullmatch(name)]
+        if wrong:
+            text = "write names alone, such as strata.example, without scheme, port, path or *"
+            raise ValueError(f"{', '.join(map(repr, wrong))}: {text}")
+        return hosts
 
     @field_validator("api_keys")
     @classmethod
@@ -152,3 +168,7 @@ class GatewaySettings(SharedSettings):
         except InputError as error:
             raise ValueError(error.message) from None
         return value
+
+
+def _names(listed: str) -> list[str]:
+    return [name.strip() for name in listed.split(",") if name.strip()]

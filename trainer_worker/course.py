@@ -42,9 +42,10 @@ class Step:
 class Course:
     """Plan a run: how long, how fast (warm-up, constant, decay), and when to stop early.
 
-    A plateau of the validation score starts the decay at once instead of ending the run abruptly; so does a
-    whole pass at the loss of known answers, unless validation still gains. Not so the plateau at the loss of
-    guessing by frequency, on which many runs begin: they leave it sooner or later.
+    A plateau of the validation score starts the decay at once instead of ending the run abruptly. Where no
+    passes are named, so does a pass at the loss of known answers, once what is served knows them as well and
+    validation gains no more. Not so the plateau at the loss of guessing by frequency, on which many runs
+    begin: they leave it sooner or later.
     """
 
     def __init__(
@@ -75,8 +76,8 @@ class Course:
         self._decay_until: float | None = None
         self._best = -1.0
         self._best_loss = math.inf
-        self._stale = self._right = self._known = 0
-        self._whole_pass = max(steps_per_epoch, LEAST_STEPS_AGAIN // 2)
+        self._stale = self._right = self._calm = 0
+        self._confirm_every = max(steps_per_epoch, LEAST_STEPS_AGAIN // 2)
         self._by_mastery = False
         self._samples = 0
         self._chance = chance
@@ -112,8 +113,8 @@ class Course:
         """Count an optimizer step on ``samples`` samples of that mean token loss."""
         self.steps += 1
         self._samples += samples
-        self._known = self._known + 1 if self._settings.patience and loss < LEARNED else 0
-        self._settle()
+        self._calm = self._calm + 1 if loss < LEARNED else 0
+        self._recall()
         if self._chance is None or self._escaped:
             return
         self._smooth_loss = 0.8 * self._smooth_loss + 0.2 * loss
@@ -135,18 +136,34 @@ class Course:
         if not self._escaped and self._waited < self.total:
             self._stale = 0
         self._right = self._right + 1 if accuracy >= self._settings.target_accuracy else 0
-        self._settle(plateau=bool(self._settings.patience) and self._stale >= self._settings.patience)
+        plateau = self._settings.patience and self._stale >= self._settings.patience
+        reached = self._right >= STEADY
+        self._recall()
+        if plateau or reached:
+            self._decay(by_mastery=reached)
 
-    def _settle(self, *, plateau: bool = False) -> None:
-        """Decay from a plateau on or once all is known; back to the plan if it is not known after all."""
+    def time_to_confirm(self) -> bool:
+        """Return whether the answers seem to be known: see whether what is served knows them."""
+        if self._settings.epochs or not self._settings.patience or self._decay_from is not None:
+            return False
         gains = math.isfinite(self._best_loss) and not self._stale
-        mastered = self._right >= STEADY or (self._known >= self._whole_pass and not gains)
-        if self._by_mastery and not (self._right or self._known):
+        return self._calm > 0 and self._calm % self._confirm_every == 0 and not gains
+
+    def confirm(self, loss: float) -> None:
+        """Take in the token loss of theta* on what is learned; decay if that is known."""
+        if loss < LEARNED:
+            self._decay(by_mastery=True)
+
+    def _decay(self, *, by_mastery: bool) -> None:
+        if self._decay_from is None and self.progress() < 1.0 - DECAY_SHARE:
+            self._decay_from, self._by_mastery = self.progress(), by_mastery
+            self._decay_until = min(1.0, self._decay_from * (1 + DECAY_SHARE / (1 - DECAY_SHARE)))
+
+    def _recall(self) -> None:
+        """Return to the plan if what seemed to be known is not known after all."""
+        if self._by_mastery and not (self._right or self._calm):
             self._decay_from = self._decay_until = None
             self._by_mastery = False
-        if self._decay_from is None and (plateau or mastered) and self.progress() < 1.0 - DECAY_SHARE:
-            self._decay_from, self._by_mastery = self.progress(), mastered
-            self._decay_until = min(1.0, self._decay_from * (1 + DECAY_SHARE / (1 - DECAY_SHARE)))
 
     def describe(
         self, loss: float, rate: float, validation: float | None, alphas: Mapping[str, list[float]]

@@ -36,6 +36,8 @@ from trainer_worker.samples import Batch, Row, batches_of, build_batch, pack_row
 from trainer_worker.survey import Glimpses, Look, glimpse, survey
 
 RECURRING = 4
+CONFIRMED = 256
+"""Training samples that theta* is asked, at most, before a run ends early."""
 NEGLIGIBLE = 1e-6
 """Mean coefficient under which a batch does not use an increment."""
 
@@ -210,9 +212,11 @@ def learn(
         course.step(seen, loss_value)
         validation = None
         if course.time_to_validate() and lesson.validation:
-            scored = _validate(replicas, lesson, pupil, ema.served, check)
+            scored = _score(replicas, lesson, pupil, ema.served, lesson.validation, check)
             validation = scored.accuracy or 0.0
             course.note(validation, scored.loss)
+        if course.time_to_confirm():
+            course.confirm(_score(replicas, lesson, pupil, ema.served, lesson.train[:CONFIRMED], check).loss)
         report(course.describe(loss_value, rate * settings.peak_rate, validation, alphas))
     return Learned(
         state=pupil.state_with(ema.served),
@@ -307,11 +311,12 @@ def _gradients(
     return sum(losses), sum(batch.samples for batch in batches)
 
 
-def _validate(
+def _score(
     replicas: Replicas,
     lesson: Lesson,
     pupil: Pupil,
     tensors: Mapping[str, Tensor],
+    asked: Sequence[int],
     check: Callable[[], None],
 ) -> Score:
     whole = pupil.state.span == "all"
@@ -319,7 +324,7 @@ def _validate(
         replicas,
         lesson.encoded.samples,
         lesson.store,
-        lesson.validation,
+        asked,
         partial(pupil.activate, tensors=tensors),
         cached=not whole,
         alike=alike_rows(pupil.intrinsic) if whole else None,

@@ -30,7 +30,8 @@ class Hyperparameters(BaseModel):
     """Everything that may differ between two jobs.
 
     Attributes:
-        epochs: Passes over the training pictures, unless stopped earlier; 0: four, more of few or hard ones.
+        epochs: Passes over the training pictures, unless validation stops them; 0: four, more of few or hard
+            ones, fewer once all answers are known.
         max_seconds: Time for training steps; the learning rate has decayed fully by then. 0: no limit.
         max_steps: Optimizer steps at most; 0: no limit.
         batch_size: Questions per optimizer step.

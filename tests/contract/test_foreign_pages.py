@@ -109,6 +109,9 @@ def test_in_a_container_no_name_of_a_stranger_is_answered(published: RunningGate
         "gateway",
         "STRATA.example",
         "other.example:80",
+        "host.docker.internal:8000",
+        "gateway.monitoring.svc",
+        "box.local",
     ):
         assert published.http.get(ALIASES, headers={"host": ours}).status_code == 200, ours
 

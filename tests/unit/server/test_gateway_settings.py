@@ -135,3 +135,18 @@ def test_a_redis_url_that_can_be_read_is_kept(monkeypatch: pytest.MonkeyPatch, u
 )
 def test_aliases_are_looked_for_often_where_a_look_costs_nothing(flags: tuple[str, ...], seconds: float):
     assert read(*flags).look_seconds == seconds
+
+
+@pytest.mark.parametrize(
+    "name", ["strata.example:8443", "https://strata.example", "*.example.org", "a b", "[::1]"]
+)
+def test_a_host_that_could_never_be_met_is_refused(name: str):
+    with pytest.raises(SettingsError, match="write names alone") as caught:
+        read("--allowed-hosts", f"good.example, {name}")
+    assert name in str(caught.value)
+    assert "good.example" not in str(caught.value).split("write names")[0]
+
+
+def test_hosts_are_names_in_any_case():
+    assert read("--allowed-hosts", " Strata.Example, gpu1,").allowed_names == {"strata.example", "gpu1"}
+    assert read().allowed_names == frozenset()
