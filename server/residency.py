@@ -1,6 +1,7 @@
 """Hold versions in the engine's banks: bring in, prove, lease, drain, and refuse what fails.
 
-What is refused stays so, but for a damaged version whose files were restored.
+What is refused stays so, but for a damaged version whose files were restored: that is looked for every few
+seconds while requests ask for it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ LoadState = Callable[[Path], "AdapterState"]
 OpenPool = Callable[["AdapterState"], "ServedPool"]
 """Folds a version's contexts into the pool that the engine holds."""
 _LOAD_SECONDS = 60.0
+_LOOK_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ class Residents:
         metrics: Metrics,
         banks: int,
         drain_timeout_seconds: float = 120.0,
+        look_seconds: float = _LOOK_SECONDS,
     ) -> None:
         self.pinned: str | None = None
         self.kept: frozenset[str] = frozenset()
@@ -119,6 +122,8 @@ class Residents:
         self._leases: Counter[str] = Counter()
         self._draining: set[str] = set()
         self._refused: dict[str, _Refusal] = {}
+        self._look_seconds = look_seconds
+        self._looked_at: dict[str, float] = {}
         self._loading = asyncio.Lock()
         self._idle = asyncio.Event()
 
@@ -209,21 +214,33 @@ class Residents:
         refusal = self._refused.get(version)
         if refusal is None or not refusal.can_be_mended:
             return
+        self._looked_at[version] = time.monotonic()
         stamps = await asyncio.to_thread(self._store.stamps, version)
         if stamps == refusal.stamps:
             return
+        damage: VersionCorrupt | None = None
         try:
             await asyncio.to_thread(self._store.verify, version)
         except VersionCorrupt as error:
-            self._refused[version] = _Refusal(error, stamps)
+            damage = error
+        if self._refused.get(version) is not refusal:
+            return  # a request was there first, and may have found more of the files restored
+        if damage is not None:
+            self._refused[version] = _Refusal(damage, stamps)
             return
-        self._refused.pop(version, None)
+        del self._refused[version]
         log("version was restored", version=version, was=refusal.cause.message)
+
+    def _may_look_again(self, version: str) -> bool:
+        """Tell whether it is time to look for restored files: who is refused may ask again at once."""
+        looked_at = self._looked_at.get(version)
+        return looked_at is None or time.monotonic() - looked_at >= self._look_seconds
 
     async def _try_to_bring_in(self, version: str) -> Resident:
         stamps: tuple[str, ...] = ()
         try:
-            await self.look_again(version)
+            if self._may_look_again(version):
+                await self.look_again(version)
             if version in self._refused:
                 raise VersionRefused(version, self._refused[version].cause)
             stamps = await asyncio.to_thread(self._store.stamps, version)

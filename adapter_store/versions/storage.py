@@ -18,6 +18,7 @@ create_exclusive   exclusive and complete under one name           exclusive whe
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -65,8 +66,8 @@ class Storage(Protocol):
         """Return where the name lies on this machine's disk, or None if it does not."""
         ...
 
-    def stamp(self, name: str) -> str:
-        """Return what is another text once the file was written again; empty if it is not there."""
+    def stamps(self, folder: str) -> dict[str, str]:
+        """Return by name what is another text once a file right below a folder was written again."""
         ...
 
 
@@ -160,14 +161,14 @@ class FolderStorage:
         """Return the path of a name."""
         return self._path(name)
 
-    def stamp(self, name: str) -> str:
+    def stamps(self, folder: str) -> dict[str, str]:
         """Return inode, size and time of change, which a restored time of modification does not hide."""
         try:
-            with _folder_faults(name):
-                found = self._path(name).lstat()
+            with _folder_faults(folder), os.scandir(self._path(folder)) as entries:
+                found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
         except NotFoundError:
-            return ""
-        return f"{found.st_ino} {found.st_size} {found.st_ctime_ns}"
+            return {}
+        return {name: f"{stat.st_ino} {stat.st_size} {stat.st_ctime_ns}" for name, stat in found}
 
     def _path(self, name: str) -> Path:
         return self.root / PurePosixPath(check_file_name(name))
@@ -219,17 +220,7 @@ class UrlStorage:
 
     def list(self, prefix: str = "") -> tuple[str, ...]:
         """Return the names right below a folder, asking the service and not a cache."""
-        folder = self._path(prefix) if prefix else self._root
-        with self._faults(prefix):
-            self._fs.invalidate_cache(folder)
-            try:
-                found: list[Any] = self._fs.ls(folder, detail=False)
-            except (FileNotFoundError, NotADirectoryError):
-                return ()
-        names = {
-            str(path).rstrip("/").rpartition("/")[2] for path in found if str(path).rstrip("/") != folder
-        }
-        return tuple(sorted(name for name in names if name and not name.startswith(".")))
+        return tuple(sorted(name for name in self._listed(prefix) if not name.startswith(".")))
 
     def remove(self, name: str) -> None:
         """Remove a file."""
@@ -245,15 +236,25 @@ class UrlStorage:
         """Return None: nothing lies on this machine."""
         check_file_name(name)
 
-    def stamp(self, name: str) -> str:
-        """Return all that the service tells of a file: size, times, and a tag where it has one."""
-        try:
-            with self._faults(name):
-                self._fs.invalidate_cache(self._path(name).rpartition("/")[0])
-                found: dict[str, Any] = self._fs.info(self._path(name))
-        except NotFoundError:
-            return ""
-        return str(sorted((key, str(value)) for key, value in found.items()))
+    def stamps(self, folder: str) -> dict[str, str]:
+        """Return all that a listing tells of files: size, times, and a tag where the service has one."""
+        return {
+            name: str(sorted((key, str(value)) for key, value in found.items()))
+            for name, found in self._listed(folder).items()
+        }
+
+    def _listed(self, prefix: str) -> dict[str, dict[str, Any]]:
+        """Return by name what one listing tells of what is right below a folder."""
+        folder = self._path(prefix) if prefix else self._root
+        with self._faults(prefix):
+            self._fs.invalidate_cache(folder)
+            try:
+                found: list[dict[str, Any]] = self._fs.ls(folder, detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
+        paths = {str(one["name"]).rstrip("/"): one for one in found}
+        names = {path.rpartition("/")[2]: one for path, one in paths.items() if path != folder}
+        return {name: one for name, one in names.items() if name}
 
     def _remove(self, name: str, *, recursive: bool) -> None:
         with self._faults(name):

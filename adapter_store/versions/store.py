@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
@@ -133,7 +133,10 @@ class VersionStore:
             names = list(self.manifest(version).files)
         except (VersionCorrupt, NotFoundError):
             names = []
-        return tuple(self._storage.stamp(f"{self.lineage}/{version}/{name}") for name in (MANIFEST, *names))
+        paths = [PurePosixPath(self.lineage, version, name) for name in (MANIFEST, *names)]
+        folders = sorted({path.parent for path in paths})
+        listed = {folder: self._storage.stamps(folder.as_posix()) for folder in folders}
+        return tuple(listed[path.parent].get(path.name, "") for path in paths)
 
     def publish(self, folder: Path, draft: ManifestDraft, *, fence: int) -> Manifest:
         """Publish all files of ``folder`` as the next version and return its manifest.

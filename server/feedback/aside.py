@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -11,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from adapter_store.durable import make_folder, sync_folder
+from server.feedback.files import json_files
 from server.logs import log
 
 ASIDE = "refused-"
@@ -35,17 +37,27 @@ def save(path: Path, content: bytes | None) -> None:
         ]
     for picture in pictures:
         _keep_beside(picture, aside / picture.name)
-    os.replace(path, aside / path.name)
+    os.replace(path, _unused(aside / path.name))
     sync_folder(aside)
 
 
 def save_others(folder: Path, learned: Collection[str]) -> int:
-    """Save every correction of a batch that its job does not learn; return how many."""
-    others = [path for path in sorted(folder.glob("*.json")) if path.stem not in learned]
+    """Save every correction of a batch that its job does not learn; return how many.
+
+    Raises:
+        OSError: the batch cannot be listed now, so what else lies in it is not known.
+    """
+    others = [path for path in json_files(folder) if path.stem not in learned]
     for path in others:
         log("a correction cannot be read and is set aside", logging.ERROR, file=path.name, batch=folder.name)
         save(path, None)
     return len(others)
+
+
+def _unused(target: Path) -> Path:
+    """Return a name that nothing has: a question may be answered again, and damaged again."""
+    names = (target.with_stem(f"{target.stem}-{number}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([target], names) if not os.path.lexists(name))
 
 
 def _keep_beside(picture: Path, target: Path) -> None:

@@ -16,12 +16,12 @@ happens between the job's acceptance and the folder's removal, handing the batch
 Everything here is called under the lock of the home, but for the reading of a batch's pictures.
 
 A file that holds no correction is set aside at once. One that the disk does not give is passed over, for the
-next look may find it whole; it is set aside when the batch that it lies in is delivered.
+next look may find it whole; it is set aside when the batch that it lies in is delivered. What became of
+either is noted if an earlier look of this process has read which correction it holds.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -31,46 +31,53 @@ import uuid
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from adapter_store.durable import make_folder, sync_folder, write_durably
 from server.feedback import aside
 from server.feedback.corrections import Correction
-from server.feedback.fates import FATES, UNREAD_FATES, Fate, note_fates, read_fates, refused, replaced
+from server.feedback.fates import (
+    FATES,
+    UNREAD_FATES,
+    Fate,
+    Fates,
+    note_fates,
+    read_fates,
+    refused,
+    replaced,
+)
+from server.feedback.files import OF_THE_PROCESS, Stamp, json_files, stamp_of
 from server.logs import log
 
 SENDING = ".sending"
 _OPEN, _BATCH, _DONE = "open", "batch-", "done-"
 _DELIVERIES, _UNREAD_DELIVERIES = "deliveries.json", "deliveries.unreadable"
 _DELIVERIES_KEPT = 8
-OF_THE_PROCESS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""Faults that say nothing about the file that was to be read."""
+_NOT_READ = "its file could not be read when the others of its batch were sent"
 Delivery = tuple[str, Mapping[str, str]]
 """A job, and the ids of what it learns by key."""
-_Stamp = tuple[int, int, int]
-"""Inode, time and size of a file: each write of a correction makes a new one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """What waits of one task: by key, the batches by name, oldest first.
 
-    ``unread`` are the files that could not be read at the last look, ``fates`` what became of corrections
-    that wait no more and are in no job, by id.
+    ``unread`` are the files that could not be read at the last look, each with the id of its correction if an
+    earlier look has read it; ``fates`` is what became of corrections that wait no more and are in no job.
     """
 
     open: Mapping[str, Correction] = field(default_factory=dict)
     batches: Mapping[str, Mapping[str, Correction]] = field(default_factory=dict)
     deliveries: tuple[Delivery, ...] = ()
     refused: int = 0
-    stamps: Mapping[str, _Stamp] = field(default_factory=dict)
-    unread: frozenset[str] = frozenset()
-    fates: Mapping[str, Fate] = field(default_factory=dict)
+    stamps: Mapping[str, Stamp] = field(default_factory=dict)
+    unread: Mapping[str, str | None] = field(default_factory=dict)
+    fates: Fates = field(default_factory=Fates)
 
     @property
     def is_empty(self) -> bool:
         """Tell whether there is nothing to show."""
-        return self.is_idle and not (self.deliveries or self.fates)
+        return self.is_idle and not (self.deliveries or self.fates.by_id)
 
     @property
     def is_idle(self) -> bool:
@@ -93,8 +100,22 @@ class Waiting:
         return None if key is None or self.newest(key) is not None else last[key][0]
 
     def holds(self, identity: str) -> bool:
-        """Tell whether a correction waits."""
-        return any(one.id == identity for one in self.all())
+        """Tell whether a correction waits, be it in a file that cannot be read now."""
+        return identity in self.unread.values() or any(one.id == identity for one in self.all())
+
+    def ids_in(self, folder: str) -> dict[str, str]:
+        """Return the ids of the corrections in a folder by key, as far as they are known."""
+        held = self.open if folder == _OPEN else self.batches.get(folder, {})
+        unread = {
+            PurePath(name).stem: one
+            for name, one in self.unread.items()
+            if one is not None and name.startswith(f"{folder}/")
+        }
+        return unread | {key: one.id for key, one in held.items()}
+
+    def open_id(self, key: str) -> str | None:
+        """Return the id of the correction that a later answer to its question takes the place of."""
+        return self.ids_in(_OPEN).get(key)
 
     def sent_in(self, identity: str) -> str | None:
         """Return the last job that a correction was sent with, whatever was said later."""
@@ -106,20 +127,26 @@ class _Look:
     """One look at a folder: what was known, what could not be read, and how many files were set aside."""
 
     known: Waiting
-    unread: set[str] = field(default_factory=set)
+    unread: dict[str, str | None] = field(default_factory=dict)
     moved: int = 0
     fates: dict[str, Fate] = field(default_factory=dict)
 
     def lose(self, path: Path, reason: str) -> None:
         """Count a file that was set aside; which correction it held may be known from an earlier look."""
         self.moved += 1
-        known = self.known.newest(path.stem)
+        known = self._ids_in(path.parent).get(path.stem)
         if known is not None:
-            self.fates[known.id] = refused(f"its file is damaged: {reason}")
+            self.fates[known] = refused(f"its file is damaged: {reason}")
 
     def pass_over(self, path: Path, error: OSError) -> None:
+        """Leave out a file that cannot be read now; raise the fault if it is none of the file.
+
+        What it held is still known from an earlier look, and waits.
+        """
+        if error.errno in OF_THE_PROCESS:
+            raise error
         name = _name(path)
-        self.unread.add(name)
+        self.unread[name] = self._ids_in(path.parent).get(path.stem)
         if not any(known.endswith(path.name) for known in self.known.unread):  # it may be in a batch by now
             reason = str(error.strerror or error)[:200]
             log(
@@ -129,9 +156,19 @@ class _Look:
                 reason=reason,
             )
 
+    def pass_over_all(self, folder: Path, error: OSError) -> None:
+        """Leave out a folder that cannot be listed now; raise the fault if it is none of the folder."""
+        self.pass_over(folder / "*", error)
+        for key, one in self._ids_in(folder).items():
+            self.unread[f"{folder.name}/{key}.json"] = one
+
+    def _ids_in(self, folder: Path) -> dict[str, str]:
+        """Return the ids of what a folder held; what is new may be what was open at the last look."""
+        return self.known.ids_in(folder.name) or self.known.ids_in(_OPEN)
+
     def missed(self, batch: str) -> bool:
         """Tell whether something of a batch could not be read, now or at the last look."""
-        return any(name.startswith(f"{batch}/") for name in self.unread | self.known.unread)
+        return any(name.startswith(f"{batch}/") for name in (*self.unread, *self.known.unread))
 
 
 class TaskFolder:
@@ -162,11 +199,12 @@ class TaskFolder:
             elif path.name.startswith(_DONE):
                 shutil.rmtree(path, ignore_errors=True)
         refused = sum(1 for path in self.path.iterdir() if path.name.startswith(aside.ASIDE))
-        note_fates(self.path, read_fates(self.path), look.fates)
-        deliveries, fates = _deliveries(self.path / _DELIVERIES), read_fates(self.path)
-        return Waiting(
-            opened, batches, deliveries, refused, stamps, frozenset(look.unread), fates
-        ), look.moved
+        fates = read_fates(self.path, known.fates)
+        if look.fates:
+            note_fates(self.path, fates, look.fates)
+            fates = read_fates(self.path, fates)
+        deliveries = _deliveries(self.path / _DELIVERIES)
+        return Waiting(opened, batches, deliveries, refused, stamps, look.unread, fates), look.moved
 
     def keep(self, correction: Correction, picture: bytes) -> None:
         """Write a correction durably, after its picture."""
@@ -187,9 +225,9 @@ class TaskFolder:
         """Return the file of a picture; raise FileNotFoundError if it is gone."""
         return (self.path / batch / f"{correction.picture}.picture").read_bytes()
 
-    def replace(self, old: Correction, known: Waiting) -> None:
+    def replace(self, old: str, known: Waiting) -> None:
         """Note that a correction is replaced; its own file is what the later one takes the place of."""
-        note_fates(self.path, known.fates, {old.id: replaced()})
+        note_fates(self.path, known.fates, {old: replaced()})
 
     def deliver(self, batch: str, ids: Mapping[str, str], job: str, known: Waiting) -> tuple[Path, int]:
         """Note the job of a batch and put its folder where it is swept.
@@ -200,7 +238,8 @@ class TaskFolder:
         others = [delivery for delivery in known.deliveries if delivery[0] != job]
         deliveries = [*others, (job, ids)][-_DELIVERIES_KEPT:]
         content = [{"job": sent, "ids": dict(held)} for sent, held in deliveries]
-        note_fates(self.path, known.fates, {}, forget=ids.values())
+        left = {one: refused(_NOT_READ) for key, one in known.ids_in(batch).items() if key not in ids}
+        note_fates(self.path, known.fates, left, forget=ids.values())
         write_durably(self.path / _DELIVERIES, json.dumps(content).encode())
         moved = aside.save_others(self.path / batch, ids.keys())
         return self._rename(batch, f"{_DONE}{batch}"), moved
@@ -232,10 +271,10 @@ class TaskFolder:
         sync_folder(self.path)
         return self.path / new
 
-    def _read_open(self, look: _Look) -> tuple[dict[str, Correction], dict[str, _Stamp]]:
+    def _read_open(self, look: _Look) -> tuple[dict[str, Correction], dict[str, Stamp]]:
         """Return the open corrections by key, and the stamps of their files."""
         found, stamps = [], {}
-        for path in _files(self.path / _OPEN):
+        for path in self._files(self.path / _OPEN, look):
             one, stamp = self._correction(path, look)
             if one is None:
                 continue
@@ -246,15 +285,22 @@ class TaskFolder:
 
     def _read_batch(self, folder: Path, look: _Look) -> dict[str, Correction]:
         """Return a batch's corrections by key; if it holds none at all, all of it is set aside."""
-        read = [self._correction(path, look)[0] for path in _files(folder)]
+        read = [self._correction(path, look)[0] for path in self._files(folder, look)]
         found = _by_key([one for one in read if one is not None])
         if not found and not any(name.startswith(f"{folder.name}/") for name in look.unread):
             self._rename(folder.name, f"{aside.ASIDE}{folder.name}")
         return found
 
-    def _correction(self, path: Path, look: _Look) -> tuple[Correction | None, _Stamp | None]:
+    def _files(self, folder: Path, look: _Look) -> list[Path]:
+        try:
+            return json_files(folder)
+        except OSError as error:
+            look.pass_over_all(folder, error)
+            return []
+
+    def _correction(self, path: Path, look: _Look) -> tuple[Correction | None, Stamp | None]:
         """Return a correction, read only if it is not known from an earlier look, and its file's stamp."""
-        stamp = _stamp(path)
+        stamp = stamp_of(path)
         if stamp is not None and look.known.stamps.get(path.stem) == stamp:
             return look.known.open[path.stem], stamp
         return self._read_or_set_aside(path, look), stamp
@@ -268,8 +314,6 @@ class TaskFolder:
         try:
             content = path.read_bytes()
         except OSError as error:
-            if error.errno in OF_THE_PROCESS:
-                raise
             look.pass_over(path, error)
             return None
         try:
@@ -287,18 +331,6 @@ class TaskFolder:
 
 def _name(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
-
-
-def _stamp(path: Path) -> _Stamp | None:
-    try:
-        status = path.stat()
-    except OSError:  # reading it says why
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-def _files(folder: Path) -> list[Path]:
-    return list(folder.glob("*.json")) if folder.is_dir() else []
 
 
 def _by_key(found: list[Correction]) -> dict[str, Correction]:

@@ -129,8 +129,9 @@ class PendingStore:
         waiting = self._known(task)
         if waiting.holds(identity):
             return Found()
-        if identity in waiting.fates:
-            return Found(fate=waiting.fates[identity])
+        fate = waiting.fates.by_id.get(identity)
+        if fate is not None:
+            return Found(fate=fate)
         job = waiting.sent_in(identity)
         return None if job is None else Found(job)
 
@@ -193,9 +194,9 @@ class PendingStore:
                 raise FeedbackFull(text)
             if not folder.path.is_dir():
                 self._make_room()
-            old = waiting.open.get(correction.key)
-            if old is not None:
-                folder.replace(old, waiting)
+            old, old_id = waiting.open.get(correction.key), waiting.open_id(correction.key)
+            if old_id not in (None, correction.id):
+                folder.replace(old_id, waiting)
             folder.keep(correction if old is None else replace(correction, since=old.since), picture)
             if len(self._reread(task).open) >= close_at:
                 self._close(task)
@@ -230,7 +231,7 @@ class PendingStore:
             waiting = self._reread(task)
             if batch.name not in waiting.batches:
                 return
-            fates = {one.id: refused(reason) for one in batch.corrections.values()}
+            fates = {one: refused(reason) for one in waiting.ids_in(batch.name).values()}
             self._of(task).set_aside(batch.name, fates, waiting)
             self._own.discard(batch.name)
             self._count_set_aside(1)

@@ -111,7 +111,8 @@ async def show(task: str, correction: str, gateway: GatewayDep) -> dict[str, Any
     ``not_served`` (it passed, but ``stable`` was moved meanwhile), ``failed``, ``cancelled``, or ``unknown``
     where the queue cannot tell. No job has what was ``replaced`` by a later answer to its question, or
     ``refused``: set aside, because it cannot be learned (``reasons``). ``correction`` is the ``id`` that
-    ``POST /v1/feedback`` gave; 404 for a thumb alone, and for what ended long ago.
+    ``POST /v1/feedback`` gave; 404 for a thumb alone, for what ended long ago, and for what could not be
+    read since the server began.
     """
     return await outcomes.correction(gateway, task, correction)
 

@@ -129,11 +129,12 @@ def test_a_correction_that_nobody_can_read_stops_no_other(running: RunningGatewa
     path.unlink()
     path.symlink_to(path.name)  # a link to itself: reading it fails, whatever one's rights
     other = given(http, task="unread", size=29)
-    assert outcome(http, other)["status"] == "pending"
+    assert outcome(http, lost)["status"] == outcome(http, other)["status"] == "pending"
     job = http.post(f"{FEEDBACK}/unread/send").json()["id"]
     assert (outcome(http, other)["status"], outcome(http, other)["job"]) == ("queued", job)
     assert (standing(http, "unread")["count"], standing(http, "unread")["refused"]) == (0, 1)
-    assert http.get(f"{FEEDBACK}/unread/{lost['id']}").status_code == 404
+    assert outcome(http, lost)["status"] == "refused"
+    assert "its file could not be read when the others" in outcome(http, lost)["reasons"][0]
     damaged = given(http, task="unread", size=30)
     (path,) = (running.home / "feedback" / "unread" / "open").glob("*.json")
     path.write_text("{")

@@ -86,6 +86,7 @@ async def test_a_correction_that_stays_unreadable_does_not_keep_the_others(
     assert here.store.standing("animals").refused == 1
     assert here.store.take_set_aside() == 1
     assert f"{BAD.key}.json" in aside(tmp_path)
+    assert here.store.found("animals", BAD.id) is None, "this process never read which correction it is"
     assert (folder / "refused-unreadable" / f"{BAD.picture}.picture").read_bytes() == png("red", 20)
     assert sorted(path.name for path in folder.iterdir() if path.name != ".sending") == [
         "deliveries.json",

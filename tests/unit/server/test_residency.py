@@ -46,7 +46,7 @@ class World:
         self.residents = self.fresh_residents(banks)
         self.live = self.follower()
 
-    def fresh_residents(self, banks: int, open_pool: Any = None) -> Residents:
+    def fresh_residents(self, banks: int, open_pool: Any = None, look_seconds: float = 0) -> Residents:
         """Return residents that know no version yet, on this world's store."""
         return Residents(
             engine=cast("Engine", self),
@@ -54,6 +54,7 @@ class World:
             entry=Entry(self._load, open_pool, self._probe),
             metrics=Metrics(),
             banks=banks,
+            look_seconds=look_seconds,
         )
 
     def loaded(self) -> dict[str, int]:

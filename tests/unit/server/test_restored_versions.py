@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
+import threading
 import uuid
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -93,6 +96,84 @@ async def test_what_is_refused_is_not_read_again_before_it_changed(
     monkeypatch.setattr(world.store, "fetch", read.append)
     await refused_by(world, "v1")
     assert read == [], "what is no damage stays refused"
+
+
+async def test_a_refused_version_is_looked_at_now_and_then_and_at_once_when_it_is_promoted(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    residents = world.residents = world.fresh_residents(banks=2, look_seconds=3600)
+    world.live = world.follower()
+    state = tmp_path / "versions" / "strata" / "v2" / "state.json"
+    whole = damage(state)
+    looks: list[str] = []
+    stamps = world.store.stamps
+    monkeypatch.setattr(world.store, "stamps", lambda version: (looks.append(version), stamps(version))[1])
+    await refused_by(world, "v2")
+    looks.clear()
+    for _ in range(5):
+        await refused_by(world, "v2")
+    assert looks == ["v2"]
+    state.write_bytes(whole)
+    await refused_by(world, "v2")
+    assert await world.live.why_refused("v2") is None
+    assert await residents.hold("v2") is not None
+
+
+async def test_a_version_that_is_served_is_not_refused_by_an_older_look(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    state = tmp_path / "versions" / "strata" / "v2" / "state.json"
+    whole = damage(state)
+    await refused_by(world, "v2")
+    state.write_bytes(b"8" + whole[1:])  # half restored
+    has_read, go_on = threading.Event(), threading.Event()
+    verify = world.store.verify
+
+    def slow(version: str) -> None:
+        try:
+            verify(version)
+        finally:
+            if not has_read.is_set():
+                has_read.set()
+                go_on.wait(60)
+
+    monkeypatch.setattr(world.store, "verify", slow)
+    promoted = asyncio.create_task(world.live.why_refused("v2"))
+    try:
+        assert await asyncio.to_thread(has_read.wait, 60)
+        state.write_bytes(whole)
+        assert await world.residents.hold("v2") is not None
+    finally:
+        go_on.set()
+    assert await promoted is None
+    assert world.live.refused == {}
+    assert "v2" in world.residents
+
+
+def test_a_store_elsewhere_is_asked_once_for_all_files_of_a_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = VersionStore(f"memory://listed-{uuid.uuid4().hex}", "strata")
+    for name in ("state.json", "increments/a.bin", "increments/b.bin"):
+        (tmp_path / "trained" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "trained" / name).write_text(name)
+    store.publish(tmp_path / "trained", draft(), fence=1)
+    asked: list[str] = []
+    memory = type(fsspec.filesystem("memory"))
+    for name in ("ls", "info"):
+        monkeypatch.setattr(memory, name, noted(asked, getattr(memory, name)))
+    found = store.stamps("v1")
+    assert len(set(found)) == 4
+    assert "" not in found
+    assert [path.partition("/strata/")[2] for path in asked] == ["v1", "v1/increments"]
+
+
+def noted(asked: list[str], function: Any) -> Any:
+    def call(files: Any, path: str, *args: Any, **options: Any) -> Any:
+        asked.append(path)
+        return function(files, path, *args, **options)
+
+    return call
 
 
 def test_a_store_elsewhere_tells_what_was_written_again(tmp_path: Path):
