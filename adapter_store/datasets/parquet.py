@@ -25,9 +25,8 @@ _ROWS_AT_ONCE = 16
 _MOST_ROWS_AT_ONCE = 1024
 _FEW_BYTES = 64 * MIB
 _BATCH_BYTES = 8 * MIB
-# Arrow keeps a dictionary twice more beside its page: one of photos, which hardly repeat, is read row by row.
-_LARGE_DICTIONARY_BYTES = 16 * MIB
-_LARGE_VALUE_BYTES = 4096
+# Arrow keeps a dictionary three times more beside its page: large ones are read row by row.
+_LARGE_DICTIONARIES_BYTES = 16 * MIB
 _BUFFER_BYTES = MIB
 # Each entry of a footer takes hundreds of times its bytes when read; 4 MiB describe thousands of row groups.
 _MAX_FOOTER_BYTES = 4 * MIB
@@ -68,6 +67,7 @@ class _Leaf:
     path: str
     is_text: bool
     is_list: bool
+    is_category: bool
     fixed_bytes: int
 
 
@@ -78,7 +78,7 @@ def _read(parquet: Any, path: Path, limits: Limits) -> Iterator[Record]:
         if file.metadata.num_rows > limits.max_examples:
             most = limits.max_examples
             raise _Refused(f"{file.metadata.num_rows} rows; at most {most} examples are accepted")
-        leaves = _leaves(file.schema, known)
+        leaves = _leaves(file, known)
         if (columns := file.metadata.num_row_groups * len(file.schema)) > _MAX_CHUNKS:
             raise _Refused(f"{columns} columns of row groups; at most {_MAX_CHUNKS} are accepted")
         chunks = chunks_of(path, _MAX_CHUNKS)
@@ -96,7 +96,7 @@ def _read(parquet: Any, path: Path, limits: Limits) -> Iterator[Record]:
     }
     with parquet.ParquetFile(path, **again) as file:
         at_once = [_rows_at_once(leaves, repeated, group) for group in groups]
-        yield from _rows(file, known, at_once, limits)
+        yield from _rows(file, known, at_once, limits, joined=not repeated)
 
 
 def _check_footer(path: Path) -> None:
@@ -120,15 +120,18 @@ def _known(names: list[str]) -> list[str]:
     return known
 
 
-def _leaves(schema: Any, known: list[str]) -> list[_Leaf]:
+def _leaves(file: Any, known: list[str]) -> list[_Leaf]:
     leaves: list[_Leaf] = []
-    for index in range(len(schema)):
-        column = schema.column(index)
+    kinds: Any = importlib.import_module("pyarrow").types
+    for index in range(len(file.schema)):
+        column = file.schema.column(index)
         if any(column.path == name or column.path.startswith(f"{name}.") for name in known):
             is_text = column.physical_type == "BYTE_ARRAY" and column.logical_type.type != "DECIMAL"
             is_list = column.max_repetition_level > 0
             fixed = column.length if column.physical_type == "FIXED_LEN_BYTE_ARRAY" else 0
-            leaves.append(_Leaf(index, column.path, is_text, is_list, fixed))
+            at = file.schema_arrow.get_field_index(column.path)
+            is_category = at >= 0 and kinds.is_dictionary(file.schema_arrow.field(at).type)
+            leaves.append(_Leaf(index, column.path, is_text, is_list, is_category, fixed))
     return leaves
 
 
@@ -183,19 +186,20 @@ def _check_total(groups: list[dict[int, Pages]], packed_bytes: int, limits: Limi
 
 
 def _repeated(leaves: list[_Leaf], groups: list[dict[int, Pages]]) -> frozenset[int]:
-    """Return the columns whose repeated values stay one value each; in lists they must: a row has many."""
+    """Return the columns whose repeated values stay one value each.
+
+    In lists they must, as a row has many; and Arrow reads what was written as a category in no other way.
+    """
+    texts = [leaf for leaf in leaves if leaf.is_text]
+    others = [leaf.index for leaf in texts if not (leaf.is_list or leaf.is_category)]
+    sizes = (sum(group[index].dictionary_bytes for index in others) for group in groups)
+    if max(sizes, default=0) <= _LARGE_DICTIONARIES_BYTES:
+        others = []
     return frozenset(
         leaf.index
-        for leaf in leaves
-        if leaf.is_text
-        and any(group[leaf.index].dictionary_bytes for group in groups)
-        and (leaf.is_list or not any(_has_large_values(group[leaf.index]) for group in groups))
+        for leaf in texts
+        if leaf.index not in others and any(group[leaf.index].dictionary_bytes for group in groups)
     )
-
-
-def _has_large_values(pages: Pages) -> bool:
-    mean = pages.dictionary_bytes // max(1, pages.dictionary_values)
-    return pages.dictionary_bytes > _LARGE_DICTIONARY_BYTES and mean >= _LARGE_VALUE_BYTES
 
 
 def _rows_at_once(leaves: list[_Leaf], repeated: frozenset[int], group: dict[int, Pages]) -> int:
@@ -213,13 +217,16 @@ def _rows_at_once(leaves: list[_Leaf], repeated: frozenset[int], group: dict[int
     return rows if in_lists < _FEW_BYTES else min(rows, _ROWS_AT_ONCE)
 
 
-def _rows(file: Any, known: list[str], at_once: list[int], limits: Limits) -> Iterator[Record]:
+def _rows(
+    file: Any, known: list[str], at_once: list[int], limits: Limits, *, joined: bool
+) -> Iterator[Record]:
     classes = _class_names(file.schema_arrow.metadata or {}, known)
     line = 0
     total = 0
     for number, rows in enumerate(at_once):
         # Group by group: a batch over two of them has two dictionaries, which Arrow does not join in lists.
-        for batch in file.iter_batches(rows, row_groups=[number], columns=known, use_threads=False):
+        batches = file.iter_batches(rows, row_groups=[number], columns=known, use_threads=False)
+        for batch in _joined(batches) if joined else batches:
             for row, size in _converted(batch, limits):
                 line += 1
                 total += size
@@ -235,6 +242,33 @@ def _rows(file: Any, known: list[str], at_once: list[int], limits: Limits) -> It
                     if isinstance(label, int) and 0 <= label < len(words):
                         row[name] = words[label]
                 yield Record(line, None, row)
+
+
+def _joined(batches: Iterator[Any]) -> Iterator[Any]:
+    """Put short batches together, up to 8 MiB: to measure and copy a row alone takes ten times its reading.
+
+    How large the values of a dictionary are is known only once they are read; so they are read row by row.
+    """
+    waiting: list[Any] = []
+    held = 0
+    for batch in batches:
+        size = batch.nbytes
+        if held + size > _BATCH_BYTES:
+            yield from _as_one(waiting)
+            waiting, held = [], 0
+        waiting.append(batch)
+        held += size
+        if held > _BATCH_BYTES or len(waiting) * len(batch) >= _ROWS_AT_ONCE:
+            yield from _as_one(waiting)
+            waiting, held = [], 0
+    yield from _as_one(waiting)
+
+
+def _as_one(batches: list[Any]) -> Iterator[Any]:
+    """Yield what lies in all batches, the only one as it is."""
+    arrow: Any = importlib.import_module("pyarrow")
+    if batches:
+        yield batches[0] if len(batches) == 1 else arrow.concat_batches(batches)
 
 
 def _converted(batch: Any, limits: Limits) -> Iterator[tuple[dict[str, Any] | None, int]]:

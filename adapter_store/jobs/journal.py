@@ -5,7 +5,7 @@ The order that keeps the promise: write the data set, ``begin`` the job, ``submi
 what Redis does not know. Submitting is idempotent per job id, so doing it twice is harmless.
 
 A refused job must not run later: it is forgotten, or, while nobody knows whether Redis took it,
-``doubt``-ed. What is between ``begin`` and that is ``handed_in``, and ``reconcile`` waits for it. A job
+``doubt``-ed. What is between ``begin`` and that is ``handed_in``, and ``reconcile`` leaves it alone. A job
 whose gateway died there is submitted as well, but never in the place of one that was accepted.
 """
 
@@ -39,6 +39,7 @@ class JobJournal:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._ended: set[str] = set()
+        self._under_way: set[str] = set()
         make_folder(folder)
 
     def begin(self, job: Job) -> None:
@@ -88,6 +89,12 @@ class JobJournal:
         """Return the job as last recorded, or None."""
         return self._read(self._path(job_id))
 
+    def of_key(self, key: str | None, *, begun: bool = False) -> Job | None:
+        """Return the job with an idempotency key, or None; with ``begun`` also one not accepted yet."""
+        # What is begun is read first: if it is accepted meanwhile, it is among the others.
+        found = self._begun_jobs() if begun else []
+        return next((job for job in (*self.all(), *found) if job.idempotency_key == key), None)
+
     def all(self) -> list[Job]:
         """Return every recorded job, oldest first; files that cannot be read are logged and left alone."""
         jobs = [self._read(path) for path in sorted(self._folder.glob("job-*.json"))]
@@ -121,13 +128,22 @@ class JobJournal:
         return count + self._settle_begun(queue)
 
     def _settle_begun(self, queue: JobQueue) -> int:
-        """Decide on jobs whose gateway died before it answered; return how many were submitted."""
-        if not any(self._folder.glob(f"{_BEGUN}job-*.json")):
+        """Decide on jobs whose gateway died before it answered; return how many were submitted.
+
+        Most of what is begun is under way and soon over: who waits for it keeps all others out. So only what
+        was begun at the look before, too, is waited for.
+        """
+        found = {path.name for path in self._folder.glob(f"{_BEGUN}job-*.json")}
+        stays, self._under_way = bool(found & self._under_way), found
+        if not found:
             return 0
-        with self._locked(fcntl.LOCK_EX):  # those that are left have nobody who hands them in
-            found = map(self._read, self._folder.glob(f"{_BEGUN}job-*.json"))
-            ours = [job for job in found if job is not None and job.lineage == queue.lineage]
-            return sum(self._settle(queue, job) for job in _in_order(ours))
+        try:
+            with self._locked(fcntl.LOCK_EX if stays else fcntl.LOCK_EX | fcntl.LOCK_NB):
+                # Those that are left have nobody who hands them in.
+                ours = [job for job in self._begun_jobs() if job.lineage == queue.lineage]
+                return sum(self._settle(queue, job) for job in ours)
+        except BlockingIOError:
+            return 0
 
     def _settle(self, queue: JobQueue, job: Job) -> int:
         try:
@@ -201,7 +217,7 @@ class JobJournal:
     def _locked(self, how: int) -> Iterator[None]:
         with ExitStack() as held:
             # flock lets those who share in before one who waits to be alone: whoever waits holds the turn.
-            with _flocked(self._folder / _TURN, fcntl.LOCK_EX):
+            with _flocked(self._folder / _TURN, fcntl.LOCK_EX | how & fcntl.LOCK_NB):
                 held.enter_context(_flocked(self._folder / _LOCK, how))
             yield
 
@@ -210,6 +226,10 @@ class JobJournal:
 
     def _begun(self, job_id: str) -> Path:
         return self._folder / f"{_BEGUN}{self._path(job_id).name}"
+
+    def _begun_jobs(self) -> list[Job]:
+        found = map(self._read, self._folder.glob(f"{_BEGUN}job-*.json"))
+        return _in_order([job for job in found if job is not None])
 
     def _read(self, path: Path) -> Job | None:
         try:

@@ -49,7 +49,9 @@ class Presence:
             return None
         try:
             found = os.fstat(handle)
-            return cls(handle, machine, f"{found.st_dev}:{found.st_ino}")
+            place = cls(handle, machine, f"{found.st_dev}:{found.st_ino}")
+            _check_seen(path, place.name)
+            return place
         except (OSError, AttributeError) as error:  # a system or a file system without these locks
             os.close(handle)
             logger.info("workers that end are known by their leases only: %s", error)
@@ -58,17 +60,33 @@ class Presence:
     def has_ended(self, name: str) -> bool:
         """Tell whether it is certain that the process of that name has ended."""
         where, _, place = name.rpartition(" ")
-        if where != self._where or name == self.name or not place.isdecimal():
+        if self._handle < 0 or where != self._where or name == self.name or not place.isdecimal():
             return False
         try:
-            answer = fcntl.fcntl(self._handle, fcntl.F_OFD_GETLK, _one_byte(int(place)))
+            return not _is_held(self._handle, int(place))
         except (OSError, struct.error):
             return False
-        return struct.unpack(_FLOCK, answer)[0] == fcntl.F_UNLCK
 
     def leave(self) -> None:
-        """Give the place up."""
-        os.close(self._handle)
+        """Give the place up; from then on it has no name and knows of nobody."""
+        handle, self._handle, self.name = self._handle, -1, ""  # its number may soon be another file's
+        if handle >= 0:
+            os.close(handle)
+
+
+def _check_seen(path: Path, name: str) -> None:
+    """Raise OSError if a file system grants locks but does not tell others of them."""
+    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if not _is_held(handle, int(name.rpartition(" ")[2])):
+            raise OSError("the file system does not tell of locks that are held")
+    finally:
+        os.close(handle)
+
+
+def _is_held(handle: int, place: int) -> bool:
+    answer = fcntl.fcntl(handle, fcntl.F_OFD_GETLK, _one_byte(place))
+    return struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK
 
 
 def _one_byte(place: int) -> bytes:

@@ -247,9 +247,8 @@ class FeedbackDesk:
             self._not_in_journal.add(batch.name)
         return job
 
-    def _in_journal(self, task: str, batch: Batch) -> Job | None:
-        key = scoped_key(batch.name, task)
-        return next((job for job in self._journal.all() if job.idempotency_key == key), None)
+    def _in_journal(self, task: str, batch: Batch, *, begun: bool = False) -> Job | None:
+        return self._journal.of_key(scoped_key(batch.name, task), begun=begun)
 
     async def _submit(self, task: str, batch: Batch, dataset: DatasetRef) -> Job:
         try:
@@ -260,8 +259,8 @@ class FeedbackDesk:
                 metadata={SOURCE: FEEDBACK},
                 idempotency_key=batch.name,
             )
-        except ConflictError:  # its job was accepted before something was taken out of the batch
-            job = await QUEUE.run(self._in_journal, task, batch)
+        except ConflictError:  # Redis took its job before something was taken out of the batch
+            job = await QUEUE.run(self._in_journal, task, batch, begun=True)
             if job is None:
                 raise
             return job

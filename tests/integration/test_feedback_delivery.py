@@ -120,6 +120,29 @@ async def test_an_acceptance_whose_answer_was_lost_is_one_job(
     assert all(JobJournal(tmp_path / "jobs").get(job.id) for job in jobs)
 
 
+async def test_a_kill_before_the_job_was_accepted_and_a_lost_picture_set_nothing_aside(
+    tmp_path: Path, redis_url: str, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+):
+    def die(*_: object) -> None:
+        raise Killed
+
+    here = desk(tmp_path, redis_url)
+    for size in (20, 21):
+        await asyncio.to_thread(here.store.keep, "animals", correction(size), png("red", size))
+    monkeypatch.setattr(JobJournal, "accept", die)
+    with pytest.raises(Killed):
+        await here.send("animals")
+    monkeypatch.undo()
+    (begun,) = queue.list()
+    assert JobJournal(tmp_path / "jobs").all() == []
+    again = desk(tmp_path, redis_url)
+    (batch,) = again.store.batches("animals")
+    (tmp_path / "feedback" / "animals" / batch.name / f"{20:064x}.picture").unlink()
+    assert (await again.send("animals")).id == begun.id
+    assert again.store.standing("animals").count == 0
+    assert [job.id for job in queue.list()] == [begun.id]
+
+
 async def test_what_can_never_be_a_job_is_set_aside_and_stops_nothing(
     tmp_path: Path, redis_url: str, queue: JobQueue
 ):

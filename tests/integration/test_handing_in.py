@@ -229,7 +229,7 @@ class TestReconcileWhileJobsAreHandedIn:
         [(lambda process: process.communicate("go\n"), 0), (lambda process: process.kill(), 1)],
         ids=["refused", "killed"],
     )
-    def test_another_process_is_waited_for(
+    def test_another_process_is_waited_for_at_the_second_look(
         self,
         queue: JobQueue,
         journal: JobJournal,
@@ -240,6 +240,7 @@ class TestReconcileWhileJobsAreHandedIn:
         """Several gateways may share a home; one that was killed inside gave its client no answer."""
         counts: list[int] = []
         with handing_in(job(), tmp_path) as process:
+            assert journal.reconcile(queue) == 0
             watch = threading.Thread(target=lambda: counts.append(journal.reconcile(queue)))
             watch.start()
             watch.join(0.3)
@@ -248,6 +249,21 @@ class TestReconcileWhileJobsAreHandedIn:
         watch.join()
         assert counts == [submitted_again]
         assert len(queued(queue)) == submitted_again
+
+    def test_what_is_under_way_holds_up_neither_the_look_nor_others(
+        self, queue: JobQueue, journal: JobJournal, tmp_path: Path
+    ) -> None:
+        """Redis may be slow for one; the look does not wait for it while all others wait for the look."""
+        counts: list[int] = []
+        with handing_in(job(), tmp_path) as process:
+            look = threading.Thread(target=lambda: counts.append(journal.reconcile(queue)))
+            look.start()
+            look.join(10)
+            seen = list(counts)
+            process.communicate("go\n")
+        look.join()
+        assert seen == [0]
+        assert queued(queue) == []
 
     def test_it_has_its_turn_though_somebody_is_always_handing_in(
         self, queue: JobQueue, journal: JobJournal

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -167,6 +170,69 @@ def test_the_claim_that_was_taken_over_can_write_nothing(redis_client: redis.Red
     assert left.heartbeat() is False
     with pytest.raises(LeaseLost):
         left.finish("failed")
+
+
+def test_what_redis_forgot_of_a_take_over_is_taken_over_again_and_nothing_is_written_twice(
+    redis_client: redis.Redis, redis_url: str, tmp_path: Path
+) -> None:
+    """Redis falls back to how it was while the worker lived that has died since, though its heir goes on."""
+    heirs = queue_in(redis_client, tmp_path)
+    heirs.submit(job())
+    with running(redis_url, tmp_path, "first") as first:
+        assert first.claim() == "1"
+        keys: Any = redis_client.keys()
+        before = {key: raw(redis_client, "DUMP", key) for key in keys}
+        first.kill()
+    heir = taken(heirs, "heir")
+    redis_client.flushall()
+    for key, value in before.items():
+        raw(redis_client, "RESTORE", key, 0, value)
+    last = taken(queue_in(redis_client, tmp_path), "last")
+    assert last.job.id == heir.job.id
+    assert last.fence > heir.fence
+    assert heir.heartbeat() is False
+    for write in (lambda: heir.update(phase="train"), lambda: heir.finish("failed")):
+        with pytest.raises(LeaseLost):
+            write()
+    assert last.finish("succeeded", result_version="v1").status is JobStatus.SUCCEEDED
+
+
+def raw(client: redis.Redis, *command: Any) -> Any:
+    """Send a command whose answer is no text."""
+    return client.execute_command(*command, NEVER_DECODE=True)
+
+
+def test_a_place_that_was_left_knows_of_nobody(tmp_path: Path) -> None:
+    """Its descriptor's number goes to the next file that is opened, where nobody holds a lock."""
+    place, other = (Presence.take(tmp_path / "workers") for _ in range(2))
+    assert place is not None
+    assert other is not None
+    number = place._handle
+    place.leave()
+    with (tmp_path / "another").open("w") as file:
+        assert file.fileno() == number
+        assert not place.has_ended(other.name)
+        assert place.name == ""
+        place.leave()
+        assert os.fstat(file.fileno())
+    other.leave()
+
+
+def test_where_locks_are_granted_but_not_told_of_nobody_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As some network file systems do: to ask always gives that nobody holds it."""
+    ask = fcntl.fcntl
+
+    def untold(handle: int, command: int, argument: bytes) -> int | bytes:
+        answer = ask(handle, command, argument)
+        free = struct.pack("h", fcntl.F_UNLCK) + argument[2:]
+        return free if command == fcntl.F_OFD_GETLK else answer
+
+    monkeypatch.setattr(fcntl, "fcntl", untold)
+    opened = len(os.listdir("/proc/self/fd"))
+    assert Presence.take(tmp_path / "workers") is None
+    assert len(os.listdir("/proc/self/fd")) == opened
 
 
 def test_a_worker_that_is_started_again_goes_on_with_its_job(site: Site, tmp_path: Path) -> None:

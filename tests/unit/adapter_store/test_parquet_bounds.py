@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from adapter_store.datasets import Limits
+from adapter_store.datasets import Limits, parquet
 from adapter_store.datasets.parquet import read_parquet
 
 pa = pytest.importorskip("pyarrow")
@@ -19,7 +19,8 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 MIB = 1024 * 1024
 BOUND_BYTES = 350 * MIB
-OVERHEAD_BYTES = 128 * MIB
+OVERHEAD_BYTES = 192 * MIB
+ONE_DICTIONARY: dict[str, Any] = {"dictionary_pagesize_limit": 1 << 30, "row_group_size": 1 << 20}
 PROGRAM = """
 import json, re, sys
 from pathlib import Path
@@ -147,19 +148,54 @@ def in_one_dictionary(path: Path) -> None:
     write(path, columns)
 
 
+def texts_in_one_dictionary(path: Path) -> None:
+    draw = random.Random(0)
+    texts = [draw.randbytes(500).hex() for _ in range(150_000)]
+    write(path, {"question": texts, "answer": ["a"] * len(texts)}, **ONE_DICTIONARY)
+
+
+def small_and_huge_in_one_dictionary(path: Path) -> None:
+    draw = random.Random(0)
+    texts = [str(n).encode() for n in range(60_000)] + [draw.randbytes(31 * MIB) for _ in range(5)]
+    write(path, {"question": texts, "answer": ["a"] * len(texts)}, **ONE_DICTIONARY)
+
+
 @pytest.mark.parametrize(
     ("make", "rows", "piece_bytes"),
-    [(in_many_pages, 75, 8 * MIB), (in_one_page, 30, 120 * MIB), (in_one_dictionary, 30, 120 * MIB)],
+    [
+        (in_many_pages, 75, 8 * MIB),
+        (in_one_page, 30, 120 * MIB),
+        (in_one_dictionary, 30, 120 * MIB),
+        (texts_in_one_dictionary, 150_000, 144 * MIB),
+        (small_and_huge_in_one_dictionary, 60_005, 156 * MIB),
+    ],
 )
-def test_large_photos_take_two_pages_and_a_batch(
-    tmp_path: Path, make: Any, rows: int, piece_bytes: int
-) -> None:
-    """A row group's photos are never in memory together, unless its writer put them into one page."""
+def test_a_file_takes_two_pages_and_a_batch(tmp_path: Path, make: Any, rows: int, piece_bytes: int) -> None:
+    """A row group's values are never in memory together, unless its writer put them into one page."""
     make(tmp_path / "d.parquet")
     command = [sys.executable, "-c", ROWS, str(tmp_path / "d.parquet")]
     seen = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert seen["rows"] == rows
     assert seen["grown"] < 2 * piece_bytes + OVERHEAD_BYTES, seen["grown"] / MIB
+
+
+@pytest.mark.parametrize("is_category", [False, True], ids=["values", "category"])
+def test_rows_of_a_large_dictionary_are_not_converted_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_category: bool
+) -> None:
+    """Photos that rows share are read one by one, as nobody knows their sizes, but measured together."""
+    draw = random.Random(0)
+    shared = [draw.randbytes(4200) for _ in range(5000)]
+    named = pa.array([n % 5000 for n in range(6400)], pa.int32())
+    column = pa.DictionaryArray.from_arrays(named, pa.array(shared))
+    columns = {"question": column if is_category else column.cast(pa.binary()), "answer": ["a"] * 6400}
+    path = write(tmp_path / "d.parquet", columns, store_schema=True, **ONE_DICTIONARY)
+    measured: list[int] = []
+    measure = parquet.row_bytes
+    monkeypatch.setattr(parquet, "row_bytes", lambda batch: measured.append(len(batch)) or measure(batch))
+    assert [record.value for record in read_parquet(path, Limits())] == pa.table(columns).to_pylist()
+    assert sum(measured) == 6400
+    assert len(measured) <= 6400 / 16
 
 
 def test_values_that_rows_share_are_read_and_counted(tmp_path: Path) -> None:
