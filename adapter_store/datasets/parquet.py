@@ -234,7 +234,7 @@ def _rows(file: Any, known: list[str], at_once: list[int], limits: Limits) -> It
                     label = row[name]
                     if isinstance(label, int) and 0 <= label < len(words):
                         row[name] = words[label]
-                yield Record(line, None, row)
+                yield Record(line, None, row, is_row=True)
 
 
 def _converted(batch: Any, limits: Limits) -> Iterator[tuple[dict[str, Any] | None, int]]:
