@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,8 +38,16 @@ def program_parser(module: str, description: str, *, figures: bool = True) -> ar
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description, epilog=_STATUSES)
     if figures:
-        parser.add_argument("--json", type=Path, help="file for all raw figures")
+        parser.add_argument("--json", type=_figures_file, help="file for all raw figures")
     return parser
+
+
+def _figures_file(text: str) -> Path:
+    """Return the file that figures can be written to, before hours are spent on them."""
+    path = Path(text)
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written; name a file in a folder that there is")
+    return path
 
 
 def add_base(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +70,8 @@ def run_program(measure: Callable[[Path], bool | None], *, interrupted: str = "i
         interrupted: what an interrupted user is told.
     """
     try:
-        with TemporaryDirectory(prefix="strata-benchmark-") as folder:
+        # What a program started may still write: a folder that stays for it takes no figures away.
+        with TemporaryDirectory(prefix="strata-benchmark-", ignore_cleanup_errors=True) as folder:
             return MISSED if measure(Path(folder)) is False else HELD
     except StrataError as error:
         # A message may hold brackets, which are no markup.

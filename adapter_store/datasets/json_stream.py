@@ -48,12 +48,14 @@ class Record:
 
     ``line`` is where it starts, from 1, None where there are no lines; ``index`` its
     place in an array, from 0, None for JSONL. Exactly one of ``value`` and ``reason`` is of use.
+    ``is_row``: it has the columns of its file, so one that it lacks is in no record of that.
     """
 
     line: int | None
     index: int | None
     value: Any = None
     reason: str | None = None
+    is_row: bool = False
 
     @property
     def prefix(self) -> str:

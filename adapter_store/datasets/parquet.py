@@ -241,7 +241,7 @@ def _rows(
                     label = row[name]
                     if isinstance(label, int) and 0 <= label < len(words):
                         row[name] = words[label]
-                yield Record(line, None, row)
+                yield Record(line, None, row, is_row=True)
 
 
 def _joined(batches: Iterator[Any]) -> Iterator[Any]:

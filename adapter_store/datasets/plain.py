@@ -13,7 +13,8 @@ Note = Callable[[str, str], None]
 """Notes a fault: the field, and the reason."""
 
 ONE_FOR_ALL = "write one in each record, or give one for all of them with the file"
-_NO_QUESTION = f"there is no question; {ONE_FOR_ALL}"
+NO_QUESTION = f"there is no question; {ONE_FOR_ALL}"
+"""Said where no field is one for questions; one that is there and holds none has a fault of its own."""
 
 
 @dataclass(slots=True)
@@ -44,7 +45,7 @@ def plain_messages(
     if question is not None and _is_blank(own) and _is_blank(more):
         own = question
     texts = [
-        _text("question", asked or "question", own, note),
+        _text("question", asked, own, note),
         _text("answer", answered, record.get(answered), note),
     ]
     if earlier is None or texts[0] is None or texts[1] is None:
@@ -93,7 +94,11 @@ def _at(pair: Any, key: Any) -> Any:
     return pair[key] if is_pair else None
 
 
-def _text(what: str, field: str, value: Any, note: Note) -> str | None:
+def _text(what: str, field: str | None, value: Any, note: Note) -> str | None:
+    if field is None and value is None:
+        note(what, NO_QUESTION)
+        return None
+    field = field or what
     if isinstance(value, (int, float)) and not isinstance(value, bool) and what == "answer":
         if isinstance(value, float) and not math.isfinite(value):
             note(field, f"the answer is the number {value}; write a finite number, or text in quotes")
@@ -101,8 +106,6 @@ def _text(what: str, field: str, value: Any, note: Note) -> str | None:
         return str(value)
     if isinstance(value, str):
         return value
-    if value is None and what == "question":
-        note(field, _NO_QUESTION)
-    else:
-        note(field, f"the {what} is missing" if value is None else f"the {what} must be text")
+    missing = f"the {what} is missing{f'; {ONE_FOR_ALL}' if what == 'question' else ''}"
+    note(field, missing if value is None else f"the {what} must be text")
     return None

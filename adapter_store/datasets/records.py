@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -249,6 +249,7 @@ class FaultList:
     limit: int
     faults: list[Fault] = field(default_factory=list)
     truncated: int = 0
+    _of_rows: dict[tuple[str, str, str | None], tuple[int, int]] = field(default_factory=dict)
 
     def add(self, line: int | None, field: str, reason: str, file: str | None = None) -> None:
         """Note one fault."""
@@ -256,6 +257,16 @@ class FaultList:
             self.faults.append(Fault(line, field, reason, shown(file) if file else None))
         else:
             self.truncated += 1
+
+    def add_of_row(self, _: int | None, field: str, reason: str, file: str | None = None) -> None:
+        """Note what all rows of a table share: one fault, which says how many they are."""
+        place, rows = self._of_rows.get((field, reason, file), (len(self.faults), 0))
+        self._of_rows[field, reason, file] = place, rows + 1
+        if rows == 0:
+            self.add(None, field, reason, file)
+        if place < len(self.faults):
+            said = f"in {counted(rows + 1, 'row')} {reason}"
+            self.faults[place] = replace(self.faults[place], reason=said)
 
     def __len__(self) -> int:
         return len(self.faults) + self.truncated

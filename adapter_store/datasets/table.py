@@ -139,7 +139,7 @@ class _Table:
         if self._image is not None and not row[self._image].strip():
             reason = f'the cell "{shown(self._image)}" names no picture; remove the row, or the column'
             return Record(number, None, reason=reason)
-        return Record(number, None, row)
+        return Record(number, None, row, is_row=True)
 
     def _cells(self, text: str) -> tuple[list[str], str | None]:
         """Return the cells of a row that begins with ``text``, or a reason; it may take more lines."""

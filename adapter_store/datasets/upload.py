@@ -19,7 +19,7 @@ from adapter_store.datasets.formats import ACCEPTED, Draft, normalize
 from adapter_store.datasets.json_stream import Record, looks_like_json, read_records
 from adapter_store.datasets.parquet import read_parquet
 from adapter_store.datasets.pixels import TooManyPixels
-from adapter_store.datasets.plain import Note
+from adapter_store.datasets.plain import NO_QUESTION, Note
 from adapter_store.datasets.records import (
     Context,
     Example,
@@ -202,7 +202,8 @@ class Reading:
             return
 
         def note(name: str, reason: str) -> None:
-            self.faults.add(line, (prefix + name).rstrip("."), reason, file)
+            add = self.faults.add_of_row if record.is_row and reason == NO_QUESTION else self.faults.add
+            add(line, (prefix + name).rstrip("."), reason, file)
 
         draft, picture = normalize(record.value, self.limits, note, self.context.question)
         image = None

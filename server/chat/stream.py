@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
-from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from server.chat.protocol import ChatRequest, choice_delta, chunk_body, usage_body
 from server.chat.service import chunk_choices, head_of, open_chat
 from server.engine import Chunk
 from server.errors import describe
+from server.event_stream import EventStream
 from server.gateway import Gateway
 from server.generation import Generation
 from server.logs import log
@@ -22,11 +22,11 @@ from server.logs import log
 DONE = b"data: [DONE]\n\n"
 
 
-class HeldStream(StreamingResponse):
+class HeldStream(EventStream):
     """A stream that gives up what it holds when it ends, however it ends and even if it never began."""
 
     def __init__(self, content: AsyncIterator[bytes], held: AsyncExitStack, headers: dict[str, str]) -> None:
-        super().__init__(content, media_type="text/event-stream", headers=headers)
+        super().__init__(content, headers)
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,8 +46,7 @@ async def stream_chat(gateway: Gateway, chat: ChatRequest) -> HeldStream:
         first = await anext(chunks)
         head = head_of(chat, running)
         body = _events(chat, running, head, first, chunks)
-        headers = {"cache-control": "no-store", "x-adapter-version": running.leased.version}
-        return HeldStream(body, stack.pop_all(), headers)
+        return HeldStream(body, stack.pop_all(), {"x-adapter-version": running.leased.version})
     raise AssertionError("unreachable: the stack swallows nothing")
 
 

@@ -111,6 +111,9 @@ class Client:
         """Yield the events behind ``after`` as they come, and ``{}`` now and then while none comes.
 
         It ends with the stream; at once if the server lists events but does not stream them.
+
+        Raises:
+            StrataError: As `request` raises, and if the stream holds what is no event.
         """
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": after} if after else {})}
         try:
@@ -122,7 +125,10 @@ class Client:
                     return
                 for line in response.iter_lines():
                     if line.startswith("data:"):
-                        yield _event(line.removeprefix("data:").strip(), self._words)
+                        event = _event(line.removeprefix("data:").strip(), self._words)
+                        if not isinstance(event.get("id"), str):
+                            raise RequestFailed(f"the stream holds an event without an id: {line[:80]!r}")
+                        yield event
                     elif line.startswith(":"):
                         yield {}
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -183,8 +189,10 @@ def _event(text: str, words: Words) -> dict[str, Any]:
         event = json.loads(text)
     except ValueError:
         raise RequestFailed(f"the stream holds something that is not JSON: {text[:80]!r}") from None
+    if not isinstance(event, dict):
+        raise RequestFailed(f"the stream holds something that is no event: {text[:80]!r}")
     if "error" in event:
-        error = event["error"]
+        error = event["error"] if isinstance(event["error"], dict) else {"message": event["error"]}
         raise RequestFailed(words(str(error.get("message", error)), error.get("param")))
     return event
 

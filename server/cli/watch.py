@@ -51,27 +51,29 @@ def follow(
 
     Between two looks at the job its stream of events is read, one request however long it takes. A server
     without such a stream is asked every two seconds. A gateway that restarts ends no job: while it is away it
-    is asked again, and `tell` is given a sentence.
+    is asked again, and `tell` is given a sentence. A stream that ends while the job goes on is read again
+    two seconds later, whatever it said.
 
     Raises:
         LostSight: The gateway was away for too long.
         StrataError: As `Client.get` raises.
     """
     after: str | None = None
+    was_streamed = False
     while True:
         job, events = _looked(client, job_id, after, tell)
         yield job, events
         if job["status"] in TERMINAL:
             return
         after = events[-1]["id"] if events else after
-        has_ended = False
-        for event in _streamed(client, job_id, after):
-            has_ended = "message" not in event and "status" in event
-            if event and not has_ended:
-                after = event["id"]
-            yield job, [event] if event and not has_ended else []
-        if not has_ended:
+        if was_streamed:
             time.sleep(_POLL_SECONDS)
+        was_streamed = True
+        for event in _streamed(client, job_id, after):
+            is_news = "message" in event  # not so when nothing comes, and when the job has ended
+            if is_news:
+                after = event["id"]
+            yield job, [event] if is_news else []
 
 
 def _streamed(client: Client, job_id: str, after: str | None) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,8 @@ _ARGUMENTS = {"correction": "right", "adapter": "folder", "hyperparameters": "se
 _SETTINGS = "hyperparameters"
 _ALWAYS_NAMED = ("image", "name", _SETTINGS)
 """Fields that are named even where the sentence does not: its subject is no word of the command line."""
+_NEVER_NAMED = ("help", "json", "debug", "url", "api_key")
+"""Arguments of every verb that are no field of a request: what the server says with them are plain words."""
 _QUESTION = "--question"
 _PHRASES: tuple[tuple[str, str], ...] = (
     (r"hyperparameters cannot be used", "--set cannot be used"),
@@ -44,7 +46,7 @@ _OF_QUESTIONS: tuple[tuple[str, str, str], ...] = (
 
 def words_of(parser: argparse.ArgumentParser) -> Words:
     """Return what puts the server's sentences into the words of one verb."""
-    typed = {action.dest: _typed(action) for action in parser._actions}
+    typed = {action.dest: _typed(action) for action in parser._actions if action.dest not in _NEVER_NAMED}
     typed |= {
         field: typed[dest] for field, dest in _ARGUMENTS.items() if dest in typed and field not in typed
     }

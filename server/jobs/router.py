@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 
+from server.event_stream import EventStream
 from server.gateway import GatewayDep
 from server.jobs.protocol import event_body, job_body, list_body
 from server.jobs.service import (
@@ -124,14 +125,11 @@ def job_routes(prefix: str, tag: str, *, newest_event_first: bool = False) -> AP
         after: After = None,
         stream: Annotated[bool, Query()] = False,
         last_event_id: LastEventId = None,
-    ) -> JSONResponse | StreamingResponse:
+    ) -> JSONResponse | EventStream:
         if stream or "text/event-stream" in request.headers.get("accept", ""):
             start = checked_event_id(last_event_id or after)
             await get_job(gateway.link, job_id)  # an unknown job is a 404, not an empty stream
-            body = follow_events(gateway.link, job_id, start)
-            return StreamingResponse(
-                body, media_type="text/event-stream", headers={"cache-control": "no-store"}
-            )
+            return EventStream(follow_events(gateway.link, job_id, start))
         found, more = await list_events(gateway.link, job_id, limit, after, newest_first=newest_event_first)
         return JSONResponse(list_body([event_body(event) for event in found], has_more=more))
 

@@ -109,6 +109,7 @@ def test_a_conversation_and_a_stream_stay_with_one_version(
         ]
         with running.http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as stream:
             assert stream.headers["x-adapter-version"] == version_of(opening)
+            assert stream.headers["x-accel-buffering"] == "no"
             events = [line for line in stream.iter_lines() if line.startswith("data: {")]
         assert json.loads(events[-1].removeprefix("data: "))["system_fingerprint"] == version_of(opening)
         parts = {"question": f"Which digit is it? {number}", "max_tokens": "6"}

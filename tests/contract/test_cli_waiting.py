@@ -37,7 +37,7 @@ def test_a_long_job_takes_a_handful_of_requests_and_its_end_is_noticed_at_once(
     before = asked(running)
     words = ["jobs", job, "--wait", "--json", "--url", running.url, "--api-key", KEY]
     status: list[int] = []
-    waiting = threading.Thread(target=lambda: status.append(main(words)))
+    waiting = threading.Thread(target=lambda: status.append(main(words)), daemon=True)
     waiting.start()
     wait_for(lambda: asked(running) >= before + 3)  # it has looked; what comes now, the stream tells
     claim = claimed(running.gateway.link.queue(), job)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from server.cli.main import main
+from server.cli.main import build_parser, main
+from server.cli.wording import words_of
 from tests.contract.conftest import ASK_KEY, KEY, RunningGateway
 from tests.contract.pictures import llava_zip, png
 
@@ -80,6 +81,12 @@ def test_a_refusal_speaks_of_the_command_line(
     told = (shown.err + shown.out).removeprefix("error: ").strip()
     assert said in told
     assert not (found := HTTP.search(told)), (found, told)
+
+
+@pytest.mark.parametrize("word", ["url", "json", "debug", "api_key", "help"])
+def test_a_word_of_a_sentence_that_is_called_like_an_option_of_every_verb_is_none(word: str):
+    words = words_of(build_parser().parse_args(["chat", "hi"]).parser)
+    assert words(f"image: {word} is not allowed", "image") == f"--image: {word} is not allowed"
 
 
 @pytest.mark.parametrize("key", [None, "sk-nobody-knows-it", ASK_KEY])

@@ -215,6 +215,7 @@ def test_events_can_be_read_followed_and_taken_up_again(running: RunningGateway,
     headers = {"accept": "text/event-stream", "last-event-id": marks[1]}
     followed = http.get(f"/v1/jobs/{job['id']}/events", headers=headers)
     assert followed.headers["content-type"].startswith("text/event-stream")
+    assert followed.headers["x-accel-buffering"] == "no"
     events = events_of(followed.text)
     assert events[0]["id"] == marks[2]
     also = http.get(

@@ -121,6 +121,17 @@ def test_a_table_that_cannot_be_read_says_why(tmp_path: Path, content: bytes, wo
     assert words in report.faults[0].reason
 
 
+def test_a_column_that_is_missing_is_one_fault_beside_those_of_rows(tmp_path: Path) -> None:
+    rows = "".join(f"p/1.png,red {n}\n" for n in range(300))
+    table = f"image,answer\n{rows}p/none.png,red\np/1.png,\n".encode()
+    report = report_of(tmp_path, zip_of({"list.csv": table, **PICTURES}))
+    assert report.truncated_faults == 0
+    shared, *others = report.faults
+    assert (shared.line, shared.field, shared.file) == (None, "question", "list.csv")
+    assert shared.reason.startswith("in 302 rows there is no question; write one in each record, or")
+    assert [fault.line for fault in others] == [302]
+
+
 def test_a_table_alone_is_told_by_its_content(tmp_path: Path) -> None:
     report = report_of(tmp_path, b"question;answer\nWhat?;this\nWhy?;that\n")
     assert (report.ok, report.format, report.examples) == (True, "examples (table)", 2)

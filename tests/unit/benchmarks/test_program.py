@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.program import NotMeasured, run_program, write_figures
+from benchmarks.program import NotMeasured, program_parser, run_program, write_figures
 
 PROGRAMS = (
     "beside.__main__ correcting decode engine forgetting.__main__ gateway.__main__ job_events many_tasks"
@@ -48,6 +48,19 @@ def test_what_does_not_hold_is_status_1(held: bool | None, status: int) -> None:
     assert not folders[0].exists()
 
 
+def test_a_folder_that_cannot_be_removed_takes_no_figures_away(tmp_path: Path) -> None:
+    folders: list[Path] = []
+
+    def measure(folder: Path) -> None:
+        folders.append(folder)
+        folder.rmdir()
+        folder.symlink_to(tmp_path)  # no tree is removed through a link
+
+    status = run_program(measure)
+    folders[0].unlink()
+    assert status == 0
+
+
 def test_what_cannot_be_measured_is_said_in_its_own_words(capsys: pytest.CaptureFixture[str]) -> None:
     def measure(_: Path) -> None:
         raise NotMeasured("the worker ended: [red] is no color here")
@@ -74,6 +87,16 @@ def test_an_interrupted_program_says_so(capsys: pytest.CaptureFixture[str]) -> N
 
     assert run_program(measure, interrupted="interrupted; runs are kept") == 130
     assert capsys.readouterr().err == "interrupted; runs are kept\n"
+
+
+@pytest.mark.parametrize("place", ["missing/figures.json", "."])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
+    tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        program_parser("benchmarks.any", "Measure.").parse_args(["--json", str(tmp_path / place)])
+    assert ended.value.code == 2
+    assert "name a file in a folder that there is" in capsys.readouterr().err
 
 
 def test_figures_are_written_where_there_is_a_file_for_them(tmp_path: Path) -> None:

@@ -33,13 +33,16 @@ AWAY = {"error": {"message": "the job queue cannot be used now", "code": "queue_
 class Gateway(ScriptedServer):
     """Answer about one job from a script: a status and a body each; None hangs up without a word."""
 
-    def __init__(self, port: int, script: list[tuple[int, dict] | None]) -> None:
+    def __init__(self, port: int, script: list[tuple[int, dict] | None], stream: bytes | None = None) -> None:
         self.script = script
+        self.stream = stream
         self.paths: list[str] = []
         super().__init__(self._told, port)
 
     def _told(self, asked: Asked) -> Reply | None:
         if asked.path.endswith("/events"):
+            if self.stream is not None and "event-stream" in asked.headers["Accept"]:
+                return Reply(200, "text/event-stream", self.stream)
             return reply(200, {"data": [], "has_more": False})
         if asked.method == "POST":
             queued = reply(202, {**JOB, "status": "queued"})
@@ -79,6 +82,38 @@ def test_a_gateway_that_cannot_answer_for_a_while_ends_no_waiting(
     assert json.loads(shown.out)["status"] == "succeeded"
     assert shown.err.count("the job may go on, asking again for 5 min") == 1
     assert shown.err.count("the server answers again") == 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "null",
+        "[]",
+        "7",
+        '"x"',
+        "{",
+        "{}",
+        '{"message":"an event without an id"}',
+        '{"id":null,"message":"x"}',
+        '{"error":"x"}',
+        '{"error":null}',
+        '{"error":{"message":"x"}}',
+        '{"id":"job-1","status":"succeeded"}',
+        '{"id":"1-0","message":"step","data":{"step":1}}',
+    ],
+)
+def test_a_stream_that_breaks_off_or_ends_too_early_is_read_again_after_a_pause(
+    gateways: list[Gateway], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, said: str
+):
+    pauses: list[float] = []
+    monkeypatch.undo()
+    monkeypatch.setattr(watch.time, "sleep", pauses.append)
+    gateways.append(Gateway(0, [*[(200, JOB)] * 4, (200, DONE)], f"data: {said}\n\n".encode()))
+    assert main([*wait_words(gateways[0]), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["outcome"] == "learned"
+    assert shown.err == ""
+    assert pauses == [2.0, 2.0]
 
 
 def test_a_gateway_that_is_started_again_is_found_again(gateways: list[Gateway]):
