@@ -117,7 +117,8 @@ for _ = 1, 1000 do
   elseif terminal(seen[1]) or seen[2] ~= entry then
     drop(entry)
   elseif times > limit then
-    local message = 'given up: ' .. limit .. ' attempts ended without a result; see the log of the worker'
+    local message = 'given up: ' .. limit .. ' workers ended while they ran it; see their log, and submit '
+      .. 'it again if they were killed from outside'
     bury(entry, job, message, fields)
     fail(job, message)
   else
