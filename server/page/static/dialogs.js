@@ -5,14 +5,21 @@ import { byId } from "./dom.js";
 
 const NOTE = "It stays in this tab and is gone when you close it.";
 
+/** The last answer of each dialog. @type {WeakMap<HTMLDialogElement, Promise<boolean>>} */
+const asked = new WeakMap();
+
 /** Show a dialog until it is answered; Escape and Cancel say no. */
-function answered(dialog, cancel) {
-  return new Promise((resolve) => {
+async function answered(dialog, cancel) {
+  // A dialog tells that it closed some time after it did; shown again before, it would answer the next question.
+  if (!dialog.open) await asked.get(dialog);
+  const answer = new Promise((resolve) => {
     dialog.returnValue = "";
     cancel.onclick = () => dialog.close("");
     dialog.addEventListener("close", () => resolve(dialog.returnValue === "ok"), { once: true });
     dialog.showModal();
   });
+  asked.set(dialog, answer);
+  return answer;
 }
 
 /** @param {() => void} onChange called when another key is in use */
