@@ -164,6 +164,12 @@ class VersionCorrupt(StoreError):
     code = "version_corrupt"
 
 
+class AliasCorrupt(StoreError):
+    """Report a record of an alias that cannot be read; the message names it by its place in the store."""
+
+    code = "alias_corrupt"
+
+
 class FencedOut(StoreError):
     """Report that a newer worker owns the lineage."""
 

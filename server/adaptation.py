@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from adapter_store.errors import (
     AliasConflict,
+    AliasCorrupt,
     BaseMismatch,
     NotFoundError,
     ProbeFailed,
@@ -37,6 +38,7 @@ from server.residency import Resident, Residents, VersionRefused
 
 ACTOR = "gateway"
 _NAMES_SHOWN = 10
+_UNREAD = "the version store cannot be read now; the log says why"
 
 
 class UnknownModel(NotFoundError):
@@ -136,8 +138,10 @@ class LiveVersions:
         """Return the requests in flight by bank."""
         return self._residents.inflight()
 
-    async def start(self) -> None:
+    async def start(self, tell: Callable[[str], None] = lambda _: None) -> None:
         """Serve what ``stable`` names, then follow it; falls back to an earlier version if that one fails.
+
+        ``tell`` hears what the start waits for; no place on this machine is in it.
 
         Raises:
             WrongBase: the version was made for another base; the message says for which.
@@ -147,6 +151,9 @@ class LiveVersions:
                 await self.refresh()
             except (OSError, StoreError, UnavailableError) as error:
                 self._say_once("the version store cannot be read yet", reason=str(error)[:300])
+                tell(error.message if isinstance(error, AliasCorrupt) else _UNREAD)
+            else:
+                tell("the version that stable names is being loaded")
             if self._served is None:
                 await asyncio.sleep(self._poll_seconds)
         self._follower = asyncio.create_task(self._follow(), name="follow-aliases")
@@ -261,6 +268,7 @@ class LiveVersions:
             self._poke.clear()
             try:
                 await self.refresh()
+                await self._residents.look_at_refused()
             except Exception as error:  # noqa: BLE001  a store that is away for a while must not end the following
                 log("aliases cannot be followed now", logging.WARNING, reason=str(error)[:300])
 

@@ -175,7 +175,9 @@ def _lifespan(
 
 async def _open(gateway: Gateway, settings: GatewaySettings, on_fatal: OnFatal | None) -> None:
     try:
-        gateway.serving = await open_serving(settings, gateway.store, gateway.metrics, thumbs=gateway.thumbs)
+        gateway.serving = await open_serving(
+            settings, gateway.store, gateway.metrics, thumbs=gateway.thumbs, tell=gateway.tell
+        )
     except Exception as error:  # noqa: BLE001  a background task must tell its end itself
         known = isinstance(error, StrataError)
         log(

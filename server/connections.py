@@ -10,6 +10,7 @@ import json
 import sys
 import uuid
 from http import HTTPStatus
+from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -21,11 +22,35 @@ _LINGER_SECONDS = 2.0
 """Time to read an early answer before the connection is reset, which may take the answer with it."""
 
 
+_DEFAULT_HEAD_BYTES = 16 * 1024
+
+
+class _BoundedHeads(h11.Connection):
+    """Refuse too large a head also if it came at once: h11 itself measures unfinished ones only."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(h11.SERVER, limit)
+        self._limit = limit
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
+        """Return the next event as h11 does; raise RemoteProtocolError for a head that is too large."""
+        held = len(self.trailing_data[0]) if self.their_state is h11.IDLE else 0
+        event = super().next_event()
+        if isinstance(event, h11.Request) and held - len(self.trailing_data[0]) > self._limit:
+            raise h11.RemoteProtocolError("the head is too large", error_status_hint=431)
+        return event
+
+
 class GuardedConnection(H11Protocol):
-    """Bound the time that a request's head may take by that for which an idle connection is kept."""
+    """Bound a request's head in size, and in time by that for which an idle connection is kept."""
 
     _head_timer: asyncio.TimerHandle | None = None
     _has_begun = False
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._head_bytes = self.config.h11_max_incomplete_event_size or _DEFAULT_HEAD_BYTES
+        self.conn = _BoundedHeads(self._head_bytes)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a head."""
@@ -84,7 +109,7 @@ class GuardedConnection(H11Protocol):
         del msg
         error = sys.exception()
         if getattr(error, "error_status_hint", 400) == 431:
-            limit = self.config.h11_max_incomplete_event_size or 16 * 1024
+            limit = self._head_bytes
             text = f"the headers of the request are larger than the {limit} bytes accepted; send fewer"
             self._refuse(431, text, "headers_too_large")
         else:

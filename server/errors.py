@@ -18,6 +18,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from adapter_store.errors import (
+    AliasCorrupt,
     BaseModelError,
     ConflictError,
     DatasetError,
@@ -174,6 +175,8 @@ def describe(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
 
 
 def _outside(error: StrataError) -> str:
+    if isinstance(error, AliasCorrupt):  # it names a file by its place in the store, and what to do with it
+        return error.message
     return next((text for kind, text in _INSIDE if isinstance(error, kind)), error.message)
 
 

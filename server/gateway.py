@@ -70,6 +70,10 @@ class Gateway:
             raise NotReady(f"the server is not ready: {self.why_not}")
         return self.serving
 
+    def tell(self, progress: str) -> None:
+        """Note what the start waits for."""
+        self.progress = progress
+
     @property
     def why_not(self) -> str:
         """Return what is missing before the server answers."""

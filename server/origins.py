@@ -56,10 +56,11 @@ class OriginCheck:
                 status=403,
                 code="unknown_host",
             )
-        if scope["method"] not in _SAFE and _is_foreign(scope, hosts):
+        mark = None if scope["method"] in _SAFE else _mark_of_foreign(scope, hosts)
+        if mark is not None:
             text = "a web page of another site sent this; only pages of this server may change anything here"
             raise AuthenticationError(
-                f"{text}. From a program, leave out the header Origin", status=403, code="cross_site"
+                f"{text}. From a program, leave out the header {mark}", status=403, code="cross_site"
             )
 
     def _is_ours(self, host: str) -> bool:
@@ -84,16 +85,17 @@ def resolves_to_loopback(host: str) -> bool:
     return all(_is_loopback(str(address[0])) for *_, address in found)
 
 
-def _is_foreign(scope: Scope, hosts: list[str]) -> bool:
-    """Tell whether a page of another origin sent the request.
+def _mark_of_foreign(scope: Scope, hosts: list[str]) -> str | None:
+    """Return the header by which a page of another origin is known to have sent the request, None if none is.
 
     Sec-Fetch-Site decides where a browser sends it, to secure origins and loopback: no page can set it, and
     no proxy on the way changes it as it may change Host. Elsewhere Origin has to be what was asked.
     """
     sites = _values(scope, b"sec-fetch-site")
     if sites:
-        return any(site.lower() not in _OWN for site in sites)
-    return any(_origin(text) not in _asked(text, hosts) for text in _values(scope, b"origin"))
+        return "Sec-Fetch-Site" if any(site.lower() not in _OWN for site in sites) else None
+    origins = _values(scope, b"origin")
+    return "Origin" if any(_origin(text) not in _asked(text, hosts) for text in origins) else None
 
 
 def _origin(text: str) -> str | None:

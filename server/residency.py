@@ -1,7 +1,7 @@
 """Hold versions in the engine's banks: bring in, prove, lease, drain, and refuse what fails.
 
 What is refused stays so, but for a damaged version whose files were restored: that is looked for every few
-seconds while requests ask for it.
+seconds.
 """
 
 from __future__ import annotations
@@ -229,7 +229,13 @@ class Residents:
             self._refused[version] = _Refusal(damage, stamps)
             return
         del self._refused[version]
-        log("version was restored", version=version, was=refusal.cause.message)
+        log("version was restored; promote it to serve it", version=version, was=refusal.cause.message)
+
+    async def look_at_refused(self) -> None:
+        """Look whether damaged versions were restored, every few seconds; raises as ``look_again``."""
+        for version in list(self._refused):
+            if self._may_look_again(version):
+                await self.look_again(version)
 
     def _may_look_again(self, version: str) -> bool:
         """Tell whether it is time to look for restored files: who is refused may ask again at once."""

@@ -6,6 +6,7 @@ Here the settings of base and engine become plain arguments.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -79,6 +80,7 @@ async def open_serving(
     metrics: Metrics,
     *,
     thumbs: Thumbs,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Serving:
     """Load the base, start the engine and serve the version that ``stable`` names.
 
@@ -87,6 +89,7 @@ async def open_serving(
         store: where versions and aliases are.
         metrics: the gateway's series.
         thumbs: what people said about each version's answers.
+        tell: hears what is still missing, for people.
 
     Raises:
         BaseModelError: the base cannot be used.
@@ -114,7 +117,7 @@ async def open_serving(
     serving = Serving(base.base_id, base.digest, engine, retriever, live, increments, trials)
     try:
         await warm_up(retriever, engine)
-        await live.start()
+        await live.start(tell)
         trials.start()
     except BaseException:
         await serving.close()

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from adapter_store.errors import AliasConflict, ConflictError, InputError, NotFoundError, StoreError
+from adapter_store.errors import AliasConflict, AliasCorrupt, ConflictError, InputError, NotFoundError
 from adapter_store.names import BASE_VERSION, check_alias_name, check_version_id
 from adapter_store.versions.storage import Storage
 
@@ -179,6 +179,10 @@ class AliasTable:
         """Return every move of an alias, oldest first."""
         return [self._record(alias, revision) for revision in self._revisions(alias)]
 
+    def named(self, alias: str) -> frozenset[str]:
+        """Return every version that an alias names or has named."""
+        return frozenset(record.version for record in self.history(alias))
+
     def all(self) -> dict[str, AliasRecord]:
         """Return where each alias points now."""
         found = {alias: self.get(alias) for alias in self._storage.list(self._root)}
@@ -235,8 +239,9 @@ class AliasTable:
             try:
                 self._read[name] = AliasRecord.model_validate_json(self._storage.read(name))
             except ValidationError:
-                raise StoreError(
-                    f"revision {revision} of alias {alias} is damaged: remove {name} from the store"
+                raise AliasCorrupt(
+                    f"revision {revision} of alias {alias} is damaged: restore {name} in the version store"
+                    f" from a backup, or remove it, and {alias} is where it was before that move"
                 ) from None
         return self._read[name]
 

@@ -22,7 +22,7 @@ from adapter_store.versions.storage import check_file_name, open_storage
 logger = logging.getLogger(__name__)
 
 Manifests = list[Manifest]
-_MEND = "restore it from a backup, which needs no restart, or roll back"
+_MEND = "restore it from a backup, which needs no restart, then promote it if stable left it; or roll back"
 
 
 class VersionStore:

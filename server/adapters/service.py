@@ -169,9 +169,7 @@ class Adapters:
         return self._alias_body(record)
 
     async def _promoted(self) -> frozenset[str]:
-        """Return every version that ``stable`` names or has named."""
-        records = await asyncio.to_thread(self._store.aliases.history, STABLE)
-        return frozenset(record.version for record in records)
+        return await asyncio.to_thread(self._store.aliases.named, STABLE)
 
     @staticmethod
     def _version_body(

@@ -10,7 +10,7 @@ from adapter_store.jobs import Job
 from adapter_store.names import check_task_name
 from server.feedback.fates import Fate
 from server.gateway import Gateway
-from server.jobs.protocol import job_outcome
+from server.jobs.outcome import came_of
 from server.jobs.service import get_job
 from server.pools import CORRECTIONS
 
@@ -18,9 +18,9 @@ _AWAY = "the job queue cannot be asked now; ask again later"
 _FORGOTTEN = "the job is no longer known; GET /v1/adapters/<name>/versions lists what was learned"
 
 
-def outcome_of(job: Job) -> dict[str, Any]:
-    """Return what came of a job (``job_outcome``), the version that it made, and why that is not served."""
-    status = job_outcome(job)
+async def outcome_of(gateway: Gateway, job: Job) -> dict[str, Any]:
+    """Return what came of a job (``came_of``), the version that it made, and why that is not served."""
+    status = await came_of(gateway, job)
     reasons = [job.error.message] if job.error else []
     if status == "held_back":
         reasons = [str(reason) for reason in (job.gate or {}).get("reasons", ())]
@@ -60,7 +60,7 @@ async def listed(gateway: Gateway) -> list[dict[str, Any]]:
 
 async def _outcome(gateway: Gateway, job: str) -> dict[str, Any]:
     try:
-        return outcome_of(await get_job(gateway.link, job))
+        return await outcome_of(gateway, await get_job(gateway.link, job))
     except (NotFoundError, QueueUnavailable) as error:
         reason = _AWAY if isinstance(error, QueueUnavailable) else _FORGOTTEN
         return {"job": job, "status": "unknown", "version": None, "reasons": [reason]}

@@ -10,7 +10,7 @@ from server.feedback import outcomes
 from server.feedback.protocol import Feedback, parsed
 from server.feedback.service import give, send
 from server.gateway import GatewayDep
-from server.jobs.protocol import job_body
+from server.jobs.outcome import shown_one
 from server.jobs.router import JOB_EXAMPLE
 from server.openapi import body_example, example
 from server.pools import FILES
@@ -107,12 +107,12 @@ async def listed(gateway: GatewayDep) -> dict[str, Any]:
 async def show(task: str, correction: str, gateway: GatewayDep) -> dict[str, Any]:
     """Answer with ``status``, from ``pending`` over ``queued`` and ``running`` to how it ended.
 
-    ``learned`` (``version`` was served), ``held_back`` (the gate kept ``version``; ``reasons`` say why),
-    ``not_served`` (it passed, but ``stable`` was moved meanwhile), ``failed``, ``cancelled``, or ``unknown``
-    where the queue cannot tell. No job has what was ``replaced`` by a later answer to its question, or
-    ``refused``: set aside, because it cannot be learned (``reasons``). ``correction`` is the ``id`` that
-    ``POST /v1/feedback`` gave; 404 for a thumb alone, for what ended long ago, and for what could not be
-    read since the server began.
+    ``learned`` (``version`` was served, be it only since somebody promoted it), ``held_back`` (the gate kept
+    ``version``; ``reasons`` say why), ``not_served`` (it passed, but ``stable`` was moved meanwhile),
+    ``failed``, ``cancelled``, or ``unknown`` where the queue cannot tell. No job has what was
+    ``replaced`` by a later answer to its question, or ``refused``: set aside, because it cannot be learned
+    (``reasons``). ``correction`` is the ``id`` that ``POST /v1/feedback`` gave; 404 for a thumb alone, for
+    what ended long ago, and for what could not be read since the server began.
     """
     return await outcomes.correction(gateway, task, correction)
 
@@ -125,4 +125,4 @@ async def show(task: str, correction: str, gateway: GatewayDep) -> dict[str, Any
 )
 async def send_now(task: str, gateway: GatewayDep) -> dict[str, Any]:
     """Answer 202 with the job; 404 if no correction of the task waits, 409 if none of them can be learned."""
-    return job_body(await send(gateway, task), gateway.model_name)
+    return await shown_one(gateway, await send(gateway, task))

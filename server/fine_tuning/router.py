@@ -9,7 +9,7 @@ from fastapi import Header
 from server.fine_tuning.protocol import CreateJob
 from server.fine_tuning.service import create_job
 from server.gateway import GatewayDep
-from server.jobs.protocol import job_body
+from server.jobs.outcome import shown_one
 from server.jobs.router import JOB_EXAMPLE, job_routes
 from server.openapi import example
 
@@ -28,5 +28,4 @@ async def create(
     and pictures: it trains the known task that they are most like, or opens a new one, ``task-2``; ``task``
     of the job tells which, once that is decided. ``suffix`` is kept with the job and names no task.
     """
-    job = await create_job(gateway, wanted, idempotency_key)
-    return job_body(job, gateway.model_name)
+    return await shown_one(gateway, await create_job(gateway, wanted, idempotency_key))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from adapter_store.jobs import Job, JobEvent, JobStatus
@@ -12,8 +13,11 @@ TRAINING_FILE = f"{OWN_PREFIX}training_file"
 SUFFIX = f"{OWN_PREFIX}suffix"
 
 
-def job_body(job: Job, model_name: str) -> dict[str, Any]:
-    """Return one job; times are whole seconds since 1970 as in the OpenAI API."""
+def job_body(job: Job, model_name: str, promoted: AbstractSet[str] = frozenset()) -> dict[str, Any]:
+    """Return one job; times are whole seconds since 1970 as in the OpenAI API.
+
+    ``promoted``: as for ``job_outcome``.
+    """
     own = {key: value for key, value in job.metadata.items() if key.startswith(OWN_PREFIX)}
     served = f"{model_name}@{job.result_version}" if job.result_version else None
     shown = {
@@ -30,7 +34,7 @@ def job_body(job: Job, model_name: str) -> dict[str, Any]:
         "finished_at": _whole(job.finished_at),
         "estimated_finish": _whole(job.estimated_finish),
         "status": job.status.value,
-        "outcome": job_outcome(job),
+        "outcome": job_outcome(job, promoted),
         "error": job.error.model_dump() if job.error else None,
         "model": model_name,
         "fine_tuned_model": served,
@@ -61,18 +65,28 @@ def job_body(job: Job, model_name: str) -> dict[str, Any]:
     }
 
 
-def job_outcome(job: Job) -> str:
+def job_outcome(job: Job, promoted: AbstractSet[str] = frozenset()) -> str:
     """Return what came of a job: its status, and for one that succeeded what became of its version.
 
-    ``learned``: the version was served, also if ``stable`` was moved since. ``held_back``: the gate kept it.
-    ``not_served``: the gate let it pass, but ``stable`` was moved while it was learned.
+    ``learned``: the version was served, also if ``stable`` was moved since, and also if somebody promoted it
+    by hand. ``held_back``: the gate kept it. ``not_served``: the gate let it pass, but ``stable`` was moved
+    while it was learned.
+
+    Args:
+        job: as the queue knows it; its gate says what became of the version when the job ended.
+        promoted: every version that ``stable`` names or has named.
     """
-    gate = job.gate or {}
     if job.status is not JobStatus.SUCCEEDED:
         return job.status.value
-    if gate.get("promotion") in ("promoted", "superseded"):
+    if is_learned(job) or job.result_version in promoted:
         return "learned"
-    return "not_served" if gate.get("passed", True) else "held_back"
+    return "not_served" if (job.gate or {}).get("passed", True) else "held_back"
+
+
+def is_learned(job: Job) -> bool:
+    """Tell whether a job's version was served when the job ended."""
+    promotion = (job.gate or {}).get("promotion")
+    return job.status is JobStatus.SUCCEEDED and promotion in ("promoted", "superseded")
 
 
 def metadata_of(job: Job) -> dict[str, str]:

@@ -9,7 +9,8 @@ from fastapi.responses import JSONResponse
 
 from server.event_stream import EventStream
 from server.gateway import GatewayDep
-from server.jobs.protocol import event_body, job_body, list_body
+from server.jobs.outcome import shown, shown_one
+from server.jobs.protocol import event_body, list_body
 from server.jobs.service import (
     cancel_job,
     checked_event_id,
@@ -91,16 +92,16 @@ def job_routes(prefix: str, tag: str, *, newest_event_first: bool = False) -> AP
     ) -> dict[str, Any]:
         wanted = metadata_wanted(request.query_params.multi_items())
         jobs, more = await list_jobs(gateway.link, limit, after, wanted)
-        return list_body([job_body(job, gateway.model_name) for job in jobs], has_more=more)
+        return list_body(await shown(gateway, *jobs), has_more=more)
 
     @router.get("/{job_id}", summary="Show a job", responses=example(JOB_EXAMPLE))
     async def show(job_id: str, gateway: GatewayDep) -> dict[str, Any]:
         """Answer with the job; ``outcome`` is its status until it succeeded, then what became of its version.
 
-        ``learned``: it was served. ``held_back``: the gate kept it, ``gate.reasons`` say why. ``not_served``:
-        it passed, but ``stable`` was moved while it was learned.
+        ``learned``: it was served, be it only since somebody promoted it. ``held_back``: the gate kept it,
+        ``gate.reasons`` say why. ``not_served``: it passed, but ``stable`` was moved while it was learned.
         """
-        return job_body(await get_job(gateway.link, job_id), gateway.model_name)
+        return await shown_one(gateway, await get_job(gateway.link, job_id))
 
     @router.post(
         "/{job_id}/cancel",
@@ -108,7 +109,7 @@ def job_routes(prefix: str, tag: str, *, newest_event_first: bool = False) -> AP
         responses=example({**JOB_EXAMPLE, "status": "cancelled", "outcome": "cancelled"}),
     )
     async def cancel(job_id: str, gateway: GatewayDep) -> dict[str, Any]:
-        return job_body(await cancel_job(gateway.link, job_id), gateway.model_name)
+        return await shown_one(gateway, await cancel_job(gateway.link, job_id))
 
     @router.get(
         "/{job_id}/events",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request
 
 from server.gateway import GatewayDep
-from server.jobs.protocol import job_body
+from server.jobs.outcome import shown_one
 from server.jobs.router import JOB_EXAMPLE
 from server.openapi import PICTURE_EXAMPLE, body_example, example, form_example, merged
 from server.tasks.importing import submit_lora
@@ -41,7 +41,7 @@ async def create(
     An ``Idempotency-Key`` makes it safe to repeat. Faulty data is a 400 whose ``error.report`` lists all.
     ``question`` beside a file is asked where the data has none, as in one subfolder of pictures per answer.
     """
-    return job_body(await submit_batch(gateway, task, request, idempotency_key), gateway.model_name)
+    return await shown_one(gateway, await submit_batch(gateway, task, request, idempotency_key))
 
 
 @router.post(
@@ -64,4 +64,4 @@ async def import_lora(
     ``adapter`` is a zip of the LoRA's folder; the questions and pictures of ``file`` place the task's keys
     and measure it. A LoRA that does not fit is a 400 whose ``error.report`` lists every fault.
     """
-    return job_body(await submit_lora(gateway, task, request, idempotency_key), gateway.model_name)
+    return await shown_one(gateway, await submit_lora(gateway, task, request, idempotency_key))

@@ -16,6 +16,7 @@ from server.feedback.desk import SendingPolicy
 from tests.contract.conftest import KEY, RunningGateway, wait_for
 from tests.contract.correcting import FEEDBACK, given, standing
 from tests.contract.pictures import png
+from tests.contract.publishing import Publisher
 from tests.contract.test_teaching import claimed
 
 COUNT = 3
@@ -96,6 +97,39 @@ def test_what_becomes_of_a_correction_is_told(
     assert standing(http, task)["last_outcome"] == {
         key: ended[key] for key in ("job", "status", "version", "reasons")
     }
+
+
+@pytest.mark.parametrize("is_held_back", [False, True], ids=["stable moved", "held back"])
+def test_what_is_promoted_by_hand_is_learned(
+    running: RunningGateway,
+    http: httpx.Client,
+    publisher: Publisher,
+    capsys: pytest.CaptureFixture[str],
+    is_held_back: bool,
+):
+    task = f"by-hand-{is_held_back}".lower()
+    first = given(http, task=task)
+    job = http.post(f"{FEEDBACK}/{task}/send").json()["id"]
+    claim = claimed(running.gateway.link.queue(), job)
+    reasons = ["digits fell"] if is_held_back else []
+    version = publisher.publish(publisher.state(1), job=job, reasons=tuple(reasons)).version
+    promotion = "held_back" if is_held_back else "conflict"
+    gate = {"passed": not is_held_back, "reasons": reasons, "promotion": promotion}
+    claim.finish("succeeded", decision="expand", result_version=version, gate=gate)
+    words = ["jobs", job, "--wait", "--json", "--url", running.url, "--api-key", KEY]
+    before = "held_back" if is_held_back else "not_served"
+    for told, status in ((before, 3), ("learned", 0)):
+        assert main(words) == status
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["outcome"] == told
+        listed = http.get("/v1/jobs", params={"limit": 100}).json()["data"]
+        assert {each["id"]: each["outcome"] for each in listed}[job] == told
+        found = outcome(http, first)
+        assert (found["status"], found["reasons"] == []) == (told, told == "learned")
+        assert standing(http, task)["last_outcome"]["status"] == told
+        moved = http.put("/v1/adapters/strata/aliases/stable", json={"version": version})
+        assert moved.status_code == 200, moved.text
+    assert http.post("/v1/adapters/strata/rollback", json={}).status_code == 200
+    assert outcome(http, first)["status"] == "learned", "it was served"
 
 
 def test_a_thumb_alone_has_no_fate(http: httpx.Client):

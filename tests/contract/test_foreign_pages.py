@@ -62,8 +62,10 @@ def refused(answer: httpx.Response, code: str) -> str:
 @pytest.mark.usefixtures("canary")
 def test_no_page_of_another_site_decides_about_a_canary(keyless: RunningGateway, marks: dict[str, str]):
     for act in ("promote", "rollback"):
-        answer = keyless.http.post(f"{CANARY}:{act}", headers={**TEXT, **marks})
-        assert "web page of another site" in refused(answer, "cross_site")
+        message = refused(keyless.http.post(f"{CANARY}:{act}", headers={**TEXT, **marks}), "cross_site")
+        cause = "Sec-Fetch-Site" if "sec-fetch-site" in marks else "Origin"
+        assert "web page of another site" in message
+        assert message.endswith(f"leave out the header {cause}")
     refused(keyless.http.request("DELETE", f"{ALIASES}/canary", headers=marks), "cross_site")
     assert keyless.http.get(f"{ALIASES}/canary").json()["version"] == "base"
     assert keyless.http.get(f"{ALIASES}/stable", headers=marks).status_code in (200, 404)

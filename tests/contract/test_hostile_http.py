@@ -95,6 +95,33 @@ def test_header_bombs(running: RunningGateway, bomb: bytes):
         assert "send fewer" in line.refused(431, "headers_too_large")["message"]
 
 
+def test_a_head_is_bounded_to_the_byte_however_it_comes(running: RunningGateway):
+    """The limit of these tests is 16 KiB; what comes in one piece is measured as well."""
+    limit = 16 * 1024
+    bare = head("/v1/models", "GET", connection="close", x_fill="")
+    for size, pieces in ((limit, 1), (limit, 2), (limit + 1, 1), (limit + 1, 2), (2 * limit, 1)):
+        whole = bare.replace(b"x-fill: ", b"x-fill: " + b"y" * (size - len(bare)))
+        assert len(whole) == size
+        with Line(running) as line:
+            line.say(whole[: len(whole) // pieces])
+            line.say(whole[len(whole) // pieces :])
+            if size == limit:
+                assert line.answer()[0] == 200
+            else:
+                assert str(limit) in line.refused(431, "headers_too_large")["message"]
+
+
+def test_a_body_and_a_next_request_do_not_count_as_head(running: RunningGateway):
+    body = json.dumps({"rating": "up", "answer": "y" * 20_000}).encode()
+    first = head("/v1/feedback", content_type="application/json", content_length=str(len(body))) + body
+    with Line(running) as line:
+        line.say(first + head("/v1/models", "GET", connection="close"))
+        status, _, answers = line.answer()
+    assert status == 200
+    assert b"HTTP/1.1 200" in answers
+    assert b"strata@base" in answers
+
+
 def test_a_request_line_without_end(running: RunningGateway):
     with Line(running) as line:
         line.say(b"GET /" + b"a" * 300_000)

@@ -7,6 +7,7 @@ import hashlib
 import os
 import threading
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,15 @@ def damage(path: Path) -> bytes:
     path.chmod(0o644)
     path.write_bytes(b"9" + before[1:])
     return before
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the follower run until ``condition`` holds; fail after a minute."""
+    for _ in range(6000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("it did not come true in time")
 
 
 async def refused_by(world: World, version: str) -> str:
@@ -117,6 +127,27 @@ async def test_a_refused_version_is_looked_at_now_and_then_and_at_once_when_it_i
     await refused_by(world, "v2")
     assert await world.live.why_refused("v2") is None
     assert await residents.hold("v2") is not None
+
+
+async def test_the_follower_forgets_a_refusal_once_the_files_are_restored(world: World, tmp_path: Path):
+    """Nobody asks for the version meanwhile; stable stays where the gateway put it until it is promoted."""
+    world.residents = world.fresh_residents(banks=2, look_seconds=0.01)
+    world.live = world.follower()
+    world.move("v1")
+    await world.live.start()
+    try:
+        state = tmp_path / "versions" / "strata" / "v2" / "state.json"
+        whole = damage(state)
+        world.move("v2")
+        await until(lambda: world.stable() == ("v1", "gateway"))
+        assert "then promote it" in world.live.refused["v2"]
+        state.write_bytes(whole)
+        await until(lambda: not world.live.refused)
+        assert (world.live.served, world.stable()) == ("v1", ("v1", "gateway"))
+        world.move("v2")
+        await until(lambda: world.live.served == "v2")
+    finally:
+        await world.live.stop()
 
 
 async def test_a_version_that_is_served_is_not_refused_by_an_older_look(
