@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+from adapter_store.datasets.records import shown
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "image": (
@@ -23,6 +25,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "split": ("split",),
 }
 """What a column is for, and the names it may have; of two that are there the earlier counts."""
+NEEDED = "a picture ({}), a question ({}) and an answer ({})".format(
+    *(", ".join(COLUMNS[use][:4]) for use in ("image", "question", "answer"))
+)
+"""The columns that data without conversations has, by their commonest names."""
 
 
 def columns_of(names: Iterable[str]) -> dict[str, str]:
@@ -35,6 +41,13 @@ def columns_of(names: Iterable[str]) -> dict[str, str]:
         for use, known in COLUMNS.items()
         if any(name in given for name in known)
     }
+
+
+def missing_answer(names: Sequence[str]) -> str:
+    """Return what is said of columns that are known but for one that serves as the answer."""
+    found = shown(", ".join(names[:6]))
+    *most, last = COLUMNS["answer"]
+    return f"the answer is missing: call its column {', '.join(most)} or {last} (found: {found})"
 
 
 def _plain(name: str) -> str:

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapter_store.datasets.columns import columns_of
+from adapter_store.datasets.columns import NEEDED, columns_of, missing_answer
 from adapter_store.datasets.json_stream import Record
 from adapter_store.datasets.parquet_pages import Chunk, Pages, chunks_of, pages_of
 from adapter_store.datasets.parquet_sizes import row_bytes
 from adapter_store.datasets.records import MIB, Limits, shown
 
-_COLUMNS = ("images", "messages", "conversations", "texts", "system", "input", "history", "videos", "audios")
+_TALKS = ("messages", "conversations", "texts")
+_COLUMNS = (*_TALKS, "images", "system", "input", "history", "videos", "audios")
+_END = b"PAR1"
 _ROWS_AT_ONCE = 16
 # Every batch copies the dictionaries, so where nearly all lies in them few and long batches are read.
 _MOST_ROWS_AT_ONCE = 1024
@@ -103,17 +105,23 @@ def _check_footer(path: Path) -> None:
     with path.open("rb") as file:
         file.seek(-8, 2)
         size = int.from_bytes(file.read(4), "little")
+        if file.read(4) != _END:
+            raise ValueError("not the end of a parquet file: the size ahead of it is none")
     if size > _MAX_FOOTER_BYTES:
         text = f"the parquet footer has {size} bytes; at most {_MAX_FOOTER_BYTES} are accepted"
         raise _Refused(f"{text}: write fewer row groups, or several files")
 
 
 def _known(names: list[str]) -> list[str]:
-    used = set(columns_of(names).values())
+    uses = columns_of(names)
+    used = set(uses.values())
     known = [name for name in names if name in _COLUMNS or name in used]
-    if not known:
+    if "answer" not in uses and not any(name in _TALKS for name in known):
+        if "image" in uses or "question" in uses:
+            raise _Refused(missing_answer(names))
         found = shown(", ".join(names[:6]))
-        raise _Refused(f"no known column (found: {found}); needed are messages and images")
+        others = "or images beside messages, conversations or texts"
+        raise _Refused(f"no known column (found: {found}); needed are {NEEDED}, {others}")
     if len(set(known)) < len(known):
         twice = next(name for name in known if known.count(name) > 1)
         raise _Refused(f'the column "{shown(twice)}" is there twice; nothing was read')

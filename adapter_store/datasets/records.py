@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePath
@@ -16,6 +18,7 @@ from typing import Any, Literal
 from adapter_store.datasets.luck import Measuring
 from adapter_store.texts import counted
 
+_ELEMENT = re.compile(r"\[(\d+)\]")
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 
@@ -268,8 +271,20 @@ class FaultList:
             said = f"in {counted(rows + 1, 'row')} {reason}"
             self.faults[place] = replace(self.faults[place], reason=said)
 
+    def in_order(self) -> tuple[Fault, ...]:
+        """Return the faults file by file and line by line; those of a whole file come first.
+
+        Pictures are looked at after all records, so their faults are noted last.
+        """
+        return tuple(sorted(self.faults, key=_place))
+
     def __len__(self) -> int:
         return len(self.faults) + self.truncated
+
+
+def _place(fault: Fault) -> tuple[str, int, int]:
+    element = _ELEMENT.match(fault.field)
+    return fault.file or "", fault.line or 0, int(element[1]) if element else 0
 
 
 def shown(text: str, limit: int = 80) -> str:
@@ -283,6 +298,12 @@ def shown(text: str, limit: int = 80) -> str:
 def example_line(example: Example) -> bytes:
     """Return the canonical JSON line of an example, UTF-8 with its newline."""
     return json.dumps(example.to_dict(), ensure_ascii=False, sort_keys=True).encode() + b"\n"
+
+
+def bytes_held(example: Example) -> int:
+    """Return the memory that an example's texts take: up to four bytes a character, and their headers."""
+    texts = [example.id, *(text for turn in example.turns for text in (turn.question, turn.answer))]
+    return sum(map(sys.getsizeof, texts))
 
 
 def distinct_images(examples: Iterable[Example]) -> set[str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from adapter_store.datasets.columns import COLUMNS, columns_of
+from adapter_store.datasets.columns import NEEDED, columns_of, missing_answer
 from adapter_store.datasets.json_stream import Record, detect_encoding, open_text, text_fault
 from adapter_store.datasets.records import MIB, Limits, shown
 
@@ -24,9 +24,7 @@ _HEADER_CHARS = 64 * 1024
 _SEARCHED_LINES = 100
 # A cell with line breaks goes on over this many lines at most, so that a lone quotation mark costs little.
 _JOINED_LINES = 100
-_NEEDED = ("the first line must name the columns: a picture ({}), a question ({}) and an answer ({})").format(
-    *(", ".join(COLUMNS[use][:4]) for use in ("image", "question", "answer"))
-)
+_NEEDED = f"the first line must name the columns: {NEEDED}"
 _REASONS = {
     "unexpected end": ENDS_OPEN,
     "expected after": "text follows a closing quotation mark; double the quotation marks inside a cell",
@@ -39,16 +37,26 @@ Say = Callable[[str], None]
 
 def looks_like_table(path: Path) -> bool:
     """Say whether the first line names an answer and a picture or question, by content alone."""
+    found = _named_columns(path)
+    return "answer" in found and len(found) > 1
+
+
+def lacks_answer(path: Path) -> bool:
+    """Say whether the first line names a picture and a question, and no answer."""
+    found = _named_columns(path)
+    return {"image", "question"} <= found.keys() and "answer" not in found
+
+
+def _named_columns(path: Path) -> dict[str, str]:
     encoding, _ = _encoding_of(path, whole=False)
     with open_text(path, encoding) as stream:
         for _ in range(_SEARCHED_LINES):
             line = stream.readline(_HEADER_CHARS)
             if not line:
-                return False
+                break
             if line.strip() and _named_delimiter(line) is None:
-                found = columns_of(_header(line)[1])
-                return "answer" in found and len(found) > 1
-    return False
+                return columns_of(_header(line)[1])
+    return {}
 
 
 def read_table(path: Path, limits: Limits, say: Say) -> Iterator[Record]:
@@ -107,6 +115,8 @@ class _Table:
                 break
         found = columns_of(self._names)
         if "answer" not in found:
+            if "image" in found or "question" in found:
+                return missing_answer(self._names)
             return f"{_NEEDED}; found: {shown(', '.join(self._names[:6]))}"
         twice = next((name for name in found.values() if self._names.count(name) > 1), None)
         if twice is not None:

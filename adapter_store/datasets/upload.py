@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -27,6 +26,7 @@ from adapter_store.datasets.records import (
     Limits,
     Part,
     Report,
+    bytes_held,
     distinct_images,
     shown,
 )
@@ -41,7 +41,7 @@ from adapter_store.datasets.statistics import (
     measure_lengths,
     warn_of_luck,
 )
-from adapter_store.datasets.table import looks_like_table, read_table
+from adapter_store.datasets.table import lacks_answer, looks_like_table, read_table
 from adapter_store.errors import ImageError
 from adapter_store.images import picture_kind
 from adapter_store.texts import counted
@@ -52,7 +52,7 @@ _NO_DATA_FILE = (
     f"there is no data file (JSON, JSONL, CSV or parquet) beside the pictures; accepted are {ACCEPTED}, "
     "or one subfolder of pictures for each answer with one question for all"
 )
-_NO_QUESTION = (
+NO_QUESTION_OF_FOLDERS = (
     "the pictures lie in one subfolder for each answer, but there is no question: give one for all of them "
     '(a form field "question", or --question), or send a data file as examples/teach.py makes one'
 )
@@ -225,7 +225,7 @@ class Reading:
             identity = f"{identity}#{len(self.examples)}"
             self._ids[identity] = line
         example = Example(identity, image, draft.turns, draft.split or self._part)
-        self._text_bytes += _bytes_held(example)
+        self._text_bytes += bytes_held(example)
         self.examples.append(example)
 
     def _stand_in(self, reference: object) -> str:
@@ -250,27 +250,30 @@ class Reading:
                 self._stored_bytes += stored.bytes
             self._stored[name] = stored.name
 
+    @property
+    def _is_whole(self) -> bool:
+        """Whether no record is left out: what one would have added is not known."""
+        return len(self.examples) == self._records and not self._ended_early
+
     def report(self) -> Report:
-        """Count what was read and add the warnings about the whole."""
+        """Count what was read and add the warnings about the whole, unless a record is left out."""
         examples, context = self.examples, self.context
         keys = keys_of(examples, self._stored)
-        # What a record would have added is not known, so nothing is said of the whole while one is left out.
-        is_whole = len(examples) == self._records and not self._ended_early
-        of_whole = self.warnings if is_whole else FaultList(0)
+        of_whole = self.warnings if self._is_whole else FaultList(0)
         answers = count_answers(examples, of_whole)
         duplicates = count_repeats(examples, self._stored, self.warnings)
         division = divide(examples, keys, self.warnings)
         warn_of_luck(examples, keys, context, of_whole)
         overlap = find_overlap(keys, context, self.warnings)
         question_lengths, answer_lengths = measure_lengths(examples, context)
-        if examples and is_whole and not division.train_examples:
+        if examples and self._is_whole and not division.train_examples:
             self.faults.add(None, "split", _NOTHING_TO_LEARN)
         if self._systems:
             reason = f"the system text of {counted(self._systems, 'example')} is left out"
             self.warnings.add(None, "system", reason)
         return Report(
             format=self._format_name(),
-            faults=tuple(self.faults.faults),
+            faults=self.faults.in_order(),
             truncated_faults=self.faults.truncated,
             warnings=tuple(self.warnings.faults),
             examples=len(examples),
@@ -309,14 +312,14 @@ class Reading:
             if not self.faults:
                 self.faults.add(None, "file", _NO_DATA_FILE)
         elif self.context.question is None:
-            self.faults.add(None, "question", _NO_QUESTION)
+            self.faults.add(None, "question", NO_QUESTION_OF_FOLDERS)
         else:
             self._layouts = frozenset({_FOLDERS})
             for record, name in class_records(members, self.context.question):
                 if not self.take_bounded(record, name):
                     break
         unused = sum(name not in self._used for name in self.source.names if not name.startswith("inline:"))
-        if unused and self.examples:
+        if unused and self.examples and self._is_whole:
             what = "folder" if self.format == "folder" else "archive"
             verb = "is" if unused == 1 else "are"
             reason = f"{counted(unused, 'file')} of the {what} {verb} not used by any example"
@@ -328,7 +331,9 @@ class Reading:
             self.format = "parquet"
             records: Iterator[Record] = read_parquet(path, self.limits)
         elif is_table_name(name or "") or not looks_like_json(path):
-            if not is_table_name(name or "") and not looks_like_table(path):
+            is_table = is_table_name(name or "") or (name is None and lacks_answer(path))
+            if not is_table and not looks_like_table(path):
+                self._records += 1  # what it holds is left out
                 what = "a picture alone" if picture_kind(head) else "this file"
                 reason = f"{what} is not a data set; accepted as {_CONTAINERS} are {ACCEPTED}"
                 self.faults.add(None, "file", reason, name)
@@ -387,12 +392,6 @@ def with_stored_names(reading_examples: list[Example], source: ImageSource) -> l
         example if example.image is None else replace(example, image=source.check(example.image).name)
         for example in reading_examples
     ]
-
-
-def _bytes_held(example: Example) -> int:
-    """Return the memory that an example's texts take: up to four bytes a character, and their headers."""
-    texts = [example.id, *(text for turn in example.turns for text in (turn.question, turn.answer))]
-    return sum(map(sys.getsizeof, texts))
 
 
 def _layout_name(layouts: frozenset[str]) -> str:

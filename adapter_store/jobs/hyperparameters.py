@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from adapter_store.errors import InputError
@@ -24,6 +24,20 @@ def no_boolean(value: Any) -> Any:
 
 Whole = Annotated[int, BeforeValidator(no_boolean)]
 Number = Annotated[float, BeforeValidator(no_boolean)]
+
+_LEAST = 1e-6
+"""What is smaller can only be a slip: a product with it is lost in the rounding of what it acts on."""
+
+
+def _none_or_enough(value: float) -> float:
+    """Return a number whose 0 means none, raise ValueError if it is neither that nor large enough."""
+    if 0 < value < _LEAST:
+        raise ValueError(f"must be 0 or at least {_LEAST:f}")
+    return value
+
+
+NoneOr = Annotated[Number, AfterValidator(_none_or_enough)]
+"""A number that switches something off at 0, so that nearly 0 would do the opposite."""
 
 
 class Hyperparameters(BaseModel):
@@ -59,26 +73,26 @@ class Hyperparameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    epochs: Number = Field(default=0, ge=0, le=10_000)
-    max_seconds: Number = Field(default=0, ge=0)
+    epochs: NoneOr = Field(default=0, ge=0, le=10_000)
+    max_seconds: NoneOr = Field(default=0, ge=0)
     max_steps: Whole = Field(default=0, ge=0)
     batch_size: Whole = Field(default=16, ge=1, le=4096)
     pack: Whole = Field(default=4, ge=1, le=64)
-    learning_rate: Number = Field(default=1.5e-3, gt=0, le=1)
-    down_rate_ratio: Number = Field(default=1, gt=0, le=100)
+    learning_rate: Number = Field(default=1.5e-3, ge=_LEAST, le=1)
+    down_rate_ratio: Number = Field(default=1, ge=_LEAST, le=100)
     aimed: bool = True
     survey_samples: Whole = Field(default=384, ge=1, le=4096)
-    learning_rate_multiplier: Number = Field(default=1, gt=0, le=1000)
+    learning_rate_multiplier: Number = Field(default=1, ge=_LEAST, le=1000)
     context_learning_rate: Number = Field(default=0.05, ge=0, le=10)
     warmup_ratio: Number = Field(default=0.05, ge=0, lt=1)
     dropout: Number = Field(default=0, ge=0, le=0.9)
     weight_decay: Number = Field(default=0.1, ge=0, le=1)
-    beta2: Number = Field(default=0.99, gt=0, lt=1)
-    clip_norm: Number = Field(default=1, ge=0)
+    beta2: Number = Field(default=0.99, ge=_LEAST, lt=1)
+    clip_norm: NoneOr = Field(default=1, ge=0)
     patience: Whole = Field(default=3, ge=0)
     validation_ratio: Number = Field(default=0.05, ge=0, lt=0.5)
     validation_cap: Whole = Field(default=32, ge=0)
-    target_accuracy: Number = Field(default=1.01, gt=0)
+    target_accuracy: Number = Field(default=1.01, ge=_LEAST)
     ema_mode: EmaMode = "normalised"
     share: bool = False
     rows_per_task: Whole = Field(default=4, ge=1, le=256)

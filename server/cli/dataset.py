@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,18 @@ def _check(args: argparse.Namespace) -> int:
             report = datasets.validate(args.file, question=args.question, task=task, tell=bar.tell)
         except (FileNotFoundError, PermissionError) as error:
             raise InputError(f"cannot read {args.file}: {error.strerror}", param="file") from None
+    words = words_of(args.parser)
     if args.json:
-        print_json(report.to_dict())
+        print_json(_worded(report, words).to_dict())
     else:
-        _show(str(args.file), report, words_of(args.parser))
+        _show(str(args.file), report, words)
     return 0 if report.ok else EXIT_FAULTY
+
+
+def _worded(report: Report, words: Words) -> Report:
+    """Return the report with its reasons as the text form has them; fields keep their names."""
+    faults = tuple(replace(fault, reason=words(fault.reason, None)) for fault in report.faults)
+    return replace(report, faults=faults)
 
 
 class _Bar:

@@ -38,8 +38,16 @@ _PHRASES: tuple[tuple[str, str], ...] = (
     (r", unable to parse .*? as a \w+(?= \(|;|$)", ""),
 )  # fmt: skip
 _OF_QUESTIONS: tuple[tuple[str, str, str], ...] = (
-    ('(a form field "question", or --question)', f"({_QUESTION} TEXT)", ""),
-    ("or give one for all of them with the file", f"or give one for all of them with {_QUESTION}", ""),
+    (
+        'give one for all of them (a form field "question", or --question), or send a data file',
+        f"give one for all of them ({_QUESTION} TEXT), or send a data file",
+        "send a data file",
+    ),
+    (
+        ", or give one for all of them with the file",
+        f", or give one for all of them with {_QUESTION}",
+        "",
+    ),
 )
 """What is said of a question for all records, by whether the verb takes one."""
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from adapter_store.datasets.plain import NO_QUESTION
+from adapter_store.datasets.upload import NO_QUESTION_OF_FOLDERS
 from server.cli.main import build_parser, main
 from server.cli.wording import words_of
 from tests.contract.conftest import ASK_KEY, KEY, RunningGateway
@@ -81,6 +83,25 @@ def test_a_refusal_speaks_of_the_command_line(
     told = (shown.err + shown.out).removeprefix("error: ").strip()
     assert said in told
     assert not (found := HTTP.search(told)), (found, told)
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        (NO_QUESTION, "there is no question; write one in each record"),
+        (
+            NO_QUESTION_OF_FOLDERS,
+            (
+                "the pictures lie in one subfolder for each answer, but there is no question: "
+                "send a data file as examples/teach.py makes one"
+            ),
+        ),
+    ],
+)
+def test_a_verb_that_takes_no_question_tells_of_none_and_ends_its_sentence(reason: str, said: str):
+    words = words_of(build_parser().parse_args(["import", "x", "--task", "t", "--examples", "y"]).parser)
+    assert words(reason, None) == said
+    assert words(f"{reason}; and 3 more", None) == f"{said}; and 3 more"
 
 
 @pytest.mark.parametrize("word", ["url", "json", "debug", "api_key", "help"])

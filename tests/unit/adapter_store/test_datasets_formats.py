@@ -214,6 +214,35 @@ def test_damaged_parquet_is_one_fault(tmp_path: Path) -> None:
     assert "damaged" in report.faults[0].reason
 
 
+def table_bytes(columns: dict[str, list[str]], rows: int = 1) -> bytes:
+    arrow: Any = pytest.importorskip("pyarrow")
+    parquet: Any = pytest.importorskip("pyarrow.parquet")
+    out = io.BytesIO()
+    parquet.write_table(arrow.table({name: values * rows for name, values in columns.items()}), out)
+    return out.getvalue()
+
+
+def test_half_of_a_parquet_file_is_cut_off_whatever_its_last_bytes_say(tmp_path: Path) -> None:
+    whole = table_bytes({"question": ["What?"], "answer": ["red"]}, 100)
+    _, _, report = read(tmp_path, whole[: len(whole) // 2] + b"\xff" * 8)
+    assert [fault.reason for fault in report.faults] == ["the parquet file is damaged or cut off"]
+
+
+def test_parquet_of_no_known_column_is_told_all_that_are(tmp_path: Path) -> None:
+    (fault,) = read(tmp_path, table_bytes({"width": ["4"], "height": ["4"]}))[2].faults
+    assert fault.reason == (
+        "no known column (found: width, height); needed are "
+        "a picture (image, file_name, filename, image_path), "
+        "a question (question, query, prompt, instruction) and an answer (answer, label, caption, response), "
+        "or images beside messages, conversations or texts"
+    )
+
+
+def test_parquet_without_answers_is_one_fault(tmp_path: Path) -> None:
+    (fault,) = read(tmp_path, table_bytes({"image": ["a.png"], "question": ["What?"]}, 30))[2].faults
+    assert fault.reason.startswith("the answer is missing: call its column answer, label, caption")
+
+
 def test_accents_in_names_match_in_either_form(tmp_path: Path) -> None:
     rows = llava("caf\u00e9.png", "images/blue.jpg")
     files = {"d.json": json.dumps(rows).encode(), "cafe\u0301.png": RED, "images/blue.jpg": BLUE}

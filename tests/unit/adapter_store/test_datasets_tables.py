@@ -107,7 +107,8 @@ def test_all_faults_of_a_table_come_together(tmp_path: Path) -> None:
     [
         (b"p/1.png,What?,red\n", "must name the columns"),
         (b"", "must name the columns"),
-        (b"image,question\np/1.png,What?\n", "must name the columns"),
+        (b"image,question\np/1.png,What?\n", "the answer is missing: call its column answer, label"),
+        (b"width,height\n4,4\n", "must name the columns"),
         (b"image,question,answer,answer\n", "there twice"),
         (b"image,question,answer\n", "no examples"),
         (b"image,answer\np/1.png,red\n", "there is no question"),
@@ -137,6 +138,12 @@ def test_a_table_alone_is_told_by_its_content(tmp_path: Path) -> None:
     assert (report.ok, report.format, report.examples) == (True, "examples (table)", 2)
     report = report_of(tmp_path, (HEADER + "a.png,What?,red\n").encode())
     assert "send a zip" in report.faults[0].reason
+
+
+def test_a_table_alone_that_lacks_the_answer_is_told_so(tmp_path: Path) -> None:
+    (fault,) = report_of(tmp_path, b"image;question;width\na.png;What?;4\n").faults
+    names = "answer, label, caption, response, output, text, class, class_name or target"
+    assert fault.reason == (f"the answer is missing: call its column {names} (found: image, question, width)")
 
 
 def test_a_table_that_is_not_the_data_is_let_be(tmp_path: Path) -> None:

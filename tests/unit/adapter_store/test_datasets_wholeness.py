@@ -148,3 +148,40 @@ def test_nothing_is_said_of_the_whole_of_data_that_was_cut_off(tmp_path: Path) -
     report = report_of(tmp_path, lines(rows), Limits(max_examples=2))
     assert ["more than 2 examples" in fault.reason for fault in report.faults] == [True]
     assert report.warnings == ()
+
+
+def test_faults_come_in_the_order_of_files_and_lines(tmp_path: Path) -> None:
+    half = url(png()[:40])  # found when pictures are decoded, after all records
+    rows = [row(), row(half), row(answer=""), row("lost.png"), row(answer="")]
+    in_lines = report_of(tmp_path, lines(rows))
+    assert [fault.line for fault in in_lines.faults] == [2, 3, 4, 5]
+    in_array = report_of(tmp_path, json.dumps(rows).encode())
+    assert [fault.field for fault in in_array.faults] == [
+        "[1].image",
+        "[2].answer",
+        "[3].image",
+        "[4].answer",
+    ]
+    others = [row(), row(url(png(size=(5, 5))[:40])), *rows[2:]]
+    broken = zip_of({"a.jsonl": lines(rows), "b.jsonl": lines(others)})
+    places = [(fault.file, fault.line) for fault in report_of(tmp_path, broken).faults]
+    assert places == [(name, line) for name in ("a.jsonl", "b.jsonl") for line in (2, 3, 4, 5)]
+
+
+def test_files_are_called_unused_only_where_no_record_is_left_out(tmp_path: Path) -> None:
+    files = {"a.png": png(), "b.png": png("blue")}
+    used = [row("a.png")]
+
+    def said(**data: bytes) -> list[str]:
+        packed = zip_of({**{name.replace("_", "."): content for name, content in data.items()}, **files})
+        return [
+            warning.reason for warning in report_of(tmp_path, packed).warnings if "used" in warning.reason
+        ]
+
+    assert said(d_jsonl=lines(used)) == ["1 file of the archive is not used by any example"]
+    assert said(d_jsonl=lines([*used, row("gone.png")])) == [
+        "1 file of the archive is not used by any example"
+    ]
+    for lost in (row("b.png", answer=""), "oops"):
+        assert said(d_jsonl=lines([*used, lost])) == []
+    assert said(d_jsonl=lines(used), e_json=b"no JSON") == []

@@ -74,6 +74,19 @@ def test_faults_in_words_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert (report["ok"], report["truncated_faults"], len(report["faults"])) == (False, 102, 200)
 
 
+def test_both_forms_of_the_report_name_the_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mute.csv"
+    path.write_text("image,answer\na.png,red\n")
+    assert main(["dataset", "check", str(path), "--json"]) == 2
+    report = json.loads(capsys.readouterr().out)
+    first = report["faults"][0]
+    assert first["field"] == "question"
+    assert first["reason"].endswith("or give one for all of them with --question")
+    assert first["reason"] in report["summary"]
+    assert main(["dataset", "check", str(path)]) == 2
+    assert first["reason"] in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -93,6 +93,24 @@ def test_metrics_go_out_once_a_second_and_always_at_the_end():
     assert ledger.fields["estimated_finish"] > 0
 
 
+@pytest.mark.parametrize(
+    "name", ["learning_rate_multiplier", "learning_rate", "down_rate_ratio", "beta2", "target_accuracy"]
+)
+def test_a_number_that_rounding_swallows_is_refused(name: str):
+    for small in (1e-320, 9e-7):
+        with pytest.raises(InputError, match=rf"{name}: Input should be greater than or equal to 0\.000001"):
+            Hyperparameters.of_job(Hyperparameters(), {name: small})
+    assert getattr(Hyperparameters.of_job(Hyperparameters(), {name: 1e-6}), name) == 1e-6
+
+
+@pytest.mark.parametrize("name", ["n_epochs", "max_seconds", "clip_norm"])
+def test_what_nought_switches_off_is_not_nearly_nought(name: str):
+    with pytest.raises(InputError, match=f"{name}: must be 0 or at least 0.000001"):
+        Hyperparameters.of_job(Hyperparameters(), {name: 1e-320})
+    for value in (0, 0.5):
+        Hyperparameters.of_job(Hyperparameters(), {name: value})
+
+
 def test_every_hyperparameter_is_explained():
     explained = set(re.findall(r"^ {4,}(\w+): ", Hyperparameters.__doc__ or "", re.MULTILINE))
     assert set(Hyperparameters.model_fields) <= explained

@@ -117,6 +117,6 @@ def test_retraining_keeps_where_its_rows_look(parts: Parts):
     encoded = parts.encode()
     state = parts.taught(parts.untaught(), "colors", encoded, random_up=True)
     lesson = Lesson(encoded, parts.store(encoded), tuple(range(len(encoded))), ())
-    still = Hyperparameters(max_steps=1, learning_rate=1e-12)
+    still = Hyperparameters(max_steps=1).model_copy(update={"learning_rate": 1e-12})
     learned = learn(parts.replicas, state, "colors", lesson, still)
     assert torch.allclose(learned.state.down["o_proj"], state.down["o_proj"], atol=1e-6)
