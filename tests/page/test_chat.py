@@ -207,6 +207,28 @@ def correct(page: Page, picture: Path, question: str, right: str, *, task: str) 
     page.press("Enter")
 
 
+def test_a_task_that_is_found_late_does_not_mix_with_what_is_typed(page: Page, version: str, red: Path):
+    page.choose("#picture-file", red)
+    page.wait("!document.querySelector('#composer-picture').hidden")
+    ask(page, "Which one is it?")
+    page.js(
+        "window.plain = window.fetch, window.fetch = async (path, ...rest) => {"
+        "  if (!path.includes('routing')) return window.plain(path, ...rest);"
+        "  await new Promise((go) => { window.go = go; });"
+        "  const answer = await window.plain(path, ...rest);"
+        "  setTimeout(() => { window.found = true; }, 200);"
+        "  return answer; }"
+    )
+    page.click(".thumb.down")
+    page.wait("document.activeElement.closest('.correction') && window.go")
+    page.type("eight")
+    page.press("Tab")
+    page.js("window.go()")
+    page.wait("window.found")
+    page.type("eights")
+    assert page.js("document.activeElement.value") == "eights"
+
+
 def test_what_becomes_of_a_correction_is_told_beside_the_answer(
     page: Page, version: str, red: Path, running: RunningGateway
 ):

@@ -77,7 +77,7 @@ function correctionForm(send, likelyTask, box) {
   const right = el("input", { type: "text", maxlength: 2000, required: true, autocomplete: "off" });
   const task = el("input", { type: "text", maxlength: 63, list: "known-tasks", autocomplete: "off", spellcheck: "false", placeholder: "found by the server" });
   likelyTask().then((name) => {
-    if (name && !task.value) task.value = name;
+    if (name && !task.value && document.activeElement !== task) task.value = name; // nobody writes there already
   });
   // One answer is rated once: with the correction, or without one as soon as the person goes on.
   const leave = () => {
