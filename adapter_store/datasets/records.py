@@ -78,6 +78,12 @@ class Fault:
     reason: str
     file: str | None = None
 
+    @property
+    def element(self) -> int | None:
+        """The index of the record in a JSON array, where ``field`` begins with one (``[3].image``)."""
+        found = _ELEMENT.match(self.field)
+        return int(found[1]) if found else None
+
     def __str__(self) -> str:
         place = [self.file or "", f"line {self.line}" if self.line is not None else "", self.field]
         where = ", ".join(part for part in place if part)
@@ -283,8 +289,7 @@ class FaultList:
 
 
 def _place(fault: Fault) -> tuple[str, int, int]:
-    element = _ELEMENT.match(fault.field)
-    return fault.file or "", fault.line or 0, int(element[1]) if element else 0
+    return fault.file or "", fault.line or 0, fault.element or 0
 
 
 def shown(text: str, limit: int = 80) -> str:

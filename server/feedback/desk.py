@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -22,14 +21,13 @@ from adapter_store.errors import (
 from adapter_store.jobs import Job, JobJournal
 from adapter_store.jobs.record import FEEDBACK, SOURCE
 from server.feedback.corrections import Correction
-from server.feedback.folder import OF_THE_PROCESS
+from server.feedback.files import OF_THE_PROCESS
 from server.feedback.pending import Batch, PendingStore, Standing
 from server.jobs.submission import Submissions, scoped_key
 from server.logs import log
 from server.metrics import Metrics
 from server.pools import CORRECTIONS, FILES, QUEUE
 
-_EXAMPLE = re.compile(r"\[(\d+)\]")
 _LOOK_SECONDS = 0.5
 _RETRY_SECONDS = 2.0
 _LOCK_SECONDS = 10.0
@@ -320,8 +318,7 @@ def _faulty(batch: Batch, report: Report) -> dict[str, str]:
     """Return by key why corrections are refused; empty if some fault is of none of them."""
     corrections, found = _in_order(batch), {}
     for fault in report.faults:
-        place = _EXAMPLE.match(fault.field)
-        if place is None:
+        if fault.element is None:
             return {}
-        found[corrections[int(place.group(1))].key] = fault.reason
+        found[corrections[fault.element].key] = fault.reason
     return found
