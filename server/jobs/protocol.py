@@ -13,7 +13,7 @@ TRAINING_FILE = f"{OWN_PREFIX}training_file"
 SUFFIX = f"{OWN_PREFIX}suffix"
 
 
-def job_body(job: Job, model_name: str, promoted: AbstractSet[str] = frozenset()) -> dict[str, Any]:
+def job_body(job: Job, model_name: str, promoted: AbstractSet[str]) -> dict[str, Any]:
     """Return one job; times are whole seconds since 1970 as in the OpenAI API.
 
     ``promoted``: as for ``job_outcome``.
@@ -65,7 +65,7 @@ def job_body(job: Job, model_name: str, promoted: AbstractSet[str] = frozenset()
     }
 
 
-def job_outcome(job: Job, promoted: AbstractSet[str] = frozenset()) -> str:
+def job_outcome(job: Job, promoted: AbstractSet[str]) -> str:
     """Return what came of a job: its status, and for one that succeeded what became of its version.
 
     ``learned``: the version was served, also if ``stable`` was moved since, and also if somebody promoted it

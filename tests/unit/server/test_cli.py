@@ -148,7 +148,7 @@ def test_submit_says_whether_the_version_is_served(
         result_version="v2",
         gate=gate,
     )
-    job = {**job_body(ended, "strata"), "id": "job-1"}
+    job = {**job_body(ended, "strata", frozenset()), "id": "job-1"}
     url = answering(
         {
             "/v1/tasks/digits/batches": reply(202, {**job, "status": "queued"}),
